@@ -1,0 +1,56 @@
+"""``nnunet_partial VERB``: one module of :mod:`nnunet_partial.commands` per verb, imported when it is called."""
+import argparse
+import importlib
+import sys
+from typing import Optional, Sequence
+
+from nnunet_partial import __version__
+from nnunet_partial.errors import exit_on_user_error
+
+# verb -> (module of nnunet_partial.commands, one line of help). A module has DESCRIPTION, EXAMPLE,
+# add_arguments(parser) and run(arguments) -> None; bad input is a UserError.
+VERBS = {
+    "convert": ("convert", "turn a downloaded dataset into an nnU-Net raw dataset"),
+    "check": ("check", "look at a dataset: what it holds and what looks wrong"),
+    "merge": ("merge", "merge datasets that annotate different organs into one partially labelled dataset"),
+    "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
+    "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
+    "evaluate": ("evaluate", "compare predictions with the truth, on annotated classes only"),
+    "export": ("export", "write a model that stock nnU-Net runs without this package"),
+    "doctor": ("doctor", "show what nnU-Net finds of this package, and how to mend it"),
+    "demo": ("demo", "run the whole pipeline on phantoms made on the spot"),
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Entry point. Bad input ends with one line on stderr and exit code 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="nnunet_partial", description="Partially labelled datasets in, one ordinary "
+                                     "nnU-Net v2 model that segments every organ out.")
+    parser.add_argument("--version", action="version", version=f"nnunet_partial {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, (_, summary) in VERBS.items():
+        verbs.add_parser(verb, help=summary, add_help=False)
+    verb = parser.parse_args(argv[:1]).verb
+    with exit_on_user_error():
+        run_verb(verb, argv[1:])
+    return 0
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> None:
+    """Run one verb with its own arguments."""
+    module = importlib.import_module(f"nnunet_partial.commands.{VERBS[verb][0]}")
+    module.run(verb_parser(verb).parse_args(argv))
+
+
+def verb_parser(verb: str) -> argparse.ArgumentParser:
+    """The parser of one verb's arguments."""
+    module = importlib.import_module(f"nnunet_partial.commands.{VERBS[verb][0]}")
+    parser = argparse.ArgumentParser(prog=f"nnunet_partial {verb}", description=module.DESCRIPTION,
+                                     epilog=f"example: {module.EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    module.add_arguments(parser)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

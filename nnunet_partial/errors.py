@@ -1,0 +1,20 @@
+"""The one exception for input that a user can mend, and how it ends a command."""
+import sys
+from contextlib import contextmanager
+
+
+class UserError(Exception):
+    """Bad input: the message is one line that names the file, the value and the remedy. Commands exit with 2."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(str(message).split()))
+
+
+@contextmanager
+def exit_on_user_error():
+    """Turn a :class:`UserError` into one line on stderr and exit code 2, also below commands that are not ours."""
+    try:
+        yield
+    except UserError as error:
+        print(f"nnunet_partial: error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(2) from error

@@ -1,0 +1,170 @@
+"""Which classes are annotated where: the ``nnunet_partial`` key of dataset.json.
+
+::
+
+    "labels": {"background": 0, "liver": 1, "kidney": 2},
+    "nnunet_partial": {"version": 1,
+                       "cases": {"lits_0001": {"source": "lits", "annotated": ["liver"]}}}
+
+A dataset.json without this key is a fully labelled nnU-Net dataset. Nothing here reads an image.
+"""
+import re
+from dataclasses import dataclass
+from typing import Any, Iterable, Mapping, Optional, Sequence
+
+from nnunet_partial.errors import UserError
+
+KEY = "nnunet_partial"
+VERSION = 1
+FULLY_LABELLED_SOURCE = "all"
+_SOURCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*")
+
+
+def check_source_name(name: str) -> str:
+    """Sources become parts of case, plans and folder names: letters, digits, ``.``, ``-`` and single ``_`` only."""
+    if not isinstance(name, str) or not _SOURCE_NAME.fullmatch(name) or name.endswith("_"):
+        raise UserError(f"source name {name!r} is not usable: letters, digits, '.', '-' and single '_' between them "
+                        "are allowed, because nnU-Net separates the parts of its folder names with '__'.")
+    return name
+
+
+@dataclass(frozen=True)
+class CaseAnnotation:
+    """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes."""
+    source: str
+    annotated: tuple
+
+
+class Annotations:
+    """The annotated sets of a dataset.
+
+    ``classes``: names of the foreground classes in the order of their label values 1 .. K.
+    ``cases``: case name -> :class:`CaseAnnotation`, or None for a dataset without the contract (every case has all
+    classes).
+    ``ignore_label``: value of nnU-Net's ignore label or None.
+    """
+
+    def __init__(self, classes: Sequence[str], cases: Optional[Mapping[str, CaseAnnotation]] = None,
+                 ignore_label: Optional[int] = None, file: str = "dataset.json"):
+        self.classes = tuple(classes)
+        self.cases = None if cases is None else dict(cases)
+        self.ignore_label = ignore_label
+        self.file = str(file)
+
+    @classmethod
+    def from_dataset_json(cls, dataset_json: Mapping[str, Any], file: str = "dataset.json") -> "Annotations":
+        """Read and check the contract. ``file`` is what errors name. Raises :class:`UserError`."""
+        classes, ignore_label = foreground_classes(dataset_json, file)
+        if KEY not in dataset_json:
+            return cls(classes, None, ignore_label, file)
+        contract = dataset_json[KEY]
+        usable = isinstance(contract, dict) and contract.get("version") == VERSION
+        if not usable or not isinstance(contract.get("cases"), dict):
+            raise UserError(f"{file}: the key {KEY!r} must be {{'version': {VERSION}, 'cases': {{...}}}}, found "
+                            f"{str(contract)[:80]}. Write it with nnunet_partial merge.")
+        cases = {name: _read_case(name, entry, classes, file) for name, entry in contract["cases"].items()}
+        if "dataset" in dataset_json:
+            _check_case_names(set(cases), set(dataset_json["dataset"]), file)
+        return cls(classes, cases, ignore_label, file)
+
+    def to_json(self) -> dict:
+        """The value of the ``nnunet_partial`` key."""
+        cases = {k: {"source": v.source, "annotated": list(v.annotated)} for k, v in (self.cases or {}).items()}
+        return {"version": VERSION, "cases": cases}
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the dataset carries the contract (it may still annotate every class everywhere)."""
+        return self.cases is not None
+
+    @property
+    def sources(self) -> tuple:
+        """Names of the sources, sorted."""
+        return tuple(sorted({i.source for i in self.cases.values()})) if self.is_partial else (FULLY_LABELLED_SOURCE,)
+
+    @property
+    def annotated_sources(self) -> tuple:
+        """Sources of which at least one case annotates something, sorted: the ones that can train a teacher."""
+        return tuple(i for i in self.sources if self.classes_of_source(i))
+
+    def of(self, case: str) -> CaseAnnotation:
+        """The annotation of one case. Raises :class:`UserError` for a case that the contract does not know."""
+        if not self.is_partial:
+            return CaseAnnotation(FULLY_LABELLED_SOURCE, self.classes)
+        if case not in self.cases:
+            raise UserError(f"{self.file}: case {case} is missing under '{KEY}.cases' ({len(self.cases)} cases are "
+                            "there). Add it with its source and annotated classes, or merge the dataset again.")
+        return self.cases[case]
+
+    def mask(self, case: str) -> tuple:
+        """Annotated mask of one case: K + 1 bools, background first and always True."""
+        annotated = self.of(case).annotated
+        return (True, *(name in annotated for name in self.classes))
+
+    def values(self, case: str) -> tuple:
+        """Label values that the label file of this case may hold: background, annotated classes, the ignore label."""
+        values = tuple(i for i, known in enumerate(self.mask(case)) if known)
+        return values if self.ignore_label is None else (*values, self.ignore_label)
+
+    def classes_of_source(self, source: str) -> tuple:
+        """Classes that at least one case of ``source`` annotates, in the order of their label values."""
+        if not self.is_partial:
+            return self.classes
+        names = {n for i in self.cases.values() if i.source == source for n in i.annotated}
+        return tuple(i for i in self.classes if i in names)
+
+    def restricted_to_source(self, source: str) -> "Annotations":
+        """The contract of the cases of one source with that source's classes alone, numbered anew from 1."""
+        if source not in self.annotated_sources:
+            raise UserError(f"{self.file}: source {source!r} is not one that annotates anything. Sources with "
+                            f"annotations: {', '.join(self.annotated_sources)}.")
+        classes = self.classes_of_source(source)
+        ignore_label = None if self.ignore_label is None else len(classes) + 1
+        cases = None if self.cases is None else {k: v for k, v in self.cases.items() if v.source == source}
+        return Annotations(classes, cases, ignore_label, self.file)
+
+    def labels(self) -> dict:
+        """The ``labels`` of a dataset.json with these classes."""
+        labels = {"background": 0, **{name: i + 1 for i, name in enumerate(self.classes)}}
+        return labels if self.ignore_label is None else {**labels, "ignore": self.ignore_label}
+
+
+def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.json") -> tuple:
+    """``(names of the classes 1 .. K, value of the ignore label or None)``. Region-based labels are refused."""
+    labels = dataset_json.get("labels")
+    if not isinstance(labels, dict) or "background" not in labels:
+        raise UserError(f"{file}: 'labels' must map 'background' to 0 and every class to its value, found "
+                        f"{str(labels)[:80]}.")
+    regions = [k for k, v in labels.items() if isinstance(v, (list, tuple))]
+    if regions:
+        raise UserError(f"{file}: label {regions[0]!r} is a region (a list of values). Partial labels need one value "
+                        "per class; declare each class by itself.")
+    if not all(str(i).isdigit() for i in labels.values()) or int(labels["background"]) != 0:
+        raise UserError(f"{file}: label values must be whole numbers, 'background' 0, found {dict(labels)}.")
+    names = {int(v): k for k, v in labels.items()}
+    if sorted(names) != list(range(len(labels))):
+        raise UserError(f"{file}: label values must be 0, 1, 2, ... without gaps or repeats, found {dict(labels)}.")
+    if "ignore" in labels and names[len(labels) - 1] != "ignore":
+        raise UserError(f"{file}: the ignore label must have the highest value, {len(labels) - 1}, found "
+                        f"{dict(labels)}.")
+    ignore_label = int(labels["ignore"]) if "ignore" in labels else None
+    return tuple(names[i] for i in range(1, len(names)) if i != ignore_label), ignore_label
+
+
+def _read_case(name: str, entry: Any, classes: Sequence[str], file: str) -> CaseAnnotation:
+    if not isinstance(entry, dict) or set(entry) != {"source", "annotated"} or not isinstance(entry["annotated"], list):
+        raise UserError(f"{file}: case {name} must be {{'source': ..., 'annotated': [...]}}, found {str(entry)[:80]}.")
+    unknown = [i for i in entry["annotated"] if i not in classes]
+    if unknown:
+        raise UserError(f"{file}: case {name} annotates the unknown class {unknown[0]!r}. Classes of this dataset: "
+                        f"{', '.join(classes)}.")
+    check_source_name(entry["source"])
+    return CaseAnnotation(entry["source"], tuple(i for i in classes if i in entry["annotated"]))
+
+
+def _check_case_names(in_contract: set, in_dataset: Iterable[str], file: str) -> None:
+    for missing, where, present in ((set(in_dataset) - in_contract, f"{KEY}.cases", "dataset"),
+                                    (in_contract - set(in_dataset), "dataset", f"{KEY}.cases")):
+        if missing:
+            raise UserError(f"{file}: case {sorted(missing)[0]} is listed under '{present}' but missing under "
+                            f"'{where}'. Merge the dataset again.")

@@ -1,0 +1,80 @@
+"""The one place that knows where nnU-Net keeps what."""
+import os
+import re
+from pathlib import Path
+from typing import Union
+
+from nnunet_partial.errors import UserError
+
+_ROOTS = {"nnUNet_raw": "raw datasets", "nnUNet_preprocessed": "preprocessed datasets", "nnUNet_results": "trained models"}
+
+
+def root(variable: str) -> Path:
+    """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names."""
+    value = os.environ.get(variable)
+    if not value:
+        raise UserError(f"the environment variable {variable} is not set. Set it to the folder of nnU-Net's "
+                        f"{_ROOTS[variable]}: export {variable}=/path/to/{variable}")
+    return Path(value)
+
+
+def dataset_folders(dataset_id: int, *variables: str) -> list:
+    """Every folder ``DatasetNNN_*`` of this id below the given roots (all three by default), where they are set."""
+    found = []
+    for variable in variables or _ROOTS:
+        value = os.environ.get(variable)
+        if value and os.path.isdir(value):
+            found += sorted(i for i in Path(value).glob(f"Dataset{dataset_id:03d}_*") if i.is_dir())
+    return found
+
+
+def dataset_name(dataset: Union[int, str]) -> str:
+    """``501`` or ``"501"`` or ``"Dataset501_X"`` -> ``"Dataset501_X"``. Raises :class:`UserError` if there is none or several."""
+    text = str(dataset)
+    if re.fullmatch(r"Dataset\d{3}_.+", text):
+        return text
+    if not text.isdigit():
+        raise UserError(f"dataset {text!r} is neither a number nor a name such as Dataset501_AbdomenPartial.")
+    names = sorted({i.name for i in dataset_folders(int(text))})
+    if len(names) != 1:
+        found = f"found {', '.join(names)}; keep one" if names else "found none; convert or merge it first"
+        raise UserError(f"dataset id {int(text):03d} must belong to exactly one dataset of nnUNet_raw, nnUNet_preprocessed and "
+                        f"nnUNet_results: {found}.")
+    return names[0]
+
+
+def raw_dataset(dataset: Union[int, str]) -> Path:
+    """Raw folder of a dataset; it must hold dataset.json."""
+    folder = root("nnUNet_raw") / dataset_name(dataset)
+    if not (folder / "dataset.json").is_file():
+        raise UserError(f"{folder / 'dataset.json'} does not exist. Convert or merge dataset {dataset} first.")
+    return folder
+
+
+def preprocessed_dataset(dataset: Union[int, str]) -> Path:
+    """Preprocessed folder of a dataset; it must hold dataset.json."""
+    name = dataset_name(dataset)
+    folder = root("nnUNet_preprocessed") / name
+    if not (folder / "dataset.json").is_file():
+        raise UserError(f"{folder / 'dataset.json'} does not exist. Run nnUNetv2_plan_and_preprocess -d {int(name[7:10])}")
+    return folder
+
+
+def plans_file(dataset: Union[int, str], plans: str = "nnUNetPlans") -> Path:
+    """Plans file of a dataset. Raises :class:`UserError` that lists the ones there are."""
+    folder = preprocessed_dataset(dataset)
+    path = folder / f"{plans}.json"
+    if not path.is_file():
+        others = sorted(i.stem for i in folder.glob("*Plans*.json"))
+        raise UserError(f"{path} does not exist. Plans of this dataset: {', '.join(others) or 'none'}.")
+    return path
+
+
+def model_folder(dataset: Union[int, str], trainer: str, plans: str, configuration: str) -> Path:
+    """``nnUNet_results/DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``, there or not."""
+    return root("nnUNet_results") / dataset_name(dataset) / f"{trainer}__{plans}__{configuration}"
+
+
+def fold_folder(model: Union[str, Path], fold: Union[int, str]) -> Path:
+    """``MODEL/fold_N``."""
+    return Path(model) / f"fold_{fold}"

@@ -1,0 +1,164 @@
+"""Every setting of a run, with its default, unit and check; and the plans variants that carry them.
+
+nnU-Net gives a trainer nothing but plans, configuration, fold and dataset.json, and saves the plans with the model.
+What a run does differently therefore stands in its plans file, under the key ``nnunet_partial``. A plans variant is a
+plans file that differs from the planned one in such settings (and, on request, in network, batch and patch size), never
+in preprocessing: it names the same ``data_identifier``, so nothing is preprocessed again.
+"""
+import dataclasses
+import json
+import types
+import typing
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any, Mapping, Optional, Sequence
+
+from nnunet_partial.errors import UserError
+
+KEY = "nnunet_partial"
+
+
+def setting(default: Any, help: str, unit: str = "", low: Optional[float] = None, high: Optional[float] = None,
+            choices: Optional[Sequence[str]] = None):
+    """A dataclass field with what a user needs to know about it: meaning, unit, and the allowed range or values."""
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: deepcopy(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class MSKDSettings:
+    """MS-KD (Feng et al. 2021), Eq. 8. The defaults are the paper's."""
+    lambda_background: float = setting(1.0, "weight of the background logit term (lambda_1)", low=0)
+    lambda_feature: float = setting(10.0, "weight of the feature term (lambda_2)", low=0)
+    lambda_marginal: float = setting(1.0, "weight of the marginal loss on annotated voxels (MSKDPlus only)", low=0)
+    feature_level: int = setting(1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0)
+    teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
+    sources: Optional[list] = setting(None, "sources whose teachers teach; None: every source that annotates something")
+    teacher_checkpoint: str = setting("checkpoint_final.pth", "file name of the teachers' checkpoints")
+
+
+@dataclass(frozen=True)
+class CoTrainingSettings:
+    """Co-training of weight-averaged models (Huang et al. 2020), Eqs. 1 to 6. The defaults are the paper's where it
+    gives them."""
+    lambda_focal: float = setting(1.0, "weight of the focal loss", low=0)
+    lambda_dice: float = setting(0.1, "weight of the Dice loss", low=0)
+    lambda_soft: float = setting(0.1, "weight of the soft labels after the ramp-up", low=0)
+    gamma: float = setting(2.0, "exponent of the focal loss: 0, or at least 1", low=0)
+    ema_decay: float = setting(0.999, "alpha of the weight averages (Eq. 3)", low=0, high=1)
+    ramp: float = setting(0.25, "share of the training over which the soft labels' weight rises", low=0, high=1)
+    region: str = setting("equation", "region mask: equation (all but annotated organs) or dilated (near pseudo "
+                          "labels)", choices=("equation", "dilated"))
+    region_dilation: int = setting(3, "dilation of the pseudo labels for region=dilated", unit="voxels", low=0)
+    class_weights: Optional[list] = setting(None, "weights of the foreground classes in the focal loss; None: inverse "
+                                            "to the mean organ volume")
+    background_weight: float = setting(1.0, "weight of the background in the focal loss; the organs' mean is 1", low=0)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Settings of a run. ``None`` keeps nnU-Net's own value."""
+    num_epochs: int = setting(1000, "length of the training", unit="epochs", low=1)
+    num_iterations_per_epoch: int = setting(250, "training steps of an epoch", unit="steps", low=1)
+    num_val_iterations_per_epoch: int = setting(50, "validation steps of an epoch", unit="steps", low=1)
+    optimizer: str = setting("sgd", "sgd (nnU-Net's: momentum 0.99, Nesterov), adamw, or paper (Huang et al. 2020: SGD "
+                             "with learning rate 0.05, momentum 0.9, weight decay 5e-4 and a cosine schedule, whatever "
+                             "initial_lr and weight_decay say)", choices=("sgd", "adamw", "paper"))
+    initial_lr: float = setting(1e-2, "learning rate at the start of nnU-Net's polynomial schedule", low=0)
+    weight_decay: float = setting(3e-5, "weight decay", low=0)
+    oversample_foreground_percent: float = setting(0.33, "share of patches around an annotated voxel", low=0, high=1)
+    deep_supervision: bool = setting(True, "train on every resolution of the decoder, as nnU-Net does")
+    save_every: int = setting(50, "checkpoint_latest.pth is written this often", unit="epochs", low=1)
+    seed: Optional[int] = setting(None, "seed of initialisation and augmentation; exact with single-threaded "
+                                  "augmentation only", low=0)
+    source: Optional[str] = setting(None, "the one source that nnUNetTrainerIndividual trains on")
+    labels: Optional[str] = setting(None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} "
+                                    "in it stands for the fold")
+    base_plans: Optional[str] = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
+    mskd: MSKDSettings = field(default_factory=MSKDSettings, metadata={"help": "settings of MS-KD"})
+    co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings,
+                                            metadata={"help": "settings of co-training"})
+
+    @classmethod
+    def from_plans(cls, plans: Mapping[str, Any]) -> "RunSettings":
+        """Read the settings of a plans dict. Raises :class:`UserError` naming plans, key and what is allowed."""
+        return read_settings(cls, plans.get(KEY, {}), f"plans {plans.get('plans_name', '?')}")
+
+
+def read_settings(cls: type, content: Any, where: str, prefix: str = ""):
+    """Build the settings dataclass ``cls`` from a dict, checking names, types and ranges."""
+    if not isinstance(content, Mapping):
+        raise UserError(f"{where}: {prefix or KEY} must be a mapping of settings, found {content!r}.")
+    fields = {i.name: i for i in dataclasses.fields(cls)}
+    unknown = [i for i in content if i not in fields]
+    if unknown:
+        raise UserError(f"{where}: unknown setting {prefix}{unknown[0]!s}. Valid settings: "
+                        f"{', '.join(prefix + i for i in fields)}.")
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in content.items():
+        if dataclasses.is_dataclass(hints[name]):
+            values[name] = read_settings(hints[name], value, where, f"{prefix}{name}.")
+        else:
+            values[name] = _checked(value, hints[name], fields[name].metadata, f"{where}: setting {prefix}{name}")
+    return cls(**values)
+
+
+def _checked(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = [i for i in typing.get_args(hint) if i is not type(None)][0]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        remedy = f" Write it as {json.dumps([value])}." if hint is list else ""
+        raise UserError(f"{where} must be of type {hint.__name__}, found {value!r}.{remedy}")
+    low, high, choices = metadata.get("low"), metadata.get("high"), metadata.get("choices")
+    # written so that NaN fails too
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        limits = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"{where} must be {limits}, found {value!r}.")
+    if choices and value not in choices:
+        raise UserError(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
+    return value
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict:
+    """``["num_epochs=20", "mskd.lambda_feature=5"]`` -> nested dict. Values are JSON if they parse, else text."""
+    result: dict = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals or not name:
+            raise UserError(f"--set {assignment}: write it as name=value, for example --set num_epochs=100.")
+        target = result
+        *parents, last = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {assignment}: {parent} already has a value of its own.")
+        target[last] = _parse_value(text)
+    return result
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        pass
+    parts = text.split(",")
+    if len(parts) > 1:
+        return [_parse_value(i.strip()) for i in parts]
+    return {"None": None, "True": True, "False": False}.get(text, text)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict:
+    """``base`` with ``changes`` laid over it, nested dicts merged."""
+    result = deepcopy(dict(base))
+    for key, value in changes.items():
+        nested = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if nested else deepcopy(value)
+    return result

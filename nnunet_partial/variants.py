@@ -1,0 +1,149 @@
+"""Plans variants: other settings, network, batch or patch size; the same preprocessing."""
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Mapping, Optional, Union
+
+import numpy as np
+
+from nnunet_partial import paths
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json, write_json
+from nnunet_partial.labels import Annotations, check_source_name
+from nnunet_partial.settings import KEY, RunSettings, merged
+
+# what a variant may change of nnU-Net's own configuration; everything else is a field of RunSettings
+NETWORK_CHANGES = ("features", "batch_size", "patch_size")
+_PER_STAGE = ("kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage")
+
+
+def variant_identifier(base: str, name: str) -> str:
+    """``nnUNetPlans`` and ``tiny`` -> ``nnUNetPlans_tiny``."""
+    return f"{base}_{check_source_name(name)}"
+
+
+def write_variant(dataset: Union[int, str], name: str, changes: Mapping[str, Any], base: str = "nnUNetPlans",
+                  configuration: Optional[str] = None, overwrite: bool = False) -> Path:
+    """Write ``<base>_<name>.json`` beside the plans ``base`` and return its path.
+
+    ``changes`` are settings of :class:`~nnunet_partial.settings.RunSettings` (nested) and the changes of nnU-Net's own
+    configuration ``features``, ``batch_size`` and ``patch_size``, which apply to ``configuration`` or, without it, to
+    every configuration that they fit. Settings of ``base`` stay unless changed. Raises :class:`UserError`.
+    """
+    base_file = paths.plans_file(dataset, base)
+    target = base_file.with_name(variant_identifier(base, name) + ".json")
+    plans = make_variant(read_json(base_file), target.stem, changes, configuration)
+    source = plans[KEY].get("source")
+    if source is not None:
+        dataset_file = base_file.with_name("dataset.json")
+        Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file)).restricted_to_source(source)
+    if target.exists() and not overwrite and read_json(target) != plans:
+        raise UserError(f"{target} exists with other settings. Choose another --name, or replace it with --overwrite "
+                        f"(models trained with it keep their own copy).")
+    write_json(plans, target)
+    return target
+
+
+def write_source_variants(dataset: Union[int, str], changes: Mapping[str, Any] = (), base: str = "nnUNetPlans",
+                          configuration: Optional[str] = None, overwrite: bool = False) -> list:
+    """One variant ``<base>_<source>`` for every source that annotates something: the plans of the teachers."""
+    dataset_file = paths.preprocessed_dataset(dataset) / "dataset.json"
+    annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
+    return [write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite)
+            for i in annotations.annotated_sources]
+
+
+def make_variant(plans: Mapping[str, Any], identifier: str, changes: Mapping[str, Any],
+                 configuration: Optional[str] = None) -> dict:
+    """The variant as a dict; ``plans`` stays unchanged."""
+    variant = deepcopy(dict(plans))
+    network_changes = {k: v for k, v in changes.items() if k in NETWORK_CHANGES}
+    settings = {k: v for k, v in changes.items() if k not in NETWORK_CHANGES}
+    variant["plans_name"] = identifier
+    variant[KEY] = merged(plans.get(KEY, {}), {**settings, "base_plans": plans["plans_name"]})
+    try:
+        RunSettings.from_plans(variant)
+    except UserError as error:
+        raise UserError(f"{error} Of nnU-Net's own configuration these can be changed: {', '.join(NETWORK_CHANGES)}.") from None
+    for name in _target_configurations(variant, configuration):
+        _change_configuration(variant["configurations"], name, network_changes, chosen=configuration is not None)
+    _check_all_used(plans, variant, network_changes)
+    _check_deep_supervision(variant, network_changes)
+    return variant
+
+
+def _target_configurations(plans: Mapping[str, Any], configuration: Optional[str]) -> list:
+    names = list(plans["configurations"])
+    if configuration is None:
+        return [i for i in names if "inherits_from" not in plans["configurations"][i]]
+    if configuration not in names:
+        raise UserError(f"plans {plans['plans_name']} have no configuration {configuration!r}. They have: {', '.join(names)}.")
+    return [configuration]
+
+
+def _resolved(configurations: Mapping[str, Any], name: str) -> dict:
+    own = configurations[name]
+    parent = _resolved(configurations, own["inherits_from"]) if "inherits_from" in own else {}
+    return {**parent, **deepcopy(own)}
+
+
+def _change_configuration(configurations: dict, name: str, changes: Mapping[str, Any], chosen: bool) -> None:
+    resolved, own = _resolved(configurations, name), configurations[name]
+    if "batch_size" in changes:
+        own["batch_size"] = _positive_integers([changes["batch_size"]], "batch_size")[0]
+    if "features" in changes:
+        own["architecture"] = _with_features(resolved["architecture"], changes["features"])
+    if "patch_size" in changes:
+        patch_size = _positive_integers(changes["patch_size"], "patch_size")
+        if len(patch_size) == len(resolved["patch_size"]):
+            own["patch_size"] = patch_size
+        elif chosen:
+            raise UserError(f"patch_size {patch_size} does not fit configuration {name}, whose patches have "
+                            f"{len(resolved['patch_size'])} axes.")
+    _check_patch_size(_resolved(configurations, name), name)
+
+
+def _positive_integers(values: Any, name: str) -> list:
+    values = values if isinstance(values, (list, tuple)) else [values]
+    if not values or any(isinstance(i, bool) or not isinstance(i, int) or i < 1 for i in values):
+        raise UserError(f"{name} must be made of whole numbers from 1, found {values!r}.")
+    return list(values)
+
+
+def _with_features(architecture: Mapping[str, Any], features: Any) -> dict:
+    """Other features per stage. Fewer features than planned stages drop the deepest stages."""
+    features = _positive_integers(features, "features")
+    result = deepcopy(dict(architecture))
+    arguments = result["arch_kwargs"]
+    planned = arguments["n_stages"]
+    if not 2 <= len(features) <= planned:
+        raise UserError(f"features must name 2 to {planned} stages (the plan has {planned}), found {features}.")
+    arguments["n_stages"] = len(features)
+    arguments["features_per_stage"] = features
+    for key in _PER_STAGE:
+        if isinstance(arguments.get(key), list):
+            arguments[key] = arguments[key][:len(features)]
+    if isinstance(arguments.get("n_conv_per_stage_decoder"), list):
+        arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][:len(features) - 1]
+    return result
+
+
+def _check_patch_size(configuration: Mapping[str, Any], name: str) -> None:
+    factors = np.prod(configuration["architecture"]["arch_kwargs"]["strides"], axis=0).astype(int).tolist()
+    if any(i % j for i, j in zip(configuration["patch_size"], factors)):
+        raise UserError(f"patch_size {configuration['patch_size']} of configuration {name} must be divisible by {factors}, the "
+                        f"product of the network's strides.")
+
+
+def _check_all_used(plans: Mapping[str, Any], variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    if "patch_size" in changes and not any(i.get("patch_size") == list(changes["patch_size"])
+                                           for i in variant["configurations"].values()):
+        axes = sorted({len(i["patch_size"]) for i in plans["configurations"].values() if "patch_size" in i})
+        raise UserError(f"patch_size {changes['patch_size']} fits no configuration of {plans['plans_name']}, whose patches have "
+                        f"{' or '.join(map(str, axes))} axes.")
+
+
+def _check_deep_supervision(variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+    """nnU-Net gives the lowest of its outputs weight 0: with two stages that is the only one, and the loss becomes NaN."""
+    if len(changes.get("features", (0, 0, 0))) < 3 and variant[KEY].get("deep_supervision", True):
+        raise UserError(f"features {changes['features']}: deep supervision needs three stages. Name three, or add "
+                        f"--set deep_supervision=false.")
