@@ -1,0 +1,40 @@
+"""TotalSegmentator (Wasserthal et al. 2023): up to 117 structures, CT or MR, one file per structure.
+
+Download: ``sNNNN/ct.nii.gz`` (or ``mri.nii.gz``) with ``sNNNN/segmentations/STRUCTURE.nii.gz``. A case without the
+file of a structure does not annotate the classes made from it. Choose few classes (``--organs
+liver,kidney=kidney_left+kidney_right``): only their files are read.
+"""
+from dataclasses import replace
+
+from nnunet_partial.data.conversion import Converter, Download, ImageFile, MaskFiles, Skip, main, pair
+from nnunet_partial.errors import UserError
+
+
+def read(source, options) -> Download:
+    images: dict = {"ct": {}, "mri": {}}
+    for path, match in source.match(r"(?:.*/)?(s\d{4})/(ct|mri)\.nii\.gz"):
+        images[match[2].lower()][match[1]] = (ImageFile(path),)
+    if images["ct"] and images["mri"]:
+        raise UserError(f"{source.given} holds CT and MR cases. Convert them one after the other.")
+    masks: dict = {}
+    for path, match in source.match(r"(?:.*/)?(s\d{4})/segmentations/([^/]+)\.nii\.gz"):
+        masks.setdefault(match[1], {})[match[2]] = path
+    names = sorted({name for found in masks.values() for name in found})
+    values = {name: i + 1 for i, name in enumerate(names)}
+    labels = {k: MaskFiles(tuple((values[n], path) for n, path in v.items())) for k, v in masks.items()}
+    cases = [with_available(case) for case in pair({**images["ct"], **images["mri"]}, labels)]
+    structures = {name: (value,) for name, value in values.items()}
+    return Download(structures, cases, channels=("MR" if images["mri"] else "CT",))
+
+
+def with_available(case):
+    """The case knows which structures it has a file for."""
+    if isinstance(case, Skip):
+        return case
+    return replace(case, available=frozenset(value for value, _ in case.label.masks))
+
+
+CONVERTER = Converter("totalsegmentator", "TotalSegmentator", __doc__, read)
+
+if __name__ == "__main__":
+    main(CONVERTER)

@@ -1,0 +1,90 @@
+"""Which structures of a download become which classes: ``--organs liver,kidney=left_kidney+right_kidney``."""
+import re
+from dataclasses import dataclass
+from typing import Iterable, Mapping, Optional, Sequence
+
+import numpy as np
+
+from nnunet_partial.errors import UserError
+
+Structures = Mapping[str, tuple]  # name -> label values of the download that belong to it
+
+
+@dataclass(frozen=True)
+class OrganMap:
+    """Label values of a download -> classes 1 .. K of the dataset.
+
+    ``classes``: names; ``values``: for each, the values of the download that belong to it; ``known``: every value
+    that a label file of the download may hold; ``ignored``: values that become nnU-Net's ignore label, K + 1.
+    """
+    classes: tuple
+    values: tuple
+    known: frozenset
+    ignored: frozenset = frozenset()
+
+    def labels(self) -> dict:
+        """``labels`` of dataset.json."""
+        labels = {"background": 0, **{name: i + 1 for i, name in enumerate(self.classes)}}
+        return {**labels, "ignore": len(self.classes) + 1} if self.ignored else labels
+
+    def uses(self, value: int) -> bool:
+        """Whether a value of the download belongs to any class."""
+        return any(value in values for values in self.values)
+
+    def annotated(self, available: Optional[Iterable[int]] = None) -> tuple:
+        """Classes all of whose values are among ``available`` (None: all)."""
+        if available is None:
+            return self.classes
+        available = set(available)
+        return tuple(name for name, values in zip(self.classes, self.values) if available.issuperset(values))
+
+    def apply(self, label: np.ndarray, available: Optional[Iterable[int]] = None) -> np.ndarray:
+        """Label map of the download -> label map of the dataset, uint8. Raises :class:`UserError` for an unknown value.
+
+        A value of several classes goes to the one with the fewest values: with organs ``liver`` (1, 2) and ``tumor``
+        (2,) a tumour is a tumour; with ``liver`` alone it is liver.
+        """
+        table = np.full(max(self.known | self.ignored | {0}) + 1, 255, np.uint8)
+        table[list(self.known | {0})] = 0
+        annotated = self.annotated(available)
+        for name, values in sorted(zip(self.classes, self.values), key=lambda i: -len(i[1])):
+            if name in annotated:
+                table[list(values)] = self.classes.index(name) + 1
+        table[list(self.ignored)] = len(self.classes) + 1
+        mapped = table[np.minimum(label, len(table) - 1)]
+        unknown = (label >= len(table)) | (mapped == 255)
+        if unknown.any():
+            raise UserError(f"holds the label value {int(label[unknown][0])}; known values are "
+                            f"{', '.join(str(i) for i in sorted(self.known | self.ignored | {0}))}")
+        return mapped
+
+
+def choose_organs(requested: Optional[str], structures: Structures, default: Sequence[str],
+                  ignored: Iterable[int] = ()) -> OrganMap:
+    """Parse ``--organs``: names, or NAME=STRUCTURE+STRUCTURE, separated by commas. None: ``default``."""
+    known = frozenset(v for values in structures.values() for v in values)
+    classes: dict = {}
+    for item in (requested.split(",") if requested is not None else default):
+        name, _, parts = item.strip().partition("=")
+        for part in (parts or name).split("+"):
+            if part not in structures:
+                raise UserError(
+                    f"--organs: {part!r} is not a structure of this dataset. Structures: {', '.join(structures)}. "
+                    f"Write NAME or NAME=STRUCTURE+STRUCTURE, separated by commas.")
+        if name in classes or name in ("background", "ignore") or not re.fullmatch(r"[\w .-]+", name):
+            raise UserError(
+                f"--organs: {name!r} is not usable as the name of a class (given twice, reserved, or empty).")
+        classes[name] = tuple(sorted({v for part in (parts or name).split("+") for v in structures[part]}))
+    if not classes:
+        raise UserError("the download names no structure that could become a class")
+    _check_no_class_vanishes(classes)
+    if len(classes) > 250:
+        raise UserError(f"--organs: {len(classes)} classes; at most 250 are supported.")
+    return OrganMap(tuple(classes), tuple(classes.values()), known, frozenset(ignored))
+
+
+def _check_no_class_vanishes(classes: Mapping[str, tuple]) -> None:
+    for name, values in classes.items():
+        others = {v for other, o in classes.items() if other != name and len(o) <= len(values) for v in o}
+        if others.issuperset(values):
+            raise UserError(f"--organs: nothing would be left of {name!r}, because the other classes take all of it.")

@@ -1,0 +1,341 @@
+"""A whole conversion: find the cases, convert them on all cores, publish the dataset when it is complete.
+
+A new dataset grows in a hidden folder ``.converting-DatasetNNN_NAME`` of nnUNet_raw and gets its name in one step. A
+conversion that was killed continues there. An existing dataset is brought up to date in place: labels are replaced one
+by one, each in one step, and dataset.json comes last.
+"""
+import argparse
+import itertools
+import multiprocessing
+import os
+import re
+import shutil
+import threading
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
+
+from tqdm import tqdm
+
+from nnunet_partial import labels, paths
+from nnunet_partial.data.conversion.cases import Case, Skip
+from nnunet_partial.data.conversion.journal import RECORD, Journal, fingerprint
+from nnunet_partial.data.conversion.organs import OrganMap, choose_organs
+from nnunet_partial.data.conversion.source import SourceFolder, natural_key
+from nnunet_partial.data.conversion.voxels import OutputError
+from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
+from nnunet_partial.data.parallel import default_processes
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json, write_json
+
+READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
+
+
+class Unfinished(UserError):
+    """The conversion stopped, and what is finished stays for the next run."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a converter finds in SRC.
+
+    ``structures``: name -> label values of the download. ``cases``: every :class:`Case` and :class:`Skip`.
+    ``default``: classes without ``--organs``, all structures by default. ``ignored``: label values that become
+    nnU-Net's ignore label.
+    """
+    structures: Mapping[str, tuple]
+    cases: Iterable
+    default: Sequence[str] = ()
+    channels: Sequence[str] = ("CT",)
+    ignored: frozenset = frozenset()
+    reader: str = READER
+    ending: str = ".nii.gz"
+    files: Mapping[str, object] = field(default_factory=dict)  # further JSON files: name -> content
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A dataset that can be converted: ``read(source, options)`` finds its cases."""
+    name: str
+    dataset_name: str
+    description: str
+    read: Callable[[SourceFolder, argparse.Namespace], Download]
+    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did."""
+    folder: Path
+    organs: OrganMap
+    converted: Mapping[str, Converted]
+    skipped: Mapping[str, str]
+    unchanged: tuple
+    preprocessed: bool = False  # nnU-Net has preprocessed an earlier state of this dataset
+
+    def lines(self) -> list:
+        """The summary for people."""
+        how = [h for i in self.converted.values() for h in i.how]
+        labelled = sum(bool(i.annotated) for i in self.converted.values())
+        lines = [f"{self.folder}: {len(self.converted)} cases, {labelled} labelled, {len(self.skipped)} skipped; "
+                 f"classes {', '.join(self.organs.classes)}",
+                 f"images: {', '.join(f'{how.count(k)} {k}' for k in dict.fromkeys(how))}"]
+        if self.unchanged:
+            lines.append(f"{len(self.unchanged)} cases were finished before and have not changed")
+        if self.preprocessed and len(self.unchanged) < len(self.converted):
+            lines.append("nnUNet_preprocessed holds an earlier state of this dataset: preprocess it again")
+        notes = _grouped((note, case.case) for case in self.converted.values() for note in case.notes)
+        reasons = _grouped((reason, name) for name, reason in self.skipped.items())
+        lines += [f"note: {note}: {cases}" for note, cases in notes.items()]
+        return lines + [f"skipped: {cases}: {reason}" for reason, cases in reasons.items()]
+
+
+def _grouped(pairs: Iterable, most: int = 12) -> dict:
+    """``{text: names that share it}``, long lists shortened."""
+    groups: dict = {}
+    for text, name in pairs:
+        groups.setdefault(text, []).append(name)
+    return {k: ", ".join(v[:most]) + (f" and {len(v) - most} more" if len(v) > most else "") for k, v in groups.items()}
+
+
+def convert(converter: Converter, source: SourceFolder, options: argparse.Namespace) -> Report:
+    """Convert a download into the nnU-Net raw dataset ``options.dataset_id``. Raises :class:`UserError`."""
+    labels.check_source_name(options.source_name or converter.name)
+    final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
+    download = converter.read(source, options)
+    organs = choose_organs(options.organs, download.structures, download.default or tuple(download.structures),
+                           download.ignored)
+    cases, skipped = _usable_cases(download.cases, organs, source, options)
+    settings = {"converter": converter.name, "source_name": options.source_name or converter.name,
+                "organs": {k: list(v) for k, v in zip(organs.classes, organs.values)},
+                "ignored": sorted(organs.ignored), "channels": list(download.channels),
+                "copy_images": options.copy_images}
+    with _working_folder(final, settings, options.overwrite) as folder:
+        journal = Journal(folder, settings)
+        prints = {case.name: fingerprint(case, settings) for case in cases}
+        unchanged = tuple(c.name for c in cases if journal.finished(c.name, prints[c.name]))
+        jobs = [Job(c, organs, folder, download.ending, options.copy_images) for c in cases if c.name not in unchanged]
+        for result in _run(jobs, options.processes, converter.name):
+            if result.skipped is None:
+                journal.add(result.case, _record(result, prints[result.case], folder))
+            else:
+                skipped[result.case] = result.skipped
+        names = sorted((c.name for c in cases if c.name not in skipped), key=natural_key)
+        _publish(folder, final, journal, names, download, organs, skipped, options, source)
+    converted = {i: _from_record(i, journal.cases[i]) for i in names}
+    preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
+    return Report(final, organs, converted, skipped, unchanged, preprocessed)
+
+
+def dataset_folder(dataset_id: int, name: str) -> Path:
+    """``nnUNet_raw/DatasetNNN_NAME``; the id must not belong to a dataset of another name."""
+    if not 0 < dataset_id < 1000 or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"Dataset{dataset_id:03d}_{name} is not a name of a dataset: ids are 1 to 999, names of "
+                        f"letters, digits, - and _.")
+    folder = paths.root("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
+    others = [i for i in paths.dataset_folders(dataset_id) if i.name != folder.name]
+    if others:
+        raise UserError(f"dataset id {dataset_id:03d} belongs to {others[0]}. Choose another --dataset-id, or --name "
+                        f"{others[0].name.partition('_')[2]}.")
+    return folder
+
+
+def _usable_cases(found: Iterable, organs: OrganMap, source: SourceFolder, options) -> tuple:
+    """``(cases, skipped)``; a case whose files cannot be read safely is skipped, two cases of one name are an error."""
+    cases, skipped = {}, {}
+    for item in found:
+        if isinstance(item, Skip):
+            skipped[item.name] = item.reason.rstrip(".")
+            continue
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", item.name) or "__" in item.name:
+            raise UserError(
+                f"{item.files[0]}: {item.name!r} is not usable as the name of a case: letters, digits, '.', '-', '_'.")
+        if item.name in cases:
+            raise UserError(f"{item.name} is there twice: {cases[item.name].files[0]} and {item.files[0]}. Remove one.")
+        cases[item.name] = _as_needed(item, organs)
+    for name, case in list(cases.items()):
+        problem = _problem(case, source, options)
+        if problem:
+            skipped[name] = problem.rstrip(".")
+            del cases[name]
+    return sorted(cases.values(), key=lambda c: natural_key(c.name)), skipped
+
+
+def _as_needed(case: Case, organs: OrganMap) -> Case:
+    """The case with those of its label files that the chosen classes need; unlabelled if it annotates none of them."""
+    if case.label is not None and not organs.annotated(case.available):
+        return replace(case, label=None)
+    restricted = hasattr(case.label, "restricted")
+    return replace(case, label=case.label.restricted(organs)) if restricted else case
+
+
+def _problem(case: Case, source: SourceFolder, options) -> Optional[str]:
+    if case.label is None and not options.unlabelled:
+        return "it has no label of the classes; --unlabelled includes such cases"
+    try:
+        for path in case.files:
+            source.check(path)
+            if os.path.expandvars(path) != os.fspath(path):
+                raise UserError(
+                    f"{path} contains '$' followed by the name of a variable, which nnU-Net would replace; rename it")
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def _working_folder(final: Path, settings: Mapping, overwrite: bool) -> Iterator[Path]:
+    """The folder to write into, locked. A new dataset that fails is removed; a killed one stays for the next run."""
+    staging = final.with_name(f".converting-{final.name}")
+    with _lock(final):
+        if final.exists() and not overwrite:
+            _check_same_settings(final, settings)
+        folder = final if final.exists() and not overwrite else staging
+        for part in ("labelsTr", "imagesTr"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        for leftover in folder.rglob(".tmp-*"):
+            leftover.unlink()
+        try:
+            yield folder
+        except Unfinished:
+            raise
+        except (UserError, OutputError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise UserError(str(error)) from None
+
+
+def _check_same_settings(final: Path, settings: Mapping) -> None:
+    if not (final / RECORD).is_file():
+        raise UserError(f"{final} exists and was not written by this command. Choose another --dataset-id or --name, "
+                        f"or replace it with --overwrite.")
+    previous = read_json(final / RECORD, "Replace the dataset with --overwrite.")["settings"]
+    for key, value in settings.items():
+        if previous.get(key) != value:
+            raise UserError(f"{final} exists with other settings: {key} {previous.get(key)}, now {value}. Choose "
+                            f"another --dataset-id, or replace it with --overwrite.")
+
+
+@contextmanager
+def _lock(final: Path) -> Iterator[None]:
+    path = final.with_name(f".converting-{final.name}.lock")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "w")
+    except OSError as error:
+        raise UserError(
+            f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on Windows
+            pass
+        except OSError:
+            raise UserError(f"{final} is being converted by another process. Wait for it to finish.") from None
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _run(jobs: Sequence[Job], processes: Optional[int], name: str) -> Iterator[Converted]:
+    """Results as they come. Processes are spawned, and end when this one does, however it ends."""
+    processes = min(default_processes() if processes is None else processes, len(jobs))
+    with tqdm(total=len(jobs), desc=name, unit="case", disable=None) as bar:
+        for result in _results(jobs, processes):
+            bar.update()
+            yield result
+
+
+def _results(jobs: Sequence[Job], processes: int) -> Iterator[Converted]:
+    if processes < 2:
+        yield from map(convert_case, jobs)
+        return
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
+    waiting, todo = set(), iter(jobs)
+    try:
+        while True:
+            waiting |= {pool.submit(convert_case, job) for job in itertools.islice(todo, 2 * processes - len(waiting))}
+            if not waiting:
+                return
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in done)
+    except BrokenProcessPool:
+        raise Unfinished(
+            "a process was killed, most likely because memory ran out. Run the command again with --processes "
+            f"{max(1, processes // 2)}; it continues where it was.") from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    parent = multiprocessing.parent_process()
+
+    def follow():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _record(result: Converted, print_: str, folder: Path) -> dict:
+    own = [i for i in (*result.images, result.label) if not os.path.isabs(i)]
+    return {"fingerprint": print_, "images": list(result.images), "label": result.label,
+            "annotated": list(result.annotated), "how": list(result.how), "range": list(result.range),
+            "notes": list(result.notes), "written": {i: (folder / i).stat().st_size for i in own}}
+
+
+def _from_record(case: str, record: Mapping) -> Converted:
+    return Converted(case, tuple(record["images"]), record["label"], tuple(record["annotated"]), tuple(record["how"]),
+                     tuple(record["range"]), tuple(record["notes"]))
+
+
+def _publish(folder, final, journal, names, download, organs, skipped, options, source) -> None:
+    if not names:
+        first = next(iter(skipped.items()), None)
+        reason = f"{first[0]}: {first[1]}" if first else "its files are not named as in the release"
+        raise UserError(f"no case could be converted from {source.given}: {reason}")
+    if options.strict and skipped:
+        raise UserError(f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: "
+                        f"{next(iter(skipped.values()))}.")
+    name = journal.settings["source_name"]
+    annotations = {i: labels.CaseAnnotation(name, tuple(journal.cases[i]["annotated"])) for i in names}
+    references = {i: {"images": journal.cases[i]["images"], "label": journal.cases[i]["label"]} for i in names}
+    content = {"name": final.name, "channel_names": {str(i): c for i, c in enumerate(download.channels)},
+               "labels": organs.labels(), "numTraining": len(names), "file_ending": download.ending,
+               "overwrite_image_reader_writer": download.reader,
+               "dataset": references, labels.KEY: labels.Annotations(organs.classes, annotations).to_json()}
+    for file, other in download.files.items():
+        write_json(other, folder / file)
+    write_json(content, folder / "dataset.json")
+    _remove_strangers(folder, {f for i in names for f in journal.cases[i]["written"]})
+    journal.close(names, source=str(source.root), skipped=skipped)
+    if folder != final:
+        _move(folder, final)
+
+
+def _move(folder: Path, final: Path) -> None:
+    """Give the finished dataset its name; one that is there makes way. Killed in between, the next run completes it."""
+    replaced = final.with_name(f".replaced-{final.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():
+        os.replace(final, replaced)
+    os.replace(folder, final)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_strangers(folder: Path, known: set) -> None:
+    """Files of cases that are no longer in the source."""
+    for part in ("labelsTr", "imagesTr"):
+        for path in (folder / part).iterdir():
+            if path.is_file() and f"{part}/{path.name}" not in known:
+                path.unlink()
+    if not any((folder / "imagesTr").iterdir()):
+        (folder / "imagesTr").rmdir()

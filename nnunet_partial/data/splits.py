@@ -1,0 +1,45 @@
+"""Cross-validation splits in which every source is spread over every fold."""
+from typing import Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedKFold
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.labels import Annotations
+
+# nnU-Net's own number of folds and seed, so that the splits are as reproducible as its own
+NUM_FOLDS = 5
+SEED = 12345
+
+
+def stratified_splits(annotations: Annotations, cases: Sequence[str]) -> list:
+    """nnU-Net's ``splits_final.json`` content: five folds, stratified by source.
+
+    A plain split may leave a small source out of a fold's validation set, and with it its organs. Cases that annotate
+    nothing can validate nothing: they are training cases of every fold.
+    """
+    cases = sorted(cases)
+    annotated = [i for i in cases if annotations.of(i).annotated]
+    unlabelled = [i for i in cases if not annotations.of(i).annotated]
+    if len(annotated) < NUM_FOLDS:
+        raise UserError(f"{annotations.file}: {NUM_FOLDS} folds need at least {NUM_FOLDS} annotated cases, found "
+                        f"{len(annotated)}. Train with fold 'all', or write splits_final.json yourself.")
+    sources = [annotations.of(i).source for i in annotated]
+    folds = _folds(annotated, sources)
+    return [{"train": sorted([i for i, f in zip(annotated, folds) if f != fold] + unlabelled),
+             "val": [i for i, f in zip(annotated, folds) if f == fold]} for fold in range(NUM_FOLDS)]
+
+
+def _folds(cases: Sequence[str], sources: Sequence[str]) -> list:
+    """Fold of each case. Sources of fewer than five cases share one stratum: they cannot be in every fold anyway."""
+    counts = {i: sources.count(i) for i in set(sources)}
+    strata = [i if counts[i] >= NUM_FOLDS else "" for i in sources]
+    if 0 < strata.count("") < NUM_FOLDS:  # too few even together: they join the largest source
+        strata = [i or max(counts, key=lambda name: (counts[name], name)) for i in strata]
+    if len(set(strata)) == 1:
+        strata = [""] * len(strata)
+    folds = np.zeros(len(cases), dtype=int)
+    splitter = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=SEED)
+    for fold, (_, validation) in enumerate(splitter.split(cases, strata)):
+        folds[validation] = fold
+    return folds.tolist()

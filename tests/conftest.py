@@ -1,0 +1,101 @@
+"""Shared fixtures: a tiny partially labelled dataset, planned and preprocessed by stock nnU-Net."""
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+os.environ.setdefault("nnUNet_n_proc_DA", "0")
+os.environ.setdefault("nnUNet_def_n_proc", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+ORGANS = ("liver", "kidney", "pancreas")
+CENTRES_ZYX = {"liver": (8, 8, 8), "kidney": (14, 14, 8), "pancreas": (10, 8, 16)}
+RADII = {"liver": 5, "kidney": 4, "pancreas": 3}
+SOURCES = {"lits": ("liver",), "kits": ("kidney",), "nih": ("pancreas",)}
+
+
+def phantom(seed: int, shape_zyx=(20, 24, 24)):
+    """Image (float32) and complete label map (uint8) of three balls of different grey values."""
+    rng = np.random.default_rng(seed)
+    image = rng.normal(0, 20, shape_zyx).astype(np.float32)
+    label = np.zeros(shape_zyx, np.uint8)
+    grid = np.indices(shape_zyx)
+    for value, organ in enumerate(ORGANS, 1):
+        centre = np.array(CENTRES_ZYX[organ]) + rng.integers(-1, 2, 3)
+        ball = ((grid - centre[:, None, None, None]) ** 2).sum(0) <= RADII[organ] ** 2
+        label[ball] = value
+        image[ball] += 60 * value
+    return image, label
+
+
+def write_nifti(array_zyx, path, spacing_xyz=(2.0, 2.0, 2.5)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array_zyx)
+    image.SetSpacing(spacing_xyz)
+    sitk.WriteImage(image, str(path), True)
+
+
+def write_partial_dataset(raw: Path, dataset_id=501, cases_per_source=5, sources=SOURCES, unlabelled=0, ndim_shape=(20, 24, 24)):
+    """A raw dataset with the contract: each source annotates its own organs on images that show all of them."""
+    folder = raw / f"Dataset{dataset_id:03d}_Tiny"
+    contract, entries = {}, {}
+    plan = [(s, o) for s, o in sources.items() for _ in range(cases_per_source)] + [("plain", ())] * unlabelled
+    for i, (source, organs) in enumerate(plan):
+        case = f"{source}_{i:03d}"
+        image, label = phantom(i, ndim_shape)
+        known = np.where(np.isin(label, [ORGANS.index(o) + 1 for o in organs]), label, 0).astype(np.uint8)
+        write_nifti(image, folder / "imagesTr" / f"{case}_0000.nii.gz")
+        write_nifti(known, folder / "labelsTr" / f"{case}.nii.gz")
+        contract[case] = {"source": source, "annotated": list(organs)}
+        entries[case] = {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps({
+        "channel_names": {"0": "CT"}, "labels": {"background": 0, **{o: i + 1 for i, o in enumerate(ORGANS)}},
+        "numTraining": len(entries), "file_ending": ".nii.gz", "dataset": entries,
+        "nnunet_partial": {"version": 1, "cases": contract}}, indent=1))
+    return folder
+
+
+def run(*command, check=True, env=None, **kwargs):
+    """Run a console script of this environment; on failure show what it printed."""
+    executable = Path(sys.executable).parent / str(command[0])
+    argv = [str(executable if executable.exists() else command[0]), *map(str, command[1:])]
+    result = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})}, **kwargs)
+    if check and result.returncode != 0:
+        raise AssertionError(f"{' '.join(argv)} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def nnunet_folders(tmp_path_factory):
+    """nnU-Net's three folders, set in the environment for the whole session."""
+    root = tmp_path_factory.mktemp("nnunet")
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (root / name).mkdir()
+        os.environ[name] = str(root / name)
+    return SimpleNamespace(root=root, raw=root / "nnUNet_raw", preprocessed=root / "nnUNet_preprocessed",
+                           results=root / "nnUNet_results")
+
+
+@pytest.fixture(scope="session")
+def tiny(nnunet_folders):
+    """Dataset 501, preprocessed for 2d and 3d_fullres, with plans ``nnUNetPlans_tiny`` that train in seconds."""
+    from nnunet_partial.variants import write_variant
+
+    write_partial_dataset(nnunet_folders.raw, unlabelled=1)
+    run("nnUNetv2_plan_and_preprocess", "-d", 501, "-c", "2d", "3d_fullres", "-np", 1, "-npfp", 1,
+        "--verify_dataset_integrity", env={"nnUNet_n_proc_DA": "1"})  # nnU-Net cannot plan with 0
+    write_variant(501, "tiny", tiny_settings())
+    return SimpleNamespace(id=501, name="Dataset501_Tiny", plans="nnUNetPlans_tiny", folders=nnunet_folders,
+                           preprocessed=nnunet_folders.preprocessed / "Dataset501_Tiny",
+                           results=nnunet_folders.results / "Dataset501_Tiny")
+
+
+def tiny_settings(**changes):
+    return {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "features": [4, 8, 8],
+            "batch_size": 2, "optimizer": "adamw", "initial_lr": 3e-3, "seed": 7, "save_every": 1, **changes}

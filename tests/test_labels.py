@@ -1,0 +1,138 @@
+import copy
+import json
+
+import pytest
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.labels import Annotations, CaseAnnotation, check_source_name, foreground_classes
+
+DATASET = {
+    "labels": {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3},
+    "dataset": {"a_1": {}, "b_1": {}, "b_2": {}, "u_1": {}},
+    "nnunet_partial": {
+        "version": 1,
+        "cases": {
+            "a_1": {"source": "a", "annotated": ["kidney", "liver"]},
+            "b_1": {"source": "b", "annotated": ["pancreas"]},
+            "b_2": {"source": "b", "annotated": []},
+            "u_1": {"source": "u", "annotated": []},
+        },
+    },
+}
+
+
+def changed(**paths):
+    """A copy of DATASET; ``a__b=x`` sets ["a"]["b"]."""
+    content = copy.deepcopy(DATASET)
+    for path, value in paths.items():
+        *parents, last = path.split("__")
+        target = content
+        for parent in parents:
+            target = target[parent]
+        target[last] = value
+    return content
+
+
+def test_contract_is_read():
+    annotations = Annotations.from_dataset_json(DATASET)
+    assert annotations.classes == ("liver", "kidney", "pancreas")
+    assert annotations.of("a_1") == CaseAnnotation("a", ("liver", "kidney"))
+    assert annotations.mask("a_1") == (True, True, True, False)
+    assert annotations.mask("u_1") == (True, False, False, False)
+    assert annotations.values("b_1") == (0, 3)
+    assert annotations.sources == ("a", "b", "u")
+    assert annotations.annotated_sources == ("a", "b")
+    assert annotations.classes_of_source("a") == ("liver", "kidney")
+    assert annotations.labels() == DATASET["labels"]
+
+
+def test_contract_survives_writing_and_reading():
+    first = Annotations.from_dataset_json(DATASET)
+    again = Annotations.from_dataset_json({**DATASET, "nnunet_partial": json.loads(json.dumps(first.to_json()))})
+    assert again.cases == first.cases
+
+
+def test_dataset_without_contract_is_fully_labelled():
+    annotations = Annotations.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
+    assert not annotations.is_partial
+    assert annotations.mask("anything") == (True, True, True)
+    assert annotations.sources == annotations.annotated_sources == ("all",)
+    assert annotations.classes_of_source("all") == ("a", "b")
+
+
+def test_ignore_label_is_no_class_but_an_allowed_value():
+    annotations = Annotations.from_dataset_json(changed(labels__ignore=4))
+    assert annotations.classes == ("liver", "kidney", "pancreas") and annotations.ignore_label == 4
+    assert annotations.values("b_1") == (0, 3, 4)
+    assert annotations.labels()["ignore"] == 4
+
+
+def test_restricting_to_a_source_numbers_its_classes_anew():
+    only_b = Annotations.from_dataset_json(changed(labels__ignore=4)).restricted_to_source("b")
+    assert only_b.labels() == {"background": 0, "pancreas": 1, "ignore": 2}
+    assert sorted(only_b.cases) == ["b_1", "b_2"]
+    with pytest.raises(UserError, match="'u'.*Sources with annotations: a, b"):
+        Annotations.from_dataset_json(DATASET).restricted_to_source("u")
+
+
+def test_unknown_case_is_named():
+    with pytest.raises(UserError, match="case z_9 is missing"):
+        Annotations.from_dataset_json(DATASET).of("z_9")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (changed(nnunet_partial__version=2), "must be {'version': 1"),
+        (changed(nnunet_partial=[]), "must be {'version': 1"),
+        (changed(nnunet_partial__cases__a_1={"source": "a"}), "case a_1 must be"),
+        (changed(nnunet_partial__cases__a_1={"source": "a", "annotated": [], "extra": 1}), "case a_1 must be"),
+        (changed(nnunet_partial__cases__a_1__annotated="liver"), "case a_1 must be"),
+        (
+            changed(nnunet_partial__cases__a_1__annotated=["spleen"]),
+            "unknown class 'spleen'. Classes of this dataset: liver, kidney",
+        ),
+        (changed(nnunet_partial__cases__a_1__annotated=["background"]), "unknown class 'background'"),
+        (changed(nnunet_partial__cases__a_1__source="a__b"), "source name 'a__b'"),
+        (changed(nnunet_partial__cases__new={"source": "a", "annotated": []}), "case new .*missing under 'dataset'"),
+        (changed(dataset__new={}), "case new .*missing under 'nnunet_partial.cases'"),
+    ],
+)
+def test_contract_that_contradicts_itself_is_refused(content, message):
+    with pytest.raises(UserError, match=f"some.json: .*{message}|{message}"):
+        Annotations.from_dataset_json(content, "some.json")
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (None, "'labels' must map"),
+        ({"a": 1}, "'background'"),
+        ({"background": 0, "a": [1, 2], "b": 2}, "'a' is a region"),
+        ({"background": 0, "a": 2}, "without gaps"),
+        ({"background": 0, "a": 1, "b": 1}, "without gaps"),
+        ({"background": 1, "a": 0}, "'background' 0"),
+        ({"background": 0, "a": "one"}, "whole numbers"),
+        ({"background": 0, "ignore": 1, "a": 2}, "ignore label must have the highest value, 2"),
+        ({"background": 0, "a": 1, "ignore": 1}, "without gaps"),
+        ({"background": 0, "a": 1.5}, "whole numbers"),
+    ],
+)
+def test_unusable_labels_are_refused(labels, message):
+    with pytest.raises(UserError, match=f"some.json: .*{message}"):
+        foreground_classes({"labels": labels}, "some.json")
+
+
+def test_label_values_may_be_text_and_in_any_order():
+    assert foreground_classes({"labels": {"b": "2", "background": 0, "a": 1}}) == (("a", "b"), None)
+
+
+@pytest.mark.parametrize("name", ["lits", "KiTS19", "nih-ct", "a_b", "a.b", "a_b_c"])
+def test_usable_source_names(name):
+    assert check_source_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "a__b", "_a", "a_", "a b", "a/b", "..", "-a", "é", 3, None])
+def test_unusable_source_names(name):
+    with pytest.raises(UserError, match="source name"):
+        check_source_name(name)
