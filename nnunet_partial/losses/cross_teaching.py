@@ -1,0 +1,111 @@
+"""Knowledge distillation from cross-teaching teachers: supervised, cross-teaching, pseudo-supervision and KD losses.
+
+Choi, "Knowledge Distillation from Cross Teaching Teachers for Efficient Semi-Supervised Abdominal Organ Segmentation
+in CT", 2022, section 2.2 (its equations bear no numbers); where the paper is silent, the code it names
+(github.com/jwc-rad/MISLight, branch flare22).
+
+    Dice(P, Y) = 1 - 1/|D| sum_{c in D} (2 sum P_c Y_c + s) / (sum P_c + sum Y_c + s)
+
+over the foreground classes D, with sums over all voxels of the batch (``batch_dice``, as in the code) or of each sample,
+s = 1e-5. It is 0 where P is certain of Y, and 0 where D is empty.
+
+P1, P2 are the teachers, S the student. A case annotated only in part is labelled for its annotated classes and unlabelled for
+the rest: ``groups`` (B, C) restricts a loss to the classes that are a group of their own. For labelled cases that is
+``groups_from_annotated(annotated)``, for what is left to cross teaching ``groups_from_annotated(~annotated)``. None stands
+for every class.
+"""
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._common import log_softmax, softmax
+from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs
+
+
+def dice_focal(logits: Tensor, target: Tensor, groups: Optional[Tensor] = None, alpha: float = 0.5, gamma: float = 2.0,
+               **dice: object) -> Tensor:
+    """The supervised loss of all three networks.
+
+        L_seg = Dice(P, Y) + Focal(P, Y),   Focal = - alpha (1 - p)^gamma log p, mean over all voxels
+
+    with p the probability of the label's group. alpha is a plain factor: the code weighs background with alpha and all
+    other classes with 1 - alpha, and the paper has alpha = 0.5.
+
+    ``logits``  (B, C, *S)
+    ``target``  (B, 1, *S) or (B, *S), labels
+    ``groups``  (B, C) int, as ``MarginalDiceCELoss`` takes them; None for every class on its own
+    ``dice``    ``batch_dice``, ``smooth`` and ``all_gather`` of ``MarginalDiceCELoss``
+    returns     0-dim. A sample whose classes are all one group adds 0
+    """
+    groups = _singletons(logits) if groups is None else groups
+    return _dice(logits, target, groups, **dice) + _focal(logits, target, groups, alpha, gamma)
+
+
+def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor] = None, **dice: object) -> Tensor:
+    """Each teacher is taught by what the other one says.
+
+        L_ctl = Dice(P_T1, argmax(P_T2)) + Dice(P_T2, argmax(P_T1))
+
+    ``p1_logits``, ``p2_logits``  (B, C, *S), the P are their softmax; gradients reach both, but no argmax
+    ``groups``, ``dice``          as in ``dice_focal``
+    returns                       0-dim
+    """
+    groups = _singletons(p1_logits) if groups is None else groups
+    return _dice(p1_logits, p2_logits.argmax(1), groups, **dice) + _dice(p2_logits, p1_logits.argmax(1), groups, **dice)
+
+
+def pseudo_supervision(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor] = None,
+                       **dice: object) -> Tensor:
+    """The student is taught by what the teachers say together.
+
+        L_psv = Dice(P_S, argmax(P_T)),   P_T = (P_T1 + P_T2) / 2
+
+    All logits (B, C, *S); the gradient reaches the student alone. ``groups``, ``dice`` as in ``dice_focal``. 0-dim.
+    """
+    groups = _singletons(s_logits) if groups is None else groups
+    return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, **dice)
+
+
+def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor) -> Tensor:
+    """The student learns the teachers' mean probabilities.
+
+        L_kd = KL(P_T || P_S) = sum_c P_T,c (log P_T,c - log P_S,c),   P_T = (P_T1 + P_T2) / 2
+
+    mean over all voxels, temperature 1. The paper prints KL(P_S, P_T); the teachers are the reference, as in its code
+    and in Hinton et al., which it follows.
+
+    All logits (B, C, *S), background included; the gradient reaches the student alone. 0-dim; 0 where S says what the
+    teachers say.
+    """
+    log_student = log_softmax(s_logits)
+    teacher = _mean_teacher(p1_logits, p2_logits).to(log_student.dtype)
+    return F.kl_div(log_student, teacher, reduction="sum") * log_student.shape[1] / max(log_student.numel(), 1)
+
+
+def _mean_teacher(p1_logits: Tensor, p2_logits: Tensor) -> Tensor:
+    with torch.no_grad():
+        return (softmax(p1_logits) + softmax(p2_logits)) / 2
+
+
+def _singletons(logits: Tensor) -> Tensor:
+    return torch.arange(logits.shape[1]).expand(logits.shape[:2])
+
+
+def _dice(logits: Tensor, target: Tensor, groups: Tensor, batch_dice: bool = True, smooth: float = 1e-5,
+          all_gather: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+    loss = MarginalDiceCELoss(batch_dice, smooth=smooth, weight_ce=0, all_gather=all_gather, one_minus_dice=True)
+    return loss(logits, target, groups)
+
+
+def _focal(logits: Tensor, target: Tensor, groups: Tensor, alpha: float, gamma: float) -> Tensor:
+    lowest = lowest_class(groups)
+    labels = lowest.to(logits.device).gather(1, target.flatten(1).long())
+    log_prob = marginal_log_probs(logits, groups).flatten(2).gather(1, labels[:, None])[:, 0]
+    telling = (lowest != 0).any(1).to(logits.device)  # else 1 - p is 0 only up to rounding
+    wrong = (-torch.expm1(log_prob)).clamp_min(0)  # a merged log probability may pass 0 by a rounding error
+    voxels = -wrong ** gamma * log_prob
+    return alpha * (voxels.sum(1) * telling).sum() / max(labels.numel(), 1)

@@ -1,0 +1,161 @@
+"""Multi-teacher single-student knowledge distillation (MS-KD).
+
+Feng et al., "MS-KD: Multi-Organ Segmentation with Multiple Binary-Labeled Datasets", 2021. Equation numbers are
+the paper's. Teacher k has one output for background and one for each of its n_k organs (the paper has n_k = 1); the
+student has K + 1 outputs. Teachers are references: no gradient reaches them.
+
+    L = sum_k L_logit^k + lambda_1 L_logit^B + lambda_2 sum_k L_feature^k,  lambda_1 = 1, lambda_2 = 10     (8)
+"""
+from __future__ import annotations
+
+from typing import List, Sequence, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ._common import check_voxels, log_softmax, softmax, working_dtype
+
+
+def teacher_regions(teacher_logits: Sequence[Tensor]) -> Tuple[List[Tensor], Tensor]:
+    """Where each teacher supervises alone, and where all of them do.
+
+        M^k = 1 where teacher k predicts one of its organs, else 0                                          (2)
+        M^B = (1 - M^1) and (1 - M^2) ... and (1 - M^K)
+
+    ``teacher_logits``  list of (B, n_k + 1, *S), background first
+    returns             list of M^k, (B, *S) bool, and M^B, (B, *S) bool
+
+    A tie goes to background, as with argmax. The M^k may overlap.
+    """
+    _check_teachers(teacher_logits)
+    with torch.no_grad():
+        organs = [logits[:, 1:].amax(1) > logits[:, 0] for logits in teacher_logits]
+        return organs, ~torch.stack(organs).any(0)
+
+
+def transfer(teacher_probs: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+    """Places a teacher's probabilities at the student's classes.
+
+        q_hat_c = q_0 if c = 0,  q_j if c is the class of the teacher's j-th output,  else 0                 (3)
+
+    ``teacher_probs`` q  (B, n_k + 1, *S)
+    ``classes``          the student's class of each foreground output of the teacher, n_k of them
+    ``num_classes``      K + 1
+    returns q_hat        (B, K + 1, *S)
+    """
+    _check_classes(teacher_probs, classes, num_classes)
+    transferred = teacher_probs.new_zeros((teacher_probs.shape[0], num_classes, *teacher_probs.shape[2:]))
+    transferred[:, [0, *classes]] = teacher_probs
+    return transferred
+
+
+def logit_loss(student_logits: Tensor, teacher_logits: Sequence[Tensor],
+               teacher_classes: Sequence[Sequence[int]]) -> Tuple[Tensor, Tensor]:
+    """Supervision of the student's probabilities by the teachers', region by region.
+
+        organ      = sum_k 1/|R| sum_{i in R} KL(q_hat_i^k || q_i^S) M_i^k                                   (4)
+        q_hat^B    = (q_hat^1 + ... + q_hat^K) / K                                                           (5)
+        background = 1/|R| sum_{i in R} KL(q_hat_i^B || q_i^S) M_i^B                                         (6)
+
+    with KL(p || q) = sum_c p_c (log p_c - log q_c), 0 log 0 = 0, R all voxels of the batch, q_hat as in ``transfer``
+    and M as in ``teacher_regions``. Where several M^k overlap every one of their terms stays.
+
+    ``student_logits``   (B, K + 1, *S), q^S is their softmax
+    ``teacher_logits``   list of (B, n_k + 1, *S), q^k is the softmax of the k-th
+    ``teacher_classes``  list of the student's class of each foreground output, such as [(1,), (2, 3)]
+    returns              (organ, background); an empty region gives 0, with a gradient of 0
+    """
+    if len(teacher_classes) != len(teacher_logits):
+        raise ValueError(f"{len(teacher_logits)} teachers but the classes of {len(teacher_classes)}")
+    for logits, classes in zip(teacher_logits, teacher_classes):
+        _check_classes(logits, classes, student_logits.shape[1])
+        check_voxels("a teacher's output", logits[:, 0], student_logits)
+    organ_regions, background_region = teacher_regions(teacher_logits)
+    student = log_softmax(student_logits).unbind(1)
+    voxels = max(background_region.numel(), 1)
+
+    # q_hat is zero at most classes: the sums run over channels that a teacher has, so K teachers cost K channels, not K^2
+    organ = student[0].new_zeros(())
+    mean_teacher = {}
+    for logits, classes, region in zip(teacher_logits, teacher_classes, organ_regions):
+        for c, reference in zip((0, *classes), softmax(logits.detach()).unbind(1)):
+            organ = organ + _masked_kl(reference, student[c], region)
+            mean_teacher[c] = mean_teacher.get(c, 0) + reference / len(teacher_logits)
+    background = student[0].new_zeros(())
+    for c, reference in mean_teacher.items():
+        background = background + _masked_kl(reference, student[c], background_region)
+    return organ / voxels, background / voxels
+
+
+def feature_loss(student_features: Tensor, teacher_features: Sequence[Tensor],
+                 teacher_masks: Sequence[Tensor]) -> Tensor:
+    """Supervision of the student's features by each teacher's, in that teacher's organ region.
+
+        L = sum_k 1/|R^l| sum_{i in R^l} KL(sort(F_i^k) || sort(F_i^S)) M_i^{k,l}                            (7)
+
+    with F the softmax over channels of the features of one level l, sort ascending along channels (the channels of
+    separately trained networks are permuted against each other), R^l all voxels of the batch at that level.
+
+    ``student_features``  (B, F, *S)
+    ``teacher_features``  list of (B, F, *S), as many channels as the student
+    ``teacher_masks``     list of M^{k,l}, (B, *S) bool; ``reduce_mask`` makes it from M^k
+    returns               0-dim; empty masks (and no teachers) give 0, with a gradient of 0
+
+    Softmax and sort are taken at the voxels of the mask alone.
+    """
+    if len(teacher_features) != len(teacher_masks):
+        raise ValueError(f"features of {len(teacher_features)} teachers but masks of {len(teacher_masks)}")
+    total = student_features[:0].sum(dtype=working_dtype(student_features))
+    for features, mask in zip(teacher_features, teacher_masks):
+        _check_features(student_features, features, mask)
+        log_student = log_softmax(_voxels(student_features, mask)).sort(1).values
+        teacher = softmax(_voxels(features.detach(), mask)).sort(1).values.to(log_student.dtype)
+        total = total + F.kl_div(log_student, teacher, reduction="sum") / max(mask.numel(), 1)
+    return total
+
+
+def reduce_mask(mask: Tensor, spatial_shape: Sequence[int]) -> Tensor:
+    """M^{k,l}: a region (B, *S) bool at the resolution ``spatial_shape`` of a feature level, by nearest neighbour.
+
+    The neighbour is the one nearest to the centre of the coarse voxel, as nnU-Net reduces labels for deep supervision.
+    """
+    spatial_shape = tuple(spatial_shape)
+    if mask.shape[1:] == spatial_shape:
+        return mask
+    return F.interpolate(mask[:, None].to(torch.uint8), size=spatial_shape, mode="nearest-exact")[:, 0].bool()
+
+
+def _masked_kl(reference: Tensor, log_student: Tensor, region: Tensor) -> Tensor:
+    """sum over the region of one channel's term of KL(reference || student), all (B, *S)."""
+    return (F.kl_div(log_student, reference.to(log_student.dtype), reduction="none") * region).sum()
+
+
+def _voxels(features: Tensor, mask: Tensor) -> Tensor:
+    """The channels of the voxels of the mask: (B, F, *S), (B, *S) -> (n, F)."""
+    return features.movedim(1, -1)[mask]
+
+
+def _check_teachers(teacher_logits: Sequence[Tensor]) -> None:
+    if not teacher_logits:
+        raise ValueError("no teachers given, expected at least one")
+    shapes = [tuple(logits.shape) for logits in teacher_logits]
+    if any(shape[1] < 2 for shape in shapes) or len({(shape[0], *shape[2:]) for shape in shapes}) != 1:
+        raise ValueError(f"teachers have outputs of shapes {shapes}, expected (B, 2.., *S) with one B and one S")
+
+
+def _check_classes(teacher_output: Tensor, classes: Sequence[int], num_classes: int) -> None:
+    classes = tuple(classes)
+    if len(classes) != teacher_output.shape[1] - 1:
+        raise ValueError(f"a teacher of {teacher_output.shape[1]} outputs was given the classes {classes}, expected "
+                         f"{teacher_output.shape[1] - 1} of them, background left out")
+    if len(set(classes)) != len(classes) or not all(0 < c < num_classes for c in classes):
+        raise ValueError(f"classes {classes} of a teacher must be distinct and lie in 1 to {num_classes - 1}")
+
+
+def _check_features(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"student features have shape {tuple(student.shape)}, teacher features {tuple(teacher.shape)}: "
+                         f"sorted channels can only be compared where both have as many; train the teachers with the "
+                         f"student's plans or set the feature weight to 0")
+    check_voxels("a teacher's mask", mask, student)
