@@ -1,0 +1,28 @@
+"""The baseline that every method is compared with: partial labels taken at face value."""
+from typing import Any, Mapping
+
+from nnunet_partial.labels import Annotations
+from nnunet_partial.training.base import PartialTrainer
+
+
+class nnUNetTrainerNaive(PartialTrainer):
+    """nnU-Net as it is, with the settings of a plans variant: on every labelled case, what is not annotated is background.
+
+    With all classes annotated the loss is nnU-Net's own Dice + CE, so on a fully labelled dataset this is plain nnU-Net.
+    Validation still scores the annotated classes only.
+    """
+
+    def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
+        self.annotations = Annotations(self.dataset_annotations.classes, None, self.dataset_annotations.ignore_label)
+        return dataset_json
+
+    def do_split(self) -> tuple:
+        training, validating = super().do_split()
+        return [i for i in training if self.dataset_annotations.of(i).annotated], validating
+
+    def metrics_on_folder(self, *args, **kwargs) -> dict:
+        self.annotations, taken = self.dataset_annotations, self.annotations
+        try:
+            return super().metrics_on_folder(*args, **kwargs)
+        finally:
+            self.annotations = taken

@@ -1,0 +1,450 @@
+"""The trainer that all methods share: partial labels, several networks in one step, exact resume.
+
+What stays nnU-Net's is called, not copied. A method adds the networks it needs (:meth:`PartialTrainer.build_peers`),
+what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`PartialTrainer.compute_losses`).
+``self.network`` is always the network that is deployed.
+"""
+import io
+import random
+import warnings
+from dataclasses import dataclass
+from typing import Any, Mapping, Optional, Sequence
+from unittest import mock
+
+import numpy as np
+import torch
+from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
+from nnunetv2.utilities.helpers import dummy_context
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import autocast, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_partial import paths
+from nnunet_partial.data.annotated import AnnotatedLookup
+from nnunet_partial.data.label_directory import LabelDirectory
+from nnunet_partial.data.splits import stratified_splits
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
+from nnunet_partial.labels import Annotations
+from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
+from nnunet_partial.settings import RunSettings
+from nnunet_partial.training import progress, validation
+from nnunet_partial.training.schedules import CosineScheduler
+from nnunet_partial.networks.unwrap import unwrap
+
+CHECKPOINT_KEY = "nnunet_partial"
+CLIP_GRAD_NORM = 12  # nnU-Net's
+SGD_MOMENTUM = 0.99  # nnU-Net's
+PAPER_SGD = {"initial_lr": 0.05, "weight_decay": 5e-4}  # Huang et al. 2020, section 4.1, with momentum 0.9
+PAPER_MOMENTUM = 0.9
+
+
+@dataclass
+class Member:
+    """A network that is trained, with what trains it."""
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+
+
+@dataclass
+class Batch:
+    """One batch on the device.
+
+    ``data`` (B, channels, *S) float; ``target`` (B, 1, *S) or, with deep supervision, a list of these from full
+    resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
+    ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels.
+    """
+    data: torch.Tensor
+    target: Any
+    annotated: torch.Tensor
+    groups: torch.Tensor
+    cases: Sequence[str]
+    truth: Optional[torch.Tensor] = None
+
+    @property
+    def full_resolution_target(self) -> torch.Tensor:
+        """(B, 1, *S), with and without deep supervision."""
+        return self.target[0] if isinstance(self.target, list) else self.target
+
+
+class PartialTrainer(nnunet_module.nnUNetTrainer):
+    """Base of all trainers of this package. Settings come from the plans, annotated sets from dataset.json.
+
+    Bad settings, a broken contract and missing teachers end the command with one line and exit code 2 before anything
+    is written.
+    """
+
+    #: names of the loss terms that :meth:`compute_losses` returns; they are logged under ``loss/<name>``
+    loss_terms: tuple = ("marginal",)
+    #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
+    needs_labels = False
+
+    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
+                 device: torch.device = torch.device("cuda")):
+        with exit_on_user_error():
+            self.settings = RunSettings.from_plans(plans)
+            # what the dataset holds; a method may restrict what it trains on (self.annotations) in preflight
+            self.dataset_annotations = Annotations.from_dataset_json(dataset_json,
+                                                                     f"dataset.json of {plans.get('dataset_name')}")
+            self.annotations = self.dataset_annotations
+            self.labels = self._find_labels(plans, configuration, fold)
+            dataset_json = self.preflight(plans, configuration, fold, dataset_json)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        if self.is_ddp and device.type != "cuda":  # nnU-Net takes it for granted that DDP runs on GPUs
+            self.device, self.grad_scaler = device, None
+        self._apply_settings()
+        self.members: dict = {}
+        self._resume_rng = None
+        progress.register_terms(self.logger, self.loss_terms)
+
+    def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
+        """Check what this method needs before anything is written; return the dataset.json to train with."""
+        return dataset_json
+
+    def training_is_finished(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> bool:
+        """Whether this run has written its final checkpoint, so that only validation may be left to do."""
+        model = paths.model_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
+        return (paths.fold_folder(model, fold) / "checkpoint_final.pth").is_file()
+
+    def _find_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> Optional[LabelDirectory]:
+        """The label directory of this run, checked against plans and dataset; None where labels are nnU-Net's own."""
+        self.labels_command = labels_command(plans, configuration, fold, self.settings.labels)
+        if self.settings.labels is None and self.needs_labels:
+            raise UserError(f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory "
+                            f"of pseudo-completed labels. Make both with: {self.labels_command}")
+        if self.settings.labels is None or self.training_is_finished(plans, configuration, fold):  # --val needs none
+            return None
+        labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
+        identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+        labels.require_fit(plans["dataset_name"], identifier, self.dataset_annotations.classes, self._labels_remedy)
+        return labels
+
+    @property
+    def _labels_remedy(self) -> str:
+        return f"Make it with: {self.labels_command}"
+
+    def _apply_settings(self) -> None:
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "weight_decay",
+                     "oversample_foreground_percent", "save_every"):
+            setattr(self, name, getattr(self.settings, name))
+        if self.settings.optimizer == "paper":
+            self.initial_lr, self.weight_decay = PAPER_SGD["initial_lr"], PAPER_SGD["weight_decay"]
+        self.enable_deep_supervision = self.settings.deep_supervision
+
+    # ------------------------------------------------------------------ networks, optimisers, losses
+
+    def initialize(self) -> None:
+        """Build every network with its optimiser. nnU-Net builds the deployed one; DDP then wraps all of them alike."""
+        if self.settings.seed is not None:
+            seed_everything(self.settings.seed + self.local_rank)
+        is_ddp, self.is_ddp = self.is_ddp, False
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = is_ddp
+        if self.is_ddp:
+            self._set_batch_size_and_oversample()
+        self.members = {"network": Member(self.network, self.optimizer, self.lr_scheduler)}
+        for name, network in self.build_peers().items():
+            self.members[name] = self._new_member(network)
+        if self.is_ddp:
+            for member in self.members.values():
+                member.network = self._distribute(member.network)
+            self.network = self.members["network"].network
+        self.loss = self._build_loss()
+        self.on_networks_built()
+
+    def build_peers(self) -> dict:
+        """Further networks that are trained beside ``self.network``: name -> module on the device."""
+        return {}
+
+    def on_networks_built(self) -> None:
+        """Called once all networks exist, before a checkpoint is loaded: the place for hooks and averages."""
+
+    def _new_member(self, network: nn.Module) -> Member:
+        network = network.to(self.device)
+        if self._do_i_compile():
+            network = torch.compile(network)
+        return Member(network, *self._optimizer_for(network))
+
+    def _distribute(self, network: nn.Module) -> nn.Module:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        return DistributedDataParallel(network, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
+
+    def configure_optimizers(self):
+        return self._optimizer_for(self.network)
+
+    def _optimizer_for(self, network: nn.Module) -> tuple:
+        """nnU-Net's optimiser and schedule, AdamW with the same schedule, or those of the co-training paper."""
+        if self.settings.optimizer == "paper":
+            optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
+                                        momentum=PAPER_MOMENTUM)
+            return optimizer, CosineScheduler(optimizer, self.initial_lr, self.num_epochs)
+        if self.settings.optimizer == "adamw":
+            optimizer = torch.optim.AdamW(network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        else:
+            optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
+                                        momentum=SGD_MOMENTUM, nesterov=True)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+    def _build_loss(self) -> nn.Module:
+        """nnU-Net's deep supervision around the marginal loss instead of around Dice + CE."""
+        loss = super()._build_loss()
+        marginal = MarginalDiceCELoss(batch_dice=self.configuration_manager.batch_dice,
+                                      ignore_label=self.label_manager.ignore_label,
+                                      all_gather=AllGatherGrad.apply if self.is_ddp else None)
+        if not isinstance(loss, DeepSupervisionWrapper):
+            return marginal
+        loss.loss = marginal
+        return loss
+
+    def marginal_loss(self, output: Any, batch: Batch) -> torch.Tensor:
+        """Supervision on annotated classes (METHODS section 0) at every resolution of the output, maybe full alone."""
+        if isinstance(output, (list, tuple)):
+            return self.loss(output, batch.target, [batch.groups] * len(output))
+        loss = self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss
+        return loss(output, batch.full_resolution_target, batch.groups)
+
+    def deep_supervision_weights(self) -> tuple:
+        """nnU-Net's weight of each resolution, full resolution first; ``(1,)`` without deep supervision."""
+        return self.loss.weight_factors if isinstance(self.loss, DeepSupervisionWrapper) else (1.0,)
+
+    def compute_losses(self, batch: Batch) -> dict:
+        """The weighted loss terms of one step, name -> 0-dim tensor. Their sum is minimised."""
+        return {"marginal": self.marginal_loss(self.network(batch.data), batch)}
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """nnU-Net switches it back on after validation whatever the trainer wants; this heeds the setting."""
+        decoder = getattr(unwrap(self.network), "decoder", None)
+        if decoder is not None:
+            decoder.deep_supervision = enabled and self.enable_deep_supervision
+
+    # ------------------------------------------------------------------ data
+
+    def do_split(self) -> tuple:
+        splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
+        if self.fold != "all" and self.dataset_annotations.is_partial and not isfile(splits_file) and self.local_rank == 0:
+            with exit_on_user_error():
+                write_json(stratified_splits(self.dataset_annotations, list(self.dataset_annotations.cases)), splits_file)
+        return super().do_split()
+
+    def get_dataloaders(self):
+        self.annotated_lookup = self._annotated_lookup(self.annotations)
+        # a training case's labels may be completed by pseudo labels; a validation case's never are
+        self.training_lookup = self.annotated_lookup if self.labels is None else \
+            self._annotated_lookup(self.labels.annotations(self.annotations))
+        return super().get_dataloaders()
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        training, validating = super().get_tr_and_val_datasets()
+        return training if self.labels is None else self.labels.over(training), validating
+
+    def _annotated_lookup(self, annotations: Annotations) -> AnnotatedLookup:
+        with exit_on_user_error():
+            training, validating = self.do_split()
+            return AnnotatedLookup(annotations, sorted({*training, *validating}))
+
+    def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
+        """The augmenters' batch on the device, with what the labels of its cases distinguish."""
+        truth = self.annotated_lookup(batch["keys"])
+        # on the host, where the loss reads the groups
+        annotated = self.training_lookup(batch["keys"]) if training else truth
+        target = batch["target"]
+        target = [i.to(self.device, non_blocking=True) for i in target] if isinstance(target, list) \
+            else target.to(self.device, non_blocking=True)
+        data = batch["data"].to(self.device, non_blocking=True)
+        return Batch(data, target, annotated.to(self.device, non_blocking=True), groups_from_annotated(annotated),
+                     [str(i) for i in batch["keys"]], truth.to(self.device, non_blocking=True))
+
+    # ------------------------------------------------------------------ the step
+
+    def on_train_start(self) -> None:
+        with exit_on_user_error():
+            if self.labels is not None:
+                self.check_labels(self.labels, self.do_split()[0])
+            self.load_frozen()
+        super().on_train_start()
+        if self._resume_rng is not None:  # making the data loaders has drawn random numbers
+            set_rng_state(self._resume_rng)
+            self._resume_rng = None
+
+    def check_labels(self, labels: LabelDirectory, cases: Sequence[str]) -> None:
+        """Check that the label directory holds what this method needs of its training cases. Raises UserError."""
+        labels.require_cases(cases, self._labels_remedy)
+
+    def load_frozen(self) -> None:
+        """Load what is frozen (teachers). Called before anything else happens; raises UserError."""
+
+    def autocast(self):
+        """nnU-Net's mixed precision: on CUDA only."""
+        return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
+
+    def train_step(self, batch: dict) -> dict:
+        batch = self.to_device(batch)
+        for member in self.members.values():
+            member.optimizer.zero_grad(set_to_none=True)
+        with self.autocast():
+            losses = self.compute_losses(batch)
+            total = torch.stack([i.float() for i in losses.values()]).sum()
+        self._backward_and_step(total)
+        self.after_step()
+        values = torch.stack([total.detach(), *(losses[i].detach().float() for i in self.loss_terms)]).cpu().numpy()
+        return {"loss": values[0], **{progress.key(name): value for name, value in zip(self.loss_terms, values[1:])}}
+
+    def _backward_and_step(self, total: torch.Tensor) -> None:
+        """One backward pass for all networks; each is clipped and stepped by itself; the scaler is updated once."""
+        scaler = self.grad_scaler
+        (total if scaler is None else scaler.scale(total)).backward()
+        for member in self.members.values():
+            if scaler is not None:
+                scaler.unscale_(member.optimizer)
+            nn.utils.clip_grad_norm_(member.network.parameters(), CLIP_GRAD_NORM)
+            if scaler is None:
+                member.optimizer.step()
+            else:
+                scaler.step(member.optimizer)
+        if scaler is not None:
+            scaler.update()
+
+    def after_step(self) -> None:
+        """Called after all optimisers have stepped: the place to update averages."""
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        for name, member in self.members.items():
+            if name != "network":  # nnU-Net has seen to the deployed one
+                member.network.train()
+                member.lr_scheduler.step(self.current_epoch)
+
+    def on_train_epoch_end(self, train_outputs: list) -> None:
+        super().on_train_epoch_end(train_outputs)
+        for name in self.loss_terms:
+            self.logger.log(progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])),
+                            self.current_epoch)
+
+    # ------------------------------------------------------------------ validation
+
+    def validation_step(self, batch: dict) -> dict:
+        """Marginal loss and hard counts of annotated classes only; the counts of other classes stay zero."""
+        return self.validate_network(self.network, self.to_device(batch, training=False))
+
+    def validate_network(self, network: nn.Module, batch: Batch) -> dict:
+        """:meth:`validation_step` of any network on a batch on the device."""
+        with self.autocast():
+            output = network(batch.data)
+            loss = self.marginal_loss(output, batch)
+        logits = output[0] if isinstance(output, (list, tuple)) else output
+        counts = validation.annotated_counts(logits, batch.full_resolution_target, batch.annotated,
+                                             self.label_manager.ignore_label, get_tp_fp_fn_tn)
+        return {"loss": loss.detach().cpu().numpy(), **counts}
+
+    def on_validation_epoch_end(self, val_outputs: list) -> None:
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=RuntimeWarning)  # a class that no sample annotates has no Dice
+            super().on_validation_epoch_end(val_outputs)
+        progress.replace_nan(self.logger)
+
+    def on_epoch_end(self) -> None:
+        super().on_epoch_end()
+        if self.local_rank == 0:
+            progress.plot_terms(self.logger, self.loss_terms, self.annotations.classes, self.output_folder)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """nnU-Net's validation, scored per class only where the class is annotated (see :mod:`.validation`)."""
+        if not self.do_split()[1]:
+            self.print_to_log_file("This fold has no case to validate on.")
+            return
+        with mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder):
+            super().perform_actual_validation(save_probabilities)
+
+    def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
+        """Stands in for nnU-Net's function of this signature."""
+        return validation.metrics_on_annotated(self.annotations, folder_truth, folder_predicted, *args, **kwargs)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self, filename: str) -> None:
+        """nnU-Net's checkpoint plus a key of our own, plain values only, written atomically."""
+        buffer = io.BytesIO()
+        super().save_checkpoint(buffer)
+        if buffer.tell() == 0:  # another rank writes it, or checkpointing is disabled
+            return
+        buffer.seek(0)
+        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint["network_weights"] = self.deployed_weights()
+        checkpoint[CHECKPOINT_KEY] = self.extra_state()
+        save_checkpoint(checkpoint, filename)
+
+    def deployed_weights(self) -> dict:
+        """What a checkpoint holds as ``network_weights``: the weights that predict."""
+        return unwrap(self.network).state_dict()
+
+    def extra_state(self) -> dict:
+        """Everything beyond nnU-Net's checkpoint that an exact resume needs."""
+        peers = {name: {"network_weights": unwrap(member.network).state_dict(), "optimizer_state": member.optimizer.state_dict()}
+                 for name, member in self.members.items() if name != "network"}
+        return {"peers": peers, "rng_state": rng_state()}
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Restore everything. The file is read safely first; nnU-Net then reads its own part of it."""
+        if not self.was_initialized:
+            self.initialize()
+        with exit_on_user_error():
+            checkpoint = load_checkpoint(filename_or_checkpoint, map_location=self.device)
+        super().load_checkpoint(filename_or_checkpoint)
+        # nnU-Net writes checkpoint_latest before it looks whether that epoch was the best
+        self._best_ema = max(self.logger.get_value("ema_fg_dice", None), default=None)
+        progress.register_terms(self.logger, self.loss_terms)
+        self.load_extra_state(checkpoint.get(CHECKPOINT_KEY, {}))
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore :meth:`extra_state`."""
+        for name, content in state.get("peers", {}).items():
+            unwrap(self.members[name].network).load_state_dict(content["network_weights"])
+            self.members[name].optimizer.load_state_dict(content["optimizer_state"])
+        if not self.is_ddp:  # the state of rank 0 must not make all ranks draw the same patches
+            self._resume_rng = state.get("rng_state")
+
+
+def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: Optional[str] = None) -> str:
+    """The command that makes the label directory ``folder``, and without one also the plans that name it."""
+    number, base = int(plans["dataset_name"][7:10]), plans["plans_name"]
+    out = "LABELS" if folder is None else folder.replace("{fold}", str(fold))
+    command = (f"nnunet_partial pseudo-label {number} --configuration {configuration} --fold {fold} --plans {base} "
+               f"--from teachers --out {out}")
+    if folder:
+        return command
+    return f"{command} && nnunet_partial variant {number} --base {base} --name NAME --set labels={out}"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict:
+    """The state of every random generator that a step draws from."""
+    name, keys, position, has_gauss, gauss = np.random.get_state()
+    state = {"python": random.getstate(), "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+             "torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Restore :func:`rng_state`."""
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
+        torch.cuda.set_rng_state_all([i.cpu() for i in state["cuda"]])

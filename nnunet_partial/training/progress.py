@@ -1,0 +1,55 @@
+"""Loss terms in nnU-Net's own logger, and their curves.
+
+nnU-Net's logger accepts known keys only and draws as many epochs as its shortest list has, so every key that is
+registered here must get one value per epoch.
+"""
+import math
+from typing import Sequence
+
+from nnunet_partial.files import atomic_path
+
+
+def key(term: str) -> str:
+    """Logger key of a loss term."""
+    return f"loss/{term}"
+
+
+def register_terms(logger, terms: Sequence[str]) -> None:
+    """Make the keys known. Needed again after a checkpoint has replaced the logger's content.
+
+    A checkpoint of another trainer (pretraining) may lack the terms of earlier epochs: they are filled with NaN.
+    """
+    logging = logger.local_logger.my_fantastic_logging
+    for term in terms:
+        logging.setdefault(key(term), [math.nan] * len(logging["train_losses"]))
+
+
+def replace_nan(logger) -> None:
+    """An epoch whose validation patches show no annotated class has no Dice. nnU-Net's running mean would stay NaN for
+    ever, and with it ``checkpoint_best``; such an epoch repeats the values before it instead (0 at the start)."""
+    logging = logger.local_logger.my_fantastic_logging
+    for name in ("mean_fg_dice", "ema_fg_dice"):
+        values = logging[name]
+        if values and math.isnan(values[-1]):
+            values[-1] = values[-2] if len(values) > 1 else 0.0
+
+
+def plot_terms(logger, terms: Sequence[str], classes: Sequence[str], output_folder: str) -> None:
+    """``progress_terms.png`` beside nnU-Net's ``progress.png``: every loss term, and the pseudo Dice of every class."""
+    import matplotlib
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    logging = logger.local_logger.my_fantastic_logging
+    figure, (loss_axis, dice_axis) = plt.subplots(2, 1, figsize=(10, 10), layout="constrained")
+    for term in terms:
+        loss_axis.plot(logging[key(term)], label=term)
+    for i, name in enumerate(classes):
+        dice_axis.plot([epoch[i] for epoch in logging["dice_per_class_or_region"]], label=name)
+    loss_axis.set(xlabel="epoch", ylabel="weighted loss term (training)")
+    dice_axis.set(xlabel="epoch", ylabel="pseudo Dice where annotated (validation)", ylim=(0, 1))
+    for axis in (loss_axis, dice_axis):
+        axis.legend()
+    with atomic_path(f"{output_folder}/progress_terms.png") as temporary:
+        figure.savefig(temporary)
+    plt.close(figure)

@@ -1,0 +1,491 @@
+"""Self-training and co-training on a label directory of the tiny dataset."""
+import importlib.util
+import json
+import math
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_partial.data import label_directory
+from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.losses import co_training
+from nnunet_partial.losses.ramps import gaussian
+from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.variants import write_variant
+
+WORKER = Path(__file__).with_name("co_training_ddp_worker.py")
+CLASSES = ("liver", "kidney", "pancreas")
+FAMILY = ("nnUNetTrainerCoTraining", "nnUNetTrainerCoTrainingCT", "nnUNetTrainerCoTrainingWA",
+          "nnUNetTrainerCoTrainingCTWA", "nnUNetTrainerCoTrainingIBN")
+
+
+def write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None):
+    """A label directory of every case; pseudo organs are boxes where nothing is annotated."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    dataset_json = read_json(tiny.preprocessed / "dataset.json")
+    manager = LabelManager(dataset_json["labels"], None)
+    images = nnUNetDatasetBlosc2(str(tiny.preprocessed / data_identifier))
+    for case in images.identifiers:
+        _, seg, _, properties = images.load_case(case)
+        seg = np.array(seg[:])
+        annotated = dataset_json["nnunet_partial"]["cases"][case]["annotated"]
+        pseudo = [i for i in CLASSES if i not in (*annotated, without)]
+        for name in pseudo:
+            value = CLASSES.index(name) + 1
+            box = (0, slice(2, 18), slice(7 * value - 5, 7 * value), slice(3, 3 + 5 * value))
+            seg[box] = np.where(seg[box] == 0, value, seg[box])
+        volume = {i: float((seg == CLASSES.index(i) + 1).sum() * 10) for i in (*annotated, *pseudo)}
+        label_directory.write_case(folder, case, seg, properties, manager, (16, 24, 24),
+                                   {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume})
+    label_directory.finish(folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES},
+                           images.identifiers)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labels(tiny, tmp_path_factory):
+    return write_labels(tiny, tmp_path_factory.mktemp("labels") / "fold_0")
+
+
+@pytest.fixture(scope="module")
+def plans(tiny, labels):
+    return write_variant(tiny.id, "cotrain", {"labels": str(labels.parent / "fold_{fold}"), "optimizer": "sgd",
+                                              "initial_lr": 0.01, "save_every": 1}, tiny.plans, overwrite=True).stem
+
+
+def ready(made):
+    made.initialize()
+    made.check_labels(made.labels, made.do_split()[0])
+    made.dataloader_train, made.dataloader_val = made.get_dataloaders()
+    made.set_deep_supervision_enabled(True)
+    return made
+
+
+def weights_of(network):
+    return {k: v.clone() for k, v in unwrap(network).state_dict().items()}
+
+
+# ---- data
+
+
+def test_training_sees_pseudo_labels_and_validation_the_truth(tiny, plans, labels, trainer, own_results):
+    made = ready(trainer("nnUNetTrainerSelfTraining", plans))
+    seen = set()
+    for _ in range(6):
+        batch = made.to_device(next(made.dataloader_train))
+        assert batch.annotated.all() and batch.truth[:, 1:].sum(1).max() == 1
+        seen |= set(batch.target[0].unique().int().tolist())
+        held_out = made.to_device(next(made.dataloader_val), training=False)
+        assert torch.equal(held_out.annotated, held_out.truth)
+        for target, truth in zip(held_out.target[0], held_out.truth):
+            assert set(target.unique().int().tolist()) <= set(torch.nonzero(truth).flatten().tolist())
+    assert seen == {0, 1, 2, 3}
+
+
+def test_self_training_is_nnunets_loss_on_completed_labels(tiny, plans, trainer, own_results):
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    made = ready(trainer("nnUNetTrainerSelfTraining", plans))
+    batch = made.to_device(next(made.dataloader_train))
+    output = made.network(batch.data)
+    expected = nnUNetTrainer._build_loss(made)(output, batch.target)
+    torch.testing.assert_close(made.compute_losses(batch)["marginal"], expected, rtol=1e-6, atol=1e-6)
+
+
+# ---- the step
+
+
+def softmax(x):
+    e = np.exp(x - x.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
+
+
+def read_eq_1_and_2(made, outputs, targets, alpha):
+    focal = dice = 0
+    for weight, logits, target in zip(made.deep_supervision_weights(), outputs, targets):
+        if not weight:
+            continue
+        p, y = softmax(logits.double().numpy()), target[:, 0].long().numpy()
+        own = np.take_along_axis(p, y[:, None], 1)[:, 0]
+        focal += weight * np.mean(-np.array(alpha)[y] * (1 - own) ** 2 * np.log(own))
+        for sample in range(len(p)):
+            for c in (1, 2, 3):
+                mask = y[sample] == c
+                overlap = (mask * p[sample, c]).sum()
+                dice += weight / len(p) * (1 - 2 * (overlap + 1e-5) / (mask.sum() + p[sample, c].sum() + 1e-5))
+    return focal, dice
+
+
+@pytest.mark.parametrize("name", FAMILY[:4])
+def test_the_step_is_equations_1_to_6(tiny, plans, labels, trainer, own_results, name):
+    made = ready(trainer(name, plans))
+    for _ in range(2):  # so that averages and networks differ
+        made.train_step(next(made.dataloader_train))
+    batch = made.to_device(next(made.dataloader_train))
+    made.current_epoch, made.steps_of_epoch = 0, 1
+    with torch.no_grad():
+        found = {k: v.item() for k, v in made.compute_losses(batch).items()}
+        outputs = {k: m.network(batch.data) for k, m in made.members.items()}
+        taught = {k: a.module(batch.data) for k, a in made.averages.items()} or {k: v[0] for k, v in outputs.items()}
+
+    volumes = made.labels.volumes_mm3
+    cases = made.do_split()[0]
+    inverse = [1 / np.mean([volumes[i][c] for i in cases if volumes[i][c]]) for c in CLASSES]
+    alpha = [1, *(i / np.mean(inverse) for i in inverse)]
+    readings = [read_eq_1_and_2(made, i, batch.target, alpha) for i in outputs.values()]
+    assert found["focal"] == pytest.approx(sum(i for i, _ in readings), rel=1e-4)
+    assert found["dice"] == pytest.approx(0.1 * sum(i for _, i in readings), rel=1e-4)
+
+    other = {"network": "peer", "peer": "network"} if made.co_teaching else {"network": "network"}
+    target = batch.target[0][:, 0].numpy()
+    annotated = batch.truth.numpy()
+    truth = np.stack([np.isin(y, [c for c in (1, 2, 3) if a[c]]) for y, a in zip(target, annotated)])
+    region = ~truth if name == "nnUNetTrainerCoTraining" else np.ones_like(truth)
+    soft = 0
+    for k, v in outputs.items():
+        teacher, student = (softmax(i.double().numpy()) for i in (taught[other[k]], v[0]))
+        soft += -(teacher * np.log(student)).sum(1)[region].mean()
+    ramp = math.exp(-5 * (1 - (1 / 2) / (0.25 * 2)) ** 2)  # one of two steps in epoch 0 of 2, over a quarter of them
+    assert found["soft"] == pytest.approx(0.1 * ramp * soft, rel=1e-4)
+
+
+def test_gradients_stay_in_their_network_and_out_of_the_averages(tiny, plans, trainer, own_results):
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    network, peer = (m.network for m in made.members.values())
+    assert any(not torch.equal(a, b) for a, b in zip(network.parameters(), peer.parameters()))
+    batch = made.to_device(next(made.dataloader_train))
+    reference = made.compute_losses(batch)
+    sum(reference.values()).backward()
+    gradients = {k: v.grad.clone() for k, v in network.named_parameters() if v.grad is not None}
+    assert all(p.grad is None and not p.requires_grad for a in made.averages.values() for p in a.module.parameters())
+
+    network.zero_grad()
+    with torch.no_grad():  # network 2 changed: the gradient of network 1 is what it was, because only averages teach
+        for p in peer.parameters():
+            p.add_(0.1)
+    sum(made.compute_losses(batch).values()).backward()
+    for k, v in network.named_parameters():
+        if v.grad is not None:
+            torch.testing.assert_close(v.grad, gradients[k])
+
+
+@pytest.mark.parametrize("name", FAMILY[:3])
+def test_the_soft_labels_are_constants(tiny, plans, trainer, own_results, name):
+    """The gradient of network 1 is that of its own terms with the teacher's output written down as numbers."""
+    made = ready(trainer(name, plans))
+    batch = made.to_device(next(made.dataloader_train))
+    sum(made.compute_losses(batch).values()).backward()
+    found = {k: v.grad.clone() for k, v in made.network.named_parameters() if v.grad is not None}
+
+    made.network.zero_grad()
+    with torch.no_grad():
+        teacher = (made.candidates["peer"] if made.co_teaching else made.averages["network"].module)(batch.data)
+    teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
+    output = made.network(batch.data)
+    hard = (made.at_every_scale(made.focal_loss, output, batch.target)
+            + 0.1 * made.at_every_scale(co_training.soft_dice_loss, output, batch.target))
+    soft = made.soft_loss(output[0], teacher, made.region(batch.target[0][:, 0], batch))
+    (hard + 0.1 * made.ramp_up() * soft).backward()
+    for k, v in made.network.named_parameters():
+        if v.grad is not None:
+            torch.testing.assert_close(found[k], v.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_averages_are_the_closed_form(tiny, plans, trainer, own_results):
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    history = {k: [weights_of(m.network)] for k, m in made.members.items()}
+    for _ in range(3):
+        made.train_step(next(made.dataloader_train))
+        for k, m in made.members.items():
+            history[k].append(weights_of(m.network))
+    for name, average in made.averages.items():
+        first, *later = history[name]
+        for key, value in average.state_dict().items():
+            expected = 0.999 ** 3 * first[key].double()
+            for i, weights in enumerate(later, 1):
+                expected = expected + 0.001 * 0.999 ** (3 - i) * weights[key].double()
+            torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
+    assert made.ramp_up() == gaussian(1.5, 0.5) and made.steps_of_epoch == 3
+
+
+@pytest.mark.parametrize("name, networks, averages", zip(FAMILY, (2, 2, 1, 2, 2), (2, 0, 1, 2, 2)))
+def test_forward_passes_are_not_repeated(tiny, plans, trainer, own_results, name, networks, averages):
+    made = ready(trainer(name, plans))
+    counts = []
+    for module in [*(unwrap(m.network) for m in made.members.values()), *(a.module for a in made.averages.values())]:
+        counts.append(0)
+        module.register_forward_hook(lambda m, i, o, n=len(counts) - 1: counts.__setitem__(n, counts[n] + 1))
+    made.train_step(next(made.dataloader_train))
+    assert counts == [1] * (networks + averages)
+
+
+def test_two_dimensions_train_and_validate(tiny, trainer, own_results, tmp_path):
+    labels = write_labels(tiny, tmp_path / "labels", "nnUNetPlans_2d")
+    plans = write_variant(tiny.id, "flat", {"labels": str(labels)}, tiny.plans, overwrite=True).stem
+    made = ready(trainer("nnUNetTrainerCoTrainingIBN", plans, "2d"))
+    before = [weights_of(m.network) for m in made.members.values()]
+    assert np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
+    for member, weights in zip(made.members.values(), before):
+        assert any(not torch.equal(v, weights[k]) for k, v in weights_of(member.network).items())
+    made.on_validation_epoch_start()
+    with torch.no_grad():
+        made.on_validation_epoch_end([made.validation_step(next(made.dataloader_val))])
+    assert set(made.deployed_weights()) == set(unwrap(made.network).state_dict())
+
+
+def test_dilated_region_and_ibn_and_the_papers_optimiser(tiny, labels, trainer, own_results):
+    from nnunet_partial.networks.ibn import InstanceBatchNorm
+
+    plans = write_variant(tiny.id, "paper", {"labels": str(labels), "optimizer": "paper", "num_epochs": 4,
+                                             "co_training": {"region": "dilated", "region_dilation": 1}},
+                          tiny.plans, overwrite=True).stem
+    made = ready(trainer("nnUNetTrainerCoTrainingIBN", plans))
+    for network in (*(m.network for m in made.members.values()), *(a.module for a in made.averages.values())):
+        assert sum(isinstance(i, InstanceBatchNorm) for i in network.encoder.stages[:2].modules()) > 0
+        assert not any(isinstance(i, InstanceBatchNorm) for i in network.encoder.stages[2].modules())
+    rates = []
+    for epoch in range(4):
+        for member in made.members.values():
+            member.lr_scheduler.step(epoch)
+        rates.append({m.optimizer.param_groups[0]["lr"] for m in made.members.values()})
+    cosine = [1, 2 ** -0.5, 0, -2 ** -0.5]
+    assert [i.pop() for i in rates] == pytest.approx([0.05 * (1 + i) / 2 for i in cosine])
+    group = made.optimizer.param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
+    result = made.train_step(next(made.dataloader_train))
+    assert np.isfinite(result["loss"])
+
+
+def test_mixed_precision_and_compiled_networks(tiny, plans, trainer, own_results):
+    """As on a GPU, with what the CPU has of it: bfloat16, one scaler, compiled networks and averages."""
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    batch = made.to_device(next(made.dataloader_train))
+    with torch.no_grad():
+        full = {k: v.item() for k, v in made.compute_losses(batch).items()}
+    for name, member in made.members.items():
+        member.network = torch.compile(member.network, backend="aot_eager")
+        made._average_networks[name] = torch.compile(made.averages[name].module, backend="aot_eager")
+    made.network = made.members["network"].network
+    made.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+    made.grad_scaler = torch.amp.GradScaler("cpu")
+    with made.autocast(), torch.no_grad():
+        half = {k: v.item() for k, v in made.compute_losses(batch).items()}
+    assert half == pytest.approx(full, rel=0.02)
+    before = [weights_of(a.module) for a in made.averages.values()]
+    assert np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
+    for average, weights in zip(made.averages.values(), before):
+        assert all(v.dtype == torch.float32 for v in average.state_dict().values())
+        assert any(not torch.equal(v, weights[k]) for k, v in average.state_dict().items())
+    assert set(made.deployed_weights()) == set(before[0])  # no prefix of a wrapper
+
+
+def test_two_processes_have_the_gradients_of_one(tiny, plans, trainer, own_results, tmp_path):
+    """Also the mean over the region mask, which holds more voxels on one process than on the other."""
+    spec = importlib.util.spec_from_file_location("co_training_ddp_worker", WORKER)
+    worker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(worker)
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    made.train_step(next(made.dataloader_train))
+    batch = made.to_device(next(made.dataloader_train))
+    batch.truth = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0]], dtype=torch.bool)
+    assert len({int(i.sum()) for i in made.region(batch.full_resolution_target[:, 0], batch)}) == 2
+    made.steps_of_epoch = 0
+    expected = worker.gradients(made, batch)
+
+    file = tmp_path / "batch.pth"
+    torch.save({"networks": {k: weights_of(m.network) for k, m in made.members.items()}, "batch": batch,
+                "averages": {k: a.state_dict() for k, a in made.averages.items()}}, file)
+    argv = [[sys.executable, str(WORKER), str(rank), str(tmp_path / "rendezvous"), str(file), plans] for rank in range(2)]
+    processes = [subprocess.Popen(i, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for i in argv]
+    errors = [i.communicate(timeout=900)[1] for i in processes]
+    assert [i.returncode for i in processes] == [0, 0], errors
+    found = torch.load(f"{file}.gradients", weights_only=False)
+    for name, parameters in expected.items():
+        largest = max(i.abs().max() for i in parameters.values())
+        for key, gradient in parameters.items():
+            # the lowest output has weight 0 on one process and 1e-6 under DDP, which needs every parameter to be used
+            torch.testing.assert_close(found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest))
+
+
+# ---- which is deployed
+
+
+def test_the_better_average_is_deployed(tiny, plans, trainer, own_results):
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    made.on_validation_epoch_start()
+    with torch.no_grad():
+        step = made.validation_step(next(made.dataloader_val))
+    assert step["tp_hard"].shape == (2, 3) and step["loss"].shape == (2,)
+    zero = np.zeros((2, 3))
+    tp = np.array([[4., 0, 0], [6., 0, 0]])
+    one = {"loss": np.zeros(2), "tp_hard": tp, "fp_hard": 8 - tp, "fn_hard": zero}  # only one class is annotated
+    one["fp_hard"][:, 1:] = 0
+    made.on_validation_epoch_end([one])
+    assert made.deployed == "peer" and made.running_dice == pytest.approx({"network": 8 / 12, "peer": 12 / 14})
+    assert made.logger.get_value("mean_fg_dice", step=-1) == pytest.approx(12 / 14)
+    made.on_validation_epoch_end([{**one, "tp_hard": zero, "fp_hard": zero}])  # nothing annotated was seen
+    assert made.running_dice["peer"] == pytest.approx(12 / 14)
+    for key, value in made.deployed_weights().items():
+        assert torch.equal(value, made.averages["peer"].state_dict()[key])
+    with made._deployed_as_network() as network:
+        assert made.network is network is made.averages["peer"].module
+    assert made.network is made.members["network"].network
+
+
+# ---- checkpoints
+
+
+def assert_same(a, b, path=""):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_same(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{path}/{i}")
+    elif isinstance(a, torch.Tensor):
+        # two runs of one program may differ in the last bit (biases before a norm, whose gradient is rounding alone);
+        # a state that was not restored differs by 1e-4 and more
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7, msg=lambda m: f"{path}: {m}")
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-5, nan_ok=True), path
+    else:
+        assert a == b, f"{path}: {a} {b}"
+
+
+def final_state(results):
+    checkpoint = load_checkpoint(next(results.rglob("checkpoint_final.pth")))
+    for name in ("epoch_start_timestamps", "epoch_end_timestamps"):
+        checkpoint["logging"].pop(name)
+    return checkpoint
+
+
+def test_killed_and_continued_equals_uninterrupted(tiny, plans, trainer, own_results, monkeypatch):
+    from nnunetv2.run.run_training import maybe_load_checkpoint
+
+    monkeypatch.setenv("nnUNet_results", str(own_results / "uninterrupted"))
+    uninterrupted = trainer("nnUNetTrainerCoTraining", plans)
+    uninterrupted.run_training()
+    killed = own_results / "killed"
+    monkeypatch.setenv("nnUNet_results", str(killed))
+    program = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from nnunetv2.run.run_training import get_trainer_from_args
+name = "nnUNetTrainerCoTraining"
+trainer = get_trainer_from_args("501", "3d_fullres", 0, name, {plans!r}, False, torch.device("cpu"))
+after_step, steps = trainer.after_step, []
+def counted():
+    after_step()
+    steps.append(None)
+    if len(steps) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+trainer.after_step = counted
+trainer.run_training()
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    continued = trainer("nnUNetTrainerCoTraining", plans, continue_training=True)
+    maybe_load_checkpoint(continued, True, False)
+    assert continued.current_epoch == 1
+    continued.run_training()
+    state = final_state(killed)
+    assert_same(final_state(own_results / "uninterrupted"), state)
+
+    weights = weights_of(uninterrupted.network)
+    uninterrupted.perform_actual_validation()
+    summary = read_json(Path(uninterrupted.output_folder) / "validation" / "summary.json")
+    assert len(summary["metric_per_case"]) == 3
+    assert_same(weights_of(uninterrupted.network), weights)  # the trained network is back in its place
+
+    own = state["nnunet_partial"]
+    assert_same(state["network_weights"], own["averages"][own["deployed"]]["weights"])
+    assert {i["num_updates"] for i in own["averages"].values()} == {4}
+    assert not torch.equal(next(iter(own["trained_weights"].values())), next(iter(state["network_weights"].values())))
+
+
+# ---- bad input
+
+
+def refused(capsys, make):
+    with pytest.raises(SystemExit) as end:
+        make()
+    assert end.value.code == 2
+    lines = [i for i in capsys.readouterr().err.splitlines() if i.startswith("nnunet_partial: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def variant(tiny, **settings):
+    return write_variant(tiny.id, "refused", settings, tiny.plans, overwrite=True).stem
+
+
+def test_missing_labels_are_named_with_the_command_that_makes_them(tiny, trainer, own_results, tmp_path, capsys):
+    error = refused(capsys, lambda: trainer("nnUNetTrainerCoTraining"))
+    assert "needs the setting labels" in error and "nnunet_partial pseudo-label 501 --configuration 3d_fullres" in error
+    absent = variant(tiny, labels=str(tmp_path / "none_{fold}"))
+    error = refused(capsys, lambda: trainer("nnUNetTrainerPartial", absent))
+    assert str(tmp_path / "none_0") in error and f"--out {tmp_path / 'none_0'}" in error
+    (tmp_path / "begun").mkdir()
+    error = refused(capsys, lambda: trainer("nnUNetTrainerPartial", variant(tiny, labels=str(tmp_path / "begun"))))
+    assert "is not finished" in error
+    assert not any(own_results.iterdir())
+
+
+def spoiled(labels, tmp_path, change):
+    folder = tmp_path / "spoiled"
+    folder.mkdir()
+    for file in labels.iterdir():
+        if file.is_file():
+            (folder / file.name).symlink_to(file)
+    content = read_json(folder / "provenance.json")
+    change(content)
+    (folder / "provenance.json").unlink()
+    (folder / "provenance.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("change, words", [
+    (lambda c: c.update(data_identifier="nnUNetPlans_2d"), ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres")),
+    (lambda c: c.update(classes=["liver", "spleen"]), ("liver, spleen", "liver, kidney, pancreas")),
+    (lambda c: c.update(dataset="Dataset001_X"), ("Dataset001_X",)),
+    (lambda c: c.update(version=2), ("version 2",)),
+    (lambda c: c.pop("cases"), ("is not the provenance",)),
+])
+def test_labels_that_do_not_fit_are_refused(tiny, labels, trainer, own_results, tmp_path, capsys, change, words):
+    plans = variant(tiny, labels=str(spoiled(labels, tmp_path, change)))
+    error = refused(capsys, lambda: trainer("nnUNetTrainerSelfTraining", plans))
+    assert all(i in error for i in words) and "pseudo-label 501" in error
+
+
+def test_a_case_or_a_class_that_is_missing_fails_before_training(tiny, labels, trainer, own_results, tmp_path, capsys):
+    case = trainer("nnUNetTrainerPartial").do_split()[0][0]
+    plans = variant(tiny, labels=str(spoiled(labels, tmp_path, lambda c: c["cases"].pop(case))))
+    made = trainer("nnUNetTrainerSelfTraining", plans)
+    assert case in refused(capsys, made.on_train_start)
+    partly = write_labels(tiny, tmp_path / "partly", without="pancreas")
+    made = trainer("nnUNetTrainerCoTraining", variant(tiny, labels=str(partly)))
+    assert "not of pancreas" in refused(capsys, made.on_train_start)
+    assert not list(Path(own_results).rglob("checkpoint*"))
+
+
+@pytest.mark.parametrize("settings, word", [({"class_weights": [1, 2]}, "class_weights must be 3 numbers"),
+                                            ({"gamma": 0.5}, "gamma must be 0 or at least 1"),
+                                            ({"ema_decay": 1}, "ema_decay must be below 1"),
+                                            ({"region": "eroded"}, "equation, dilated")])
+def test_bad_settings_are_one_line(tiny, labels, trainer, own_results, capsys, settings, word):
+    plans = read_json(tiny.preprocessed / f"{tiny.plans}.json")
+    name = f"{tiny.plans}_bad"
+    own = {**plans["nnunet_partial"], "labels": str(labels), "co_training": settings}
+    plans.update(plans_name=name, nnunet_partial=own)
+    (tiny.preprocessed / f"{name}.json").write_text(json.dumps(plans))
+    assert word in refused(capsys, lambda: trainer("nnUNetTrainerCoTraining", name))
