@@ -1,0 +1,74 @@
+"""A network as an ONNX file, checked against torch before it is written.
+
+Needs the extra ``onnx``: ``pip install "nnunet_partial[onnx]"``.
+"""
+import copy
+import importlib.util
+import os
+from typing import Mapping, Optional, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, atomic_path
+from nnunet_partial.networks.unwrap import unwrap
+
+INPUT, OUTPUT = "image", "logits"
+OPSET = 18
+
+
+def export_onnx(network: nn.Module, path: PathLike, in_channels: int, patch_size: Sequence[int],
+                metadata: Optional[Mapping[str, str]] = None, tolerance: float = 1e-4) -> float:
+    """Write ``network`` as one ONNX file: ``image`` (1, in_channels, *patch_size) float32 -> ``logits`` of that size.
+
+    Deep supervision is left out. ``metadata`` goes into the file's properties. The file is run by onnxruntime on random
+    input and compared with torch, both on the CPU; it appears at ``path`` only if they agree. Returns the largest
+    difference of the logits, relative to the largest logit if that is above 1. Raises :class:`UserError` if the
+    packages are missing and RuntimeError if the difference exceeds ``tolerance``.
+    """
+    _require_packages()
+    network = copy.deepcopy(unwrap(network)).cpu().float().eval()
+    if hasattr(getattr(network, "decoder", None), "deep_supervision"):
+        network.decoder.deep_supervision = False
+    image = torch.randn(1, in_channels, *patch_size, generator=torch.Generator().manual_seed(0))
+    with atomic_path(path) as temporary:
+        _write(network, image, temporary, metadata or {})
+        difference = onnx_difference(temporary, network, image)
+        # written so that NaN fails too
+        if not difference <= tolerance:
+            raise RuntimeError(f"{path}: onnxruntime and torch differ by {difference:.2g}, more than {tolerance:.2g}; "
+                               f"not written.")
+    return difference
+
+
+def onnx_difference(path: PathLike, network: nn.Module, image: torch.Tensor) -> float:
+    """Largest difference between the logits of an ONNX file and of ``network`` (CPU, evaluation mode) on ``image``,
+    relative to the largest logit if that is above 1."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+    found = session.run([OUTPUT], {INPUT: image.numpy()})[0]
+    with torch.no_grad():
+        expected = network(image).numpy()
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+def _write(network: nn.Module, image: torch.Tensor, path: str, metadata: Mapping[str, str]) -> None:
+    import onnx
+
+    program = torch.onnx.export(network, (image,), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
+                                dynamo=True, verbose=False)
+    program.save(path, external_data=False)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        del node.metadata_props[:]  # torch leaves stack traces there, with the paths of this machine
+    onnx.helper.set_model_props(model, {str(k): str(v) for k, v in metadata.items()})
+    onnx.save(model, path)
+
+
+def _require_packages() -> None:
+    missing = [i for i in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(i) is None]
+    if missing:
+        raise UserError(f"ONNX export needs the package {missing[0]}: pip install \"nnunet_partial[onnx]\".")

@@ -1,0 +1,86 @@
+"""Prediction in preprocessed space: the images as nnU-Net trained on them, no resampling there and back.
+
+The windows, the Gaussian weights, the mirroring and their sum are nnU-Net's own predictor's.
+"""
+import io
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, read_json
+from nnunet_partial.labels import foreground_classes
+from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network, preprocessing_pairs
+
+CHECKPOINT = "checkpoint_final.pth"
+
+
+def find_model(folder: PathLike, fold: Any, classes: Sequence[str], plans: Mapping[str, Any], configuration: str,
+               checkpoint: str = CHECKPOINT) -> TeacherFiles:
+    """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads JSON only.
+
+    ``folder``  an nnU-Net model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder
+    ``classes`` what it may segment; it need not know all of them
+    raises      :class:`UserError` for a model that is missing, saw other images or knows other classes
+    """
+    file = find_checkpoint(Path(folder), fold, checkpoint)
+    if file is None:
+        raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train (fold {fold}), or "
+                        f"name the folder of one fold.")
+    model = file.parent.parent
+    theirs = read_json(model / "plans.json", "A model folder holds it.")
+    for name, found, expected in preprocessing_pairs(theirs, plans, configuration):
+        if found != expected:
+            raise UserError(f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
+                            f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "
+                            f"plans.")
+    dataset_file = model / "dataset.json"
+    known, _ = foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))
+    unknown = [i for i in known if i not in classes]
+    if unknown:
+        raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: "
+                        f"{', '.join(classes)}.")
+    return TeacherFiles(model.name, model, file, known)
+
+
+def load_predictor(files: TeacherFiles, device: torch.device, mirroring: bool = True):
+    """nnU-Net's predictor for one checkpoint, at its own defaults (half overlap, Gaussian, mirroring)."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    loaded = load_network(files)
+    if loaded.configuration.previous_stage_name is not None:
+        raise UserError(f"{files.folder} is the second stage of a cascade, which needs the first one's output. Use a "
+                        f"model of 2d, 3d_lowres or 3d_fullres.")
+    on_gpu = device.type == "cuda"
+    with redirect_stdout(io.StringIO()):  # on the CPU it tells that results stay on the CPU
+        predictor = nnUNetPredictor(use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=device,
+                                    allow_tqdm=False)
+    predictor.manual_initialization(loaded.network, loaded.plans, loaded.configuration, None, loaded.dataset_json,
+                                    loaded.trainer_name, loaded.mirroring_axes)
+    return predictor
+
+
+def predict_logits(predictor, image: np.ndarray) -> torch.Tensor:
+    """Preprocessed image (channels, *S) -> logits (classes, *S), float16, on the CPU; S has three axes in 2D too."""
+    data = torch.from_numpy(np.array(image, dtype=np.float32))
+    return predictor.predict_sliding_window_return_logits(data).cpu()
+
+
+def restricted_prediction(logits: torch.Tensor, outputs: Sequence[int], slab: int = 16) -> tuple:
+    """What the network says where only background and the classes ``outputs`` are possible.
+
+    The softmax is taken over background (output 0) and ``outputs`` alone: a class that is annotated on the case is
+    known not to be where its annotation is not. ``slab`` voxels along the first axis are computed at a time.
+
+    logits (C, *S) -> (index (*S) int64: 0 background, i + 1 for ``outputs[i]``; its probability (*S) float32).
+    """
+    rows = [0, *outputs]
+    index = torch.empty(logits.shape[1:], dtype=torch.int64)
+    probability = torch.empty(logits.shape[1:], dtype=torch.float32)
+    for start in range(0, logits.shape[1], slab):
+        part = slice(start, start + slab)
+        torch.max(torch.softmax(logits[rows, part].float(), 0), 0, out=(probability[part], index[part]))
+    return index, probability

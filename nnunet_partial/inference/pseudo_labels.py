@@ -1,0 +1,350 @@
+"""Pseudo labels: every training case gets the classes that it lacks from the models that know them.
+
+Huang et al. 2020, section 3 (the pseudo-annotated dataset), for any mixture of annotated sets. All of it happens in
+preprocessed space; what comes out is a label directory (:mod:`nnunet_partial.data.label_directory`).
+"""
+import hashlib
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nnunet_partial import __version__, paths
+from nnunet_partial.data import label_directory
+from nnunet_partial.data.parallel import start_worker
+from nnunet_partial.data.splits import stratified_splits
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, read_json, write_json
+from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_predictor, predict_logits,
+                                                   restricted_prediction)
+from nnunet_partial.labels import Annotations
+from nnunet_partial.networks.teachers import TeacherFiles, find_teachers
+from nnunet_partial.settings import RunSettings
+
+TEACHERS = "teachers"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that labels; ``sha256`` of its checkpoint."""
+    files: TeacherFiles
+    sha256: str
+
+    def to_json(self) -> dict:
+        """Its entry in provenance.json."""
+        return {"folder": str(self.files.folder), "checkpoint": str(self.files.checkpoint), "sha256": self.sha256,
+                "classes": list(self.files.classes)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that labelling one case depends on but the case itself; sent to every process once."""
+    out: Path
+    images: Path
+    plans: Mapping[str, Any]
+    configuration: str
+    dataset_json: Mapping[str, Any]
+    models: Sequence[Model]
+    largest_component: tuple
+    mirroring: bool
+
+    @property
+    def annotations(self) -> Annotations:
+        """The contract of the dataset."""
+        return Annotations.from_dataset_json(self.dataset_json)
+
+    def inputs(self, case: str) -> dict:
+        """What the labels of ``case`` are made from; a case is done if its record says the same."""
+        annotated = self.annotations.of(case).annotated
+        return {"models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
+                "annotated": list(annotated), "labels_sha256": sha256(self.images / f"{case}_seg.b2nd"),
+                "largest_component": [i for i in self.largest_component if i not in annotated],
+                "mirroring": self.mirroring}
+
+
+def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *, fold: Union[int, str] = "all",
+                 plans: str = "nnUNetPlans", sources: Sequence[str] = (TEACHERS,), checkpoint: str = CHECKPOINT,
+                 largest_component: Optional[Sequence[str]] = None, mirroring: bool = True,
+                 devices: Sequence[str] = ("cpu",), overwrite: bool = False, cases: Optional[Sequence[str]] = None,
+                 progress: bool = True) -> Path:
+    """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
+
+    ``sources``            ``teachers`` (found as the MS-KD trainers find theirs), or folders of models
+    ``largest_component``  classes of which only the largest 26-connected component is kept; ``()`` for none (None)
+    ``devices``            one process each; ``cuda:0``, ``cuda:1`` or, any number of times, ``cpu``
+    ``overwrite``          do cases again that were made from other models or labels; otherwise they are an error
+    ``cases``              label these cases instead of those of the fold
+    Cases that are done are skipped. Raises :class:`UserError` for anything missing or unfit, before predicting.
+    """
+    folder = paths.preprocessed_dataset(dataset)
+    annotations = Annotations.from_dataset_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
+    cases = sorted(training_cases(folder, annotations, fold) if cases is None else cases)
+    task = _task(folder, configuration, Path(out), fold, plans, sources, checkpoint, largest_component, mirroring)
+    todo = _todo(task, cases, overwrite)
+    finished = task.out / label_directory.PROVENANCE
+    if finished.is_file() and not todo and sorted(read_json(finished)["cases"]) == cases:
+        return finished  # so that a finished directory keeps its date
+    with label_directory.writing(task.out):
+        _label_all(task, todo, devices, progress, total=len(cases))
+        return label_directory.finish(task.out, _header(task, plans, fold), cases)
+
+
+def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: str, sources: Sequence[str],
+          checkpoint: str, largest_component: Optional[Sequence[str]], mirroring: bool) -> Task:
+    """Everything checked that is asked for."""
+    plans = read_json(paths.plans_file(folder.name, plans_name))
+    dataset_json = read_json(folder / "dataset.json")
+    annotations = Annotations.from_dataset_json(dataset_json, str(folder / "dataset.json"))
+    if plans["configurations"].get(configuration) is None:
+        raise UserError(f"plans {plans_name} have no configuration {configuration!r}. They have: "
+                        f"{', '.join(plans['configurations'])}.")
+    images = folder / _data_identifier(plans, configuration)
+    if not images.is_dir():
+        raise UserError(f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name "
+                        f"{plans_name} -c {configuration}")
+    files = _find_models(sources, annotations, plans, configuration, fold, checkpoint)
+    unknown = [i for i in largest_component or () if i not in annotations.classes]
+    if unknown:
+        raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: "
+                        f"{', '.join(annotations.classes)}.")
+    return Task(out, images, plans, configuration, dataset_json, [Model(i, sha256(i.checkpoint)) for i in files],
+                tuple(largest_component or ()), mirroring)
+
+
+def _data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    return PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+
+
+def _find_models(sources: Sequence[str], annotations: Annotations, plans: Mapping[str, Any], configuration: str,
+                 fold: Any, checkpoint: str) -> list:
+    found = []
+    for source in sources:
+        if source == TEACHERS:
+            found += find_teachers(annotations, RunSettings.from_plans(plans).mskd, plans, configuration, fold)
+        else:
+            found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint))
+    return found
+
+
+def training_cases(folder: Path, annotations: Annotations, fold: Union[int, str]) -> list:
+    """Training cases of a fold as the trainers have them; splits_final.json is written if it has to be."""
+    if fold == "all":
+        if annotations.is_partial:
+            return list(annotations.cases)
+        return sorted(i.name[:-len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
+    file = folder / "splits_final.json"
+    if not file.is_file():
+        if not annotations.is_partial:
+            raise UserError(f"{file} does not exist. Train any model on this dataset first, or label all cases: "
+                            f"--fold all")
+        write_json(stratified_splits(annotations, list(annotations.cases)), file)
+    splits = read_json(file)
+    if not str(fold).isdigit() or int(fold) >= len(splits):
+        raise UserError(f"--fold {fold}: {file} has the folds 0 to {len(splits) - 1}; 'all' takes every case.")
+    return splits[int(fold)]["train"]
+
+
+def _lacking(model: Model, annotated: Sequence[str]) -> list:
+    return [i for i in model.files.classes if i not in annotated]
+
+
+def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
+    """Cases that are not done. Raises :class:`UserError` for one that was made from something else."""
+    todo = []
+    for case in cases:
+        if not (task.images / f"{case}_seg.b2nd").is_file():
+            raise UserError(f"{task.images / case}_seg.b2nd does not exist. Preprocess the dataset again.")
+        record, inputs = label_directory.read_record(task.out, case), task.inputs(case)
+        if record is None or record.get("inputs") != inputs:
+            if record is not None and not overwrite:
+                changed = next(i for i in inputs if record.get("inputs", {}).get(i) != inputs[i])
+                raise UserError(f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
+                                f"another --out, or make them again with --overwrite.")
+            todo.append(case)
+    return todo
+
+
+_CHANGED = {"models": "models", "annotated": "annotated classes", "labels_sha256": "annotations",
+            "largest_component": "choices of --largest-component", "mirroring": "choices of mirroring"}
+
+
+def _header(task: Task, plans_name: str, fold: Any) -> dict:
+    return {"nnunet_partial": __version__, "created": _now(), "dataset": task.plans["dataset_name"],
+            "plans": plans_name, "configuration": task.configuration, "fold": str(fold),
+            "data_identifier": task.images.name, "classes": list(task.annotations.classes),
+            "models": [i.to_json() for i in task.models]}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def sha256(file: PathLike) -> str:
+    """Hash of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        for piece in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+# ---- processes
+
+
+def _label_all(task: Task, cases: Sequence[str], devices: Sequence[str], progress: bool, total: int) -> None:
+    bar = dict(total=total, initial=total - len(cases), desc="pseudo-labelling", unit="case",
+               disable=None if progress else True)
+    with tqdm(**bar) as shown:
+        for _ in _one_process(task, cases, devices) if min(len(devices), len(cases)) < 2 else \
+                _several_processes(task, cases, devices):
+            shown.update()
+
+
+def _one_process(task: Task, cases: Sequence[str], devices: Sequence[str]) -> Iterable[None]:
+    if cases:
+        label = Labeller(task, torch.device(devices[0]))
+        for case in cases:
+            yield label(case)
+
+
+def _several_processes(task: Task, cases: Sequence[str], devices: Sequence[str]) -> Iterable[None]:
+    """One process per device. The first failure ends the work; what is done stays done."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for device in devices:
+        queue.put(device)
+    with ProcessPoolExecutor(len(devices), context, _start_labelling, (task, queue, len(devices))) as pool:
+        try:
+            for future in as_completed([pool.submit(_label_in_worker, i) for i in cases]):
+                yield future.result()
+        except BrokenProcessPool:
+            raise UserError(f"a process was killed while it labelled, most likely because memory ran out. Start the "
+                            f"command again with fewer processes; what is done in {task.out} stays done.") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_worker: Optional[Callable] = None
+
+
+def _start_labelling(task: Task, queue, processes: int) -> None:
+    global _worker
+    start_worker()
+    device = torch.device(queue.get())
+    if device.type == "cpu":  # together the processes use every core once
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    _worker = Labeller(task, device)
+
+
+def _label_in_worker(case: str) -> None:
+    _worker(case)
+
+
+# ---- one case
+
+
+class Labeller:
+    """Labels cases on one device; each model is loaded when the first case needs it."""
+
+    def __init__(self, task: Task, device: torch.device):
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        self.task, self.device, self.predictors = task, device, {}
+        self.annotations = task.annotations
+        plans = PlansManager(dict(task.plans))
+        self.configuration, self.transpose = plans.get_configuration(task.configuration), plans.transpose_forward
+        self.label_manager = plans.get_label_manager(dict(task.dataset_json))
+
+    def __call__(self, case: str) -> None:
+        """Write one case to the label directory."""
+        image, truth, properties = _load(self.task.images, case)
+        inputs = self.task.inputs(case)
+        annotated = self.annotations.of(case).annotated
+        models = [i for i in self.task.models if _lacking(i, annotated)]
+        pseudo = sorted({c for i in models for c in _lacking(i, annotated)}, key=self.annotations.classes.index)
+        labels, probability = self._predict(image, models, annotated, truth.shape[1:])
+        labels = keep_largest(labels, [self._value(i) for i in self.task.largest_component])
+        free = truth[0] == 0  # neither annotated, nor ignored, nor outside (-1)
+        seg = truth.copy()
+        seg[0][free] = labels[free]
+        record = {"annotated": list(annotated), "pseudo": pseudo,
+                  **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
+                  "written": _now(), "inputs": inputs}
+        label_directory.write_case(self.task.out, case, seg, properties, self.label_manager,
+                                   self.configuration.patch_size, record)
+
+    def _value(self, name: str) -> int:
+        return self.annotations.classes.index(name) + 1
+
+    def _predict(self, image: np.ndarray, models: Sequence[Model], annotated: Sequence[str],
+                 shape: Sequence[int]) -> tuple:
+        """Pseudo labels (*S) of the classes that are not annotated, and the probability (*S) of each voxel's label."""
+        claims = []
+        for model in models:
+            lacking = _lacking(model, annotated)
+            logits = predict_logits(self._predictor(model), image)
+            index, probability = restricted_prediction(logits, [model.files.classes.index(i) + 1 for i in lacking])
+            values = np.array([0, *(self._value(i) for i in lacking)], dtype=np.int16)
+            claims.append((values[index.numpy()], probability.numpy()))
+        return merge_claims(claims, shape)
+
+    def _predictor(self, model: Model):
+        if model.sha256 not in self.predictors:
+            self.predictors[model.sha256] = load_predictor(model.files, self.device, self.task.mirroring)
+        return self.predictors[model.sha256]
+
+    def _statistics(self, seg: np.ndarray, probability: np.ndarray, classes: Sequence[str], pseudo: Sequence[str],
+                    properties: Mapping[str, Any]) -> dict:
+        voxel_mm3 = voxel_volume_mm3(properties["spacing"], self.transpose, self.configuration.spacing)
+        masks = {i: seg == self._value(i) for i in classes}
+        return {"volume_mm3": {k: float(v.sum() * voxel_mm3) for k, v in masks.items()},
+                "mean_confidence": {i: float(probability[masks[i]].mean()) if masks[i].any() else None for i in pseudo}}
+
+
+def merge_claims(claims: Sequence[tuple], shape: Sequence[int]) -> tuple:
+    """One label map from several models' ``(labels (*S), probability (*S))``.
+
+    A voxel that one model gives to an organ gets that organ; where several do, the highest probability decides, and the
+    first of equal ones. Returns (labels (*S) int16, probability (*S) float32, 0 where no organ is).
+    """
+    labels, best = np.zeros(shape, np.int16), np.zeros(shape, np.float32)
+    for values, probability in claims:
+        better = (values > 0) & (probability > best)
+        labels[better], best[better] = values[better], probability[better]
+    return labels, best
+
+
+def keep_largest(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """``labels`` (*S) with the largest 26-connected component alone of each class in ``values``."""
+    from nnunet_partial.inference.coarse_to_fine import largest_components
+
+    chosen = np.isin(labels, values)
+    if not chosen.any():
+        return labels
+    kept = largest_components(np.where(chosen, labels, 0).astype(np.uint16))
+    return np.where(chosen, kept, labels).astype(labels.dtype)
+
+
+def voxel_volume_mm3(original_spacing_mm: Sequence[float], transpose: Sequence[int],
+                     spacing_mm: Sequence[float]) -> float:
+    """Volume of a preprocessed voxel. ``original_spacing_mm`` has the axes of the file; a 2D configuration's
+    ``spacing_mm`` has two entries and leaves the distance of slices as it was."""
+    slices = [original_spacing_mm[transpose[0]]] if len(spacing_mm) == 2 else []
+    return float(np.prod([*slices, *spacing_mm]))
+
+
+def _load(images: Path, case: str) -> tuple:
+    """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    data, seg, _, properties = nnUNetDatasetBlosc2(str(images), [case]).load_case(case)
+    return np.asarray(data[:]), np.array(seg[:]), properties
