@@ -1,0 +1,143 @@
+"""What an evaluation says: summary, files, table. Rows are dicts of ``case``, ``source``, ``class`` and the metrics."""
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+
+from nnunet_partial import __version__
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.statistics import bootstrap_ci
+from nnunet_partial.files import PathLike, read_json, write_json, write_text
+
+CONFIDENCE = 0.95
+ROW_KEYS = ("case", "source", "class")
+
+# metric -> heading and format of the table of means
+COLUMNS = {"dice": ("Dice", "{:.4f}"), "surface_dice": ("surface Dice", "{:.4f}"),
+           "hausdorff_mean_mm": ("HD mm", "{:.2f}"), "hausdorff95_mm": ("HD95 mm", "{:.2f}"),
+           "average_surface_distance_mm": ("ASD mm", "{:.2f}"),
+           "volume_difference_ml": ("dV ml", "{:+.2f}"), "volume_difference_percent": ("dV %", "{:+.1f}")}
+
+
+def summarise(rows: Sequence[Mapping], seed: int = 0) -> dict:
+    """Mean over classes, and for each class: mean, SD, median, numbers of cases and bootstrap interval of each metric.
+
+    ``n`` counts the cases with a finite value, of which mean, SD and interval are made; ``n_infinite`` the cases where
+    the structure was missed or invented, which count in the median only; ``n_undefined`` those with nothing to measure.
+    """
+    metrics = [i for i in rows[0] if i not in ROW_KEYS] if rows else []
+    classes = list(dict.fromkeys(i["class"] for i in rows))
+    cases = list(dict.fromkeys(i["case"] for i in rows))
+    by_class = {name: {metric: _describe([i[metric] for i in rows if i["class"] == name], seed) for metric in metrics}
+                for name in classes}
+    mean = {metric: {"mean": _mean([by_class[i][metric]["mean"] for i in classes]),
+                     "ci": list(bootstrap_ci(_cases_by_classes(rows, metric, cases, classes), CONFIDENCE, seed=seed))}
+            for metric in metrics}
+    return {"n_cases": len(cases), "mean_over_classes": mean, "classes": by_class}
+
+
+def _describe(values: Sequence[float], seed: int) -> dict:
+    values = np.asarray(values, dtype=np.float64)
+    finite, measured = values[np.isfinite(values)], values[~np.isnan(values)]
+    return {"mean": _mean(values),
+            "sd": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
+            "median": float(np.median(measured)) if len(measured) else math.nan,
+            "ci": list(bootstrap_ci(finite, CONFIDENCE, seed=seed)),
+            "n": len(finite), "n_infinite": int(np.isinf(values).sum()), "n_undefined": int(np.isnan(values).sum())}
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [i for i in values if math.isfinite(i)]
+    return float(np.mean(finite)) if finite else math.nan
+
+
+def _cases_by_classes(rows: Sequence[Mapping], metric: str, cases: Sequence[str], classes: Sequence[str]) -> np.ndarray:
+    table = np.full((len(cases), len(classes)), np.nan)
+    row_of, column_of = ({name: i for i, name in enumerate(names)} for names in (cases, classes))
+    for row in rows:
+        table[row_of[row["case"]], column_of[row["class"]]] = row[metric]
+    return table
+
+
+def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, Any]) -> None:
+    """Write ``metrics.csv`` (a line a case and class) and ``metrics.json`` (``about``, summaries, rows)."""
+    out, sources = Path(out), sorted({row["source"] for row in rows})
+    content = {"version": 1, "nnunet_partial": __version__, **about, "confidence": CONFIDENCE,
+               "summary": summarise(rows),
+               "sources": {i: summarise([row for row in rows if row["source"] == i]) for i in sources},
+               "rows": list(rows)}
+    write_text(_csv(rows), out / "metrics.csv")
+    write_json(_json_values(content), out / "metrics.json")
+
+
+def format_summary(content: Mapping[str, Any]) -> str:
+    """A table of the means from the content of a ``metrics.json``: a line a class, and what was left out below."""
+    summary = content["summary"]
+    metrics = [i for i in COLUMNS if i in summary["mean_over_classes"]]
+    lines = [["", "n", *(COLUMNS[i][0] for i in metrics), "missed or invented"]]
+    for name, values in summary["classes"].items():
+        lines.append([name, str(sum(row["class"] == name for row in content["rows"])),
+                      *(_cell(values[i]["mean"], i) for i in metrics),
+                      str(max(i["n_infinite"] for i in values.values()) or "")])
+    lines.append(["mean over classes", str(summary["n_cases"]),
+                  *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics), ""])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    text = ["  ".join([line[0].ljust(widths[0]), *(i.rjust(n) for i, n in zip(line[1:], widths[1:]))]).rstrip()
+            for line in lines]
+    for reason, cases in content.get("not_evaluated", {}).items():
+        if cases:
+            text.append(f"not evaluated, {reason.replace('_', ' ')}: {len(cases)} ({', '.join(cases[:3])}"
+                        f"{', ...' if len(cases) > 3 else ''})")
+    return "\n".join(text)
+
+
+def _cell(value: Any, metric: str) -> str:
+    return "-" if value is None else COLUMNS[metric][1].format(value)
+
+
+def _csv(rows: Sequence[Mapping]) -> str:
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _json_values(content: Any) -> Any:
+    """JSON knows neither NaN nor infinity: null and ``"inf"`` instead."""
+    if isinstance(content, Mapping):
+        return {k: _json_values(v) for k, v in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_json_values(i) for i in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None if math.isnan(content) else str(content)
+    return content
+
+
+def read_metrics(path: PathLike) -> list:
+    """The rows of a ``metrics.json`` or ``metrics.csv``, or a folder with one, as ``evaluate_folder`` returns them."""
+    path = Path(path)
+    path, remedy = path / "metrics.json" if path.is_dir() else path, "Write it with nnunet_partial evaluate."
+    if path.suffix == ".csv":
+        rows = _read_csv(path)
+    else:
+        content = read_json(path, remedy)
+        rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(i, dict) and set(ROW_KEYS) < set(i) for i in rows):
+        raise UserError(f"{path} holds no rows of case, source, class and metrics. {remedy}")
+    return [{k: v if k in ROW_KEYS else _number(v) for k, v in row.items()} for row in rows]
+
+
+def _number(value: Any) -> float:
+    return math.nan if value in (None, "") else float(value)
+
+
+def _read_csv(path: Path) -> list:
+    try:
+        with open(path, encoding="utf-8", newline="") as handle:
+            return list(csv.DictReader(handle))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). Write it with nnunet_partial evaluate.") from None

@@ -1,0 +1,135 @@
+"""How sure a mean is, and whether two methods differ: bootstrap intervals and paired tests over cases.
+
+Values are arrays of one metric. NaN means that nothing was measured on a case; infinite distances (a structure missed
+or invented) cannot be averaged. Both are left out, pair by pair in the tests; whoever reports a result reports their
+number.
+All functions are deterministic for a seed.
+"""
+from dataclasses import dataclass
+from typing import Iterable, Mapping, Sequence
+
+import numpy as np
+
+_CHUNK = 500  # resamples at a time: bounds memory to chunk x cases
+
+
+def bootstrap_ci(values: Sequence, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0) -> tuple:
+    """Percentile bootstrap interval of a mean, by drawing cases with replacement.
+
+    ``values``: (cases,), or (cases, classes) with NaN where a class was not measured; the statistic of the latter is
+    the mean over classes of the mean over cases, and a case is drawn with all its classes, because they are not
+    independent.
+    Returns ``(low, high)``; NaN for fewer than two cases.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    known = np.isfinite(values)
+    values, known = values[known.any(axis=1)], known[known.any(axis=1)]
+    n = len(values)
+    if n < 2:
+        return float("nan"), float("nan")
+    filled, rng, means = np.where(known, values, 0.0), np.random.default_rng(seed), []
+    for start in range(0, n_resamples, _CHUNK):
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, n_resamples - start)).astype(np.float64)
+        count = drawn @ known
+        by_class = np.divide(drawn @ filled, count, out=np.full(count.shape, np.nan), where=count > 0)
+        means.append(np.nanmean(by_class, axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def paired_wilcoxon(a: Sequence, b: Sequence) -> float:
+    """Two-sided p value of the Wilcoxon signed-rank test on ``a[i], b[i]``; NaN without a pair, 1 if all are equal."""
+    from scipy.stats import wilcoxon
+
+    a, b = finite_pairs(a, b)
+    if len(a) == 0:
+        return float("nan")
+    return 1.0 if np.array_equal(a, b) else float(wilcoxon(a, b).pvalue)
+
+
+def paired_permutation_test(a: Sequence, b: Sequence, n_resamples: int = 9999, seed: int = 0) -> float:
+    """Two-sided p value of the mean difference when ``a[i]`` and ``b[i]`` may be exchanged; exact for few pairs."""
+    from scipy.stats import permutation_test
+
+    a, b = finite_pairs(a, b)
+    if len(a) == 0:
+        return float("nan")
+    if len(a) == 1:  # either order is as likely
+        return 1.0
+    rng = np.random.default_rng(seed)
+    return float(permutation_test((a, b), _mean_difference, permutation_type="samples", vectorized=True,
+                                  n_resamples=n_resamples, batch=_CHUNK, random_state=rng).pvalue)
+
+
+def _mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    return np.mean(a - b, axis=axis)
+
+
+def finite_pairs(a: Sequence, b: Sequence) -> tuple:
+    """The pairs of which both values are finite."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"paired values must be two lists of one length, found shapes {a.shape} and {b.shape}")
+    known = np.isfinite(a) & np.isfinite(b)
+    return a[known], b[known]
+
+
+def holm(p_values: Sequence) -> list:
+    """p values adjusted for testing all of them (Holm 1979); NaN stays NaN and does not count."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(len(p_values), np.nan)
+    order = [i for i in np.argsort(p_values) if np.isfinite(p_values[i])]
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return [float(i) for i in adjusted]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Method A against method B on one class (or on the mean over classes of each case) and one metric.
+
+    ``n`` pairs; ``difference`` the mean of A - B with its bootstrap interval ``low, high``; p values of the paired
+    tests, of which ``p_holm`` is the permutation test's, adjusted over the classes (NaN for the mean over classes).
+    """
+    n: int
+    difference: float
+    low: float
+    high: float
+    p_wilcoxon: float
+    p_permutation: float
+    p_holm: float = float("nan")
+
+
+MEAN_OVER_CLASSES = "mean over classes"
+
+
+def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = "dice", seed: int = 0) -> dict:
+    """Compare two evaluations of the same cases: class -> :class:`Comparison`, and one of the means over classes.
+
+    ``rows_a``, ``rows_b``: rows of :func:`nnunet_partial.evaluation.evaluate.evaluate_folder` or ``read_metrics``. Rows
+    that only one of them has are left out.
+    """
+    a, b = ({(i["case"], i["class"]): float(i[metric]) for i in rows} for rows in (rows_a, rows_b))
+    keys = [i for i in a if i in b and np.isfinite(a[i]) and np.isfinite(b[i])]
+    classes = list(dict.fromkeys(name for _, name in keys))
+    result = {}
+    for name in classes:
+        ours = [i for i in keys if i[1] == name]
+        result[name] = _compare([a[i] for i in ours], [b[i] for i in ours], seed)
+    adjusted = holm([i.p_permutation for i in result.values()])
+    result = {name: Comparison(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
+    if classes:
+        by_case = {case: [i for i in keys if i[0] == case] for case in dict.fromkeys(case for case, _ in keys)}
+        result[MEAN_OVER_CLASSES] = _compare(*([np.mean([values[i] for i in ours]) for ours in by_case.values()]
+                                               for values in (a, b)), seed)
+    return result
+
+
+def _compare(a: Sequence, b: Sequence, seed: int) -> Comparison:
+    a, b = finite_pairs(a, b)
+    low, high = bootstrap_ci(a - b, seed=seed)
+    return Comparison(len(a), float(np.mean(a - b)), low, high, paired_wilcoxon(a, b),
+                      paired_permutation_test(a, b, seed=seed))
