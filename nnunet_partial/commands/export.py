@@ -1,0 +1,55 @@
+"""``nnunet_partial export``."""
+
+DESCRIPTION = """Write a model that stock nnU-Net runs without this package: a folder
+DatasetNNN_X/TRAINER__PLANS__CONFIGURATION below --out, for nnUNetv2_predict_from_modelfolder or nnUNet_results, and a
+zip for nnUNetv2_install_pretrained_model_from_zip.
+
+The checkpoints hold the weights that predict and nothing else. plans.json loses the settings of the run, dataset.json
+the paths of the images; the names of the cases and what was annotated on them stay in dataset.json."""
+EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD__nnUNetPlans__3d_fullres \\
+             --out exported --zip model.zip
+         nnunet_partial export --dataset 501 --trainer nnUNetTrainerMSKD --configuration 3d_fullres --zip model.zip"""
+
+
+def add_arguments(parser):
+    parser.add_argument("model", nargs="?", metavar="MODEL_FOLDER", help="holds plans.json, dataset.json and fold_N")
+    parser.add_argument("--dataset", help="instead of MODEL_FOLDER: id or name of a dataset with a model in "
+                                          "nnUNet_results")
+    parser.add_argument("--trainer", help="with --dataset")
+    parser.add_argument("--plans", default="nnUNetPlans", help="with --dataset (default: nnUNetPlans)")
+    parser.add_argument("--configuration", help="with --dataset")
+    parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--out", metavar="DIR", help="where the folder is written")
+    parser.add_argument("--zip", metavar="FILE", help="zip to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+
+
+def run(arguments):
+    from pathlib import Path
+
+    from nnunet_partial.inference.export import export_model
+
+    name = export_model(_model_folder(arguments), arguments.out, arguments.zip, folds=arguments.folds,
+                        checkpoint=arguments.checkpoint, overwrite=arguments.overwrite)
+    if arguments.out:
+        folder = Path(arguments.out) / name
+        folds = " ".join(sorted(i.name[len("fold_"):] for i in folder.glob("fold_*")))
+        print(f"wrote {folder}\npredict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {folder} "
+              f"-f {folds}")
+    if arguments.zip:
+        print(f"wrote {arguments.zip}\ninstall with: nnUNetv2_install_pretrained_model_from_zip {arguments.zip}")
+
+
+def _model_folder(arguments):
+    from nnunet_partial import paths
+    from nnunet_partial.errors import UserError
+
+    if (arguments.model is None) == (arguments.dataset is None):
+        raise UserError("give either MODEL_FOLDER or --dataset with --trainer and --configuration.")
+    if arguments.model is not None:
+        return arguments.model
+    if arguments.trainer is None or arguments.configuration is None:
+        raise UserError("--dataset needs --trainer and --configuration, for example --trainer nnUNetTrainerMSKD "
+                        "--configuration 3d_fullres.")
+    return paths.model_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)

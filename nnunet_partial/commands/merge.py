@@ -1,0 +1,132 @@
+"""``nnunet_partial merge``."""
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_partial.errors import UserError
+
+DESCRIPTION = """Merge nnU-Net raw datasets that annotate different organs into one partially labelled raw dataset.
+
+--source NAME=ID:class,class  takes dataset ID as the source NAME; the classes are those of the merged label map that
+                              it annotates, by the dataset's own label names or by the names that --map gives them.
+                              Without classes every label is kept. A source that lists every class is fully labelled.
+--map NAME:label,label=class  renames labels of a source, many to one allowed: tumour into kidney, left and right
+                              into kidney. The class 'background' drops a label: it is not annotated in this source.
+                              The class 'ignore' takes its voxels out of training (nnU-Net's ignore label). The label
+                              '*' stands for all that are neither listed nor mapped. Every label must be accounted for.
+--unlabelled [NAME=]ID        takes the images of dataset ID without labels; NAME is unlabelledID by default.
+
+Images are not copied: dataset.json refers to them where they lie, relative to nnUNet_raw where possible. Labels are
+written anew. A dataset made by merge can be a source again; its sources are then called NAME-SOURCE."""
+EXAMPLE = """nnunet_partial merge --dataset-id 501 --name AbdomenPartial \\
+           --source lits=101:liver --map lits:tumor=liver --source kits=102:kidney --map "kits:*=kidney" \\
+           --source nih=103:pancreas --unlabelled 110"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset-id", type=int, required=True, metavar="ID", help="id of the merged dataset, not yet "
+                                                                                    "taken")
+    parser.add_argument("--name", required=True, help="name of the merged dataset: DatasetID_NAME")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=ID[:CLASS,...]", help="a labelled "
+                                                                                                     "dataset")
+    parser.add_argument("--map", action="append", default=[], metavar="NAME:LABEL,...=CLASS", help="rename labels of a "
+                                                                                                   "source")
+    parser.add_argument("--unlabelled", action="append", default=[], metavar="[NAME=]ID", help="a dataset without "
+                                                                                               "labels")
+    parser.add_argument("--cases", action="append", default=[], metavar="NAME=FILE",
+                        help="take only the cases of a source that the text file lists, one a line")
+    parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as "
+                                                               "mentioned)")
+    parser.add_argument("--allow-absent", action="store_true",
+                        help="accept a source that annotates a class which none of its label files holds")
+    parser.add_argument("--headers-only", action="store_true",
+                        help="do not read the images' voxels: faster, but truncated and duplicate images go unnoticed")
+    parser.add_argument("--processes", type=int, metavar="N", help="number of processes (default: all cores)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from nnunet_partial.data.merge import merge_datasets
+
+    classes = None if arguments.classes is None else _names(arguments.classes, f"--classes {arguments.classes}")
+    result = merge_datasets(arguments.dataset_id, arguments.name, _source_specs(arguments), classes,
+                            arguments.headers_only, arguments.allow_absent, arguments.processes)
+    for warning in result.warnings:
+        print(f"nnunet_partial: warning: {warning}", file=sys.stderr)
+    print(_summary(result))
+    print(f"next: nnUNetv2_plan_and_preprocess -d {arguments.dataset_id} --verify_dataset_integrity")
+
+
+def _source_specs(arguments: argparse.Namespace) -> list:
+    from nnunet_partial.data.sources import SourceSpec
+
+    given = [_parse_source(i) for i in arguments.source] + [_parse_unlabelled(i) for i in arguments.unlabelled]
+    names = [i["name"] for i in given]
+    mappings: dict = {}
+    for text in arguments.map:
+        source, labels, target = _parse_map(text)
+        _check_known(source, names, f"--map {text}")
+        for label in labels:
+            if mappings.setdefault(source, {}).setdefault(label, target) != target:
+                raise UserError(f"--map {text}: {source}:{label} is mapped to {mappings[source][label]!r} already. Map "
+                                "it once.")
+    chosen = dict(_parse_cases(i, names) for i in arguments.cases)
+    return [SourceSpec(**i, mapping=mappings.get(i["name"], {}), cases=chosen.get(i["name"])) for i in given]
+
+
+def _parse_source(text: str) -> dict:
+    name, equals, rest = text.partition("=")
+    dataset, colon, classes = rest.partition(":")
+    if not equals or not name or not dataset:
+        raise UserError(f"--source {text}: write it as NAME=ID:CLASS,CLASS, for example --source lits=101:liver")
+    return {"name": name, "dataset": dataset, "classes": _names(classes, f"--source {text}") if colon else None}
+
+
+def _parse_unlabelled(text: str) -> dict:
+    name, equals, dataset = text.partition("=")
+    if equals and not (name and dataset):
+        raise UserError(f"--unlabelled {text}: write it as ID or NAME=ID, for example --unlabelled flare=110")
+    return {"name": name if equals else f"unlabelled{text}", "dataset": dataset if equals else text, "labelled": False}
+
+
+def _parse_map(text: str) -> tuple:
+    source, colon, rest = text.partition(":")
+    labels, equals, target = rest.rpartition("=")
+    if not (colon and equals and source and labels and target):
+        raise UserError(f"--map {text}: write it as SOURCE:LABEL=CLASS, for example --map lits:tumor=liver")
+    return source, _names(labels, f"--map {text}"), target
+
+
+def _parse_cases(text: str, names: list) -> tuple:
+    source, equals, file = text.partition("=")
+    if not equals or not file:
+        raise UserError(f"--cases {text}: write it as SOURCE=FILE, for example --cases lits=train_cases.txt")
+    _check_known(source, names, f"--cases {text}")
+    try:
+        lines = Path(file).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--cases {text}: {file} cannot be read ({error}). It must be a text file, one case a "
+                        "line.") from None
+    return source, tuple(i.strip() for i in lines if i.strip())
+
+
+def _names(text: str, where: str) -> tuple:
+    names = tuple(i.strip() for i in text.split(","))
+    if not all(names):
+        raise UserError(f"{where}: a name is missing between commas or after the colon.")
+    return names
+
+
+def _check_known(source: str, names: list, where: str) -> None:
+    if source not in names:
+        raise UserError(f"{where}: there is no source {source!r}. Sources: {', '.join(names) or 'none'}.")
+
+
+def _summary(result) -> str:
+    annotations = result.annotations
+    lines = [f"{len(annotations.cases)} cases -> {result.folder}",
+             "labels: " + ", ".join(f"{value} {name}" for name, value in annotations.labels().items())]
+    for source in annotations.sources:
+        count = sum(i.source == source for i in annotations.cases.values())
+        lines.append(f"  {source}: {count} cases, annotated: "
+                     f"{', '.join(annotations.classes_of_source(source)) or 'nothing'}")
+    return "\n".join(lines)

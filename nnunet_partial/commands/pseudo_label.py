@@ -1,0 +1,71 @@
+"""``nnunet_partial pseudo-label``."""
+
+DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
+know them, in preprocessed space.
+
+Where two models claim a voxel for an organ, the higher probability decides. Annotated voxels are never overwritten.
+--out becomes a label directory for the setting labels of a plans variant. The command can be killed and started again:
+what is done is skipped; a changed model is refused, or done again with --overwrite."""
+EXAMPLE = """nnunet_partial pseudo-label 501 --configuration 3d_fullres --fold 0 --from teachers --out labels/fold_0
+         nnunet_partial variant 501 --name pseudo --set labels=$PWD/labels/fold_{fold}
+         nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerCoTraining -p nnUNetPlans_pseudo"""
+
+
+def add_arguments(parser):
+    parser.add_argument("dataset", help="dataset id or name, preprocessed")
+    parser.add_argument("--configuration", required=True, help="for example 3d_fullres")
+    parser.add_argument("--fold", default="all", help="label the training cases of this fold, with models of this fold "
+                                                      "(default: all cases)")
+    parser.add_argument("--plans", default="nnUNetPlans", help="default: nnUNetPlans")
+    parser.add_argument("--from", dest="sources", nargs="+", required=True, metavar="teachers|MODEL_FOLDER",
+                        help="teachers: the models of nnUNetTrainerIndividual, one per source")
+    parser.add_argument("--checkpoint", default="checkpoint_final.pth",
+                        help="of the model folders (default: checkpoint_final.pth)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="label directory to write")
+    parser.add_argument("--largest-component", nargs="*", metavar="CLASS",
+                        help="keep only the largest component of these classes, without names of every class (not for "
+                             "paired organs in one class)")
+    parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
+    parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
+    parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
+    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
+    parser.add_argument("--overwrite", action="store_true", help="do cases again that were made from something else")
+
+
+def run(arguments):
+    from nnunet_partial.inference.pseudo_labels import pseudo_label
+
+    written = pseudo_label(arguments.dataset, arguments.configuration, arguments.out, fold=arguments.fold,
+                           plans=arguments.plans, sources=arguments.sources, checkpoint=arguments.checkpoint,
+                           largest_component=_classes(arguments), mirroring=not arguments.disable_tta,
+                           devices=_devices(arguments), overwrite=arguments.overwrite)
+    print(f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
+          f"--name NAME --set labels={written.parent.absolute()}")
+
+
+def _classes(arguments):
+    if arguments.largest_component != []:
+        return arguments.largest_component
+    from nnunet_partial import paths
+    from nnunet_partial.files import read_json
+    from nnunet_partial.labels import foreground_classes
+
+    return foreground_classes(read_json(paths.preprocessed_dataset(arguments.dataset) / "dataset.json"))[0]
+
+
+def _devices(arguments):
+    import torch
+
+    from nnunet_partial.errors import UserError
+
+    if arguments.processes < 1:
+        raise UserError(f"--processes {arguments.processes}: at least one process is needed.")
+    if arguments.gpus:
+        missing = [i for i in arguments.gpus if i not in range(torch.cuda.device_count())]
+        if missing:
+            raise UserError(f"--gpus {missing[0]}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
+        return [f"cuda:{i}" for i in arguments.gpus]
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device. Use --device cpu.")
+    return [device] * (arguments.processes if device == "cpu" else 1)

@@ -1,0 +1,40 @@
+"""``nnunet_partial variant``."""
+from nnunet_partial.settings import parse_assignments
+
+DESCRIPTION = """Write a plans variant: other settings, network, batch or patch size; the same preprocessing.
+
+--set takes any setting of nnunet_partial.settings.RunSettings (nested ones with a dot, for example
+mskd.lambda_feature=5) and features, batch_size, patch_size of nnU-Net's own configuration. Values with commas are
+lists. A wrong name lists the valid ones."""
+EXAMPLE = ("nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 "
+           "--set features=8,16,32,64 --set batch_size=2")
+
+
+def add_arguments(parser):
+    parser.add_argument("dataset", help="dataset id or name, planned and preprocessed")
+    parser.add_argument("--name", help="the plans are written as BASE_NAME")
+    parser.add_argument("--base", default="nnUNetPlans", help="plans to start from (default: nnUNetPlans)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    parser.add_argument("--configuration", help="change the network of this configuration only, for example 3d_fullres")
+    parser.add_argument("--per-source", action="store_true",
+                        help="also write one variant for each source that annotates something (plans of the teachers)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a variant of this name")
+
+
+def run(arguments):
+    from nnunet_partial.errors import UserError
+    from nnunet_partial.variants import write_source_variants, write_variant
+
+    if arguments.name is None and not arguments.per_source:
+        raise UserError("give --name NAME, or --per-source for the plans of the teachers.")
+    changes = parse_assignments(arguments.set)
+    options = {"configuration": arguments.configuration, "overwrite": arguments.overwrite}
+    base, written = arguments.base, []
+    if arguments.name is not None:
+        written.append(write_variant(arguments.dataset, arguments.name, changes, base, **options))
+        base, changes = written[0].stem, {}
+    if arguments.per_source:
+        written += write_source_variants(arguments.dataset, changes, base, **options)
+    for path in written:
+        print(f"wrote {path}")
+    print(f"train with: nnUNetv2_train {arguments.dataset} CONFIGURATION FOLD -tr TRAINER -p {written[-1].stem}")
