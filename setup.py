@@ -59,6 +59,7 @@ setup(
         "blosc2>=3.3.2",
         "pydicom>=3.0",
         "h5py>=3.8",
+        "submitit>=1.5",
         "tqdm",
     ],
     extras_require={

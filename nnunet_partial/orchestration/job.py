@@ -1,0 +1,174 @@
+"""One job: a command in a process of its own, whose start, output and end are files. Standard library only.
+
+::
+
+    FOLDER/job.json      argv, environment, log and a token, written by the executor before it starts the job
+    FOLDER/started.json  process id and machine, written when the command starts
+    FOLDER/result.json   exit code and seconds, written last, so it marks the job as ended
+    FOLDER/lock          held as long as anything of the job lives, the command's own children included
+
+``python -m nnunet_partial.orchestration.job FOLDER TOKEN`` runs it, on this machine or on a node of a cluster. A
+process whose token is no longer the one of job.json was overtaken by a newer start and ends without doing anything.
+"""
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator, Mapping, Optional, Sequence
+
+from nnunet_partial.files import read_json, write_json
+
+JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
+# unbuffered, so that progress shows; and glibc keeps what it freed, or a CPU training spends a quarter of its time on
+# page faults of tensors that come and go
+_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33)}
+_MOST_AUGMENTERS = 12  # nnU-Net's default per GPU
+_MOST_WORKERS = 8  # nnU-Net's default of nnUNet_def_n_proc
+NOT_STARTED = 127  # the shell's exit code for a command that is not found
+
+
+def main(folder: str, token: str) -> int:
+    """Run the job of ``folder`` and write its result; returns the command's exit code."""
+    folder = Path(folder)
+    with locked(folder / LOCK) as handle:
+        job = read_json(folder / JOB)
+        if job["token"] != token:
+            print(f"{folder.name}: overtaken by a newer start, nothing done.")
+            return 0
+        started = time.time()
+        write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
+        code = run_command(job["argv"], Path(job["log"]), job["environment"], job.get("share", 1), handle)
+        write_json({"token": token, "exit_code": code, "seconds": time.time() - started, "host": platform.node()},
+                   folder / RESULT)
+        return code
+
+
+def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], share: int = 1, lock=None) -> int:
+    """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; returns its exit
+    code."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    own = {**os.environ, **_ENVIRONMENT, **environment}
+    own.update({k: v for k, v in worker_counts(own, share).items() if k not in own})
+    with open(log, "a", encoding="utf-8") as handle:
+        print(f"$ {' '.join(argv)}", file=handle, flush=True)
+        program = find_program(argv[0], own.get("PATH", ""))
+        if program is None:
+            print(f"the command {argv[0]} is not installed in this environment.", file=handle, flush=True)
+            return NOT_STARTED
+        keep = {} if lock is None or os.name == "nt" else {"pass_fds": (lock.fileno(),)}
+        process = subprocess.Popen([program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle,
+                                   stderr=subprocess.STDOUT, env=own, **keep)
+        return _wait(process)
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """Wait for ``process``; what tells this process to end tells it too."""
+    def forward(number, frame):
+        process.send_signal(number)
+
+    if threading.current_thread() is not threading.main_thread():  # signals do not come here
+        return process.wait()
+    before = {i: signal.signal(i, forward) for i in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def find_program(name: str, path: str) -> Optional[str]:
+    """A program of this environment first, then of ``path``."""
+    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), path]))
+
+
+def worker_counts(environment: Mapping[str, str], share: int = 1) -> dict:
+    """nnU-Net's and OpenMP's numbers of workers for the cores that this process may use, shared by ``share`` jobs.
+
+    nnU-Net itself counts the cores of the machine, not those of the allocation. With a GPU the cores augment; without
+    one they compute, and augmentation gets a fourth of them.
+    """
+    cores = max(1, allocated_cores(environment) // max(1, share))
+    augmenters = min(_MOST_AUGMENTERS, cores) if has_gpu(environment) else min(_MOST_AUGMENTERS, cores // 4)
+    computing = 1 if has_gpu(environment) else max(1, cores - augmenters)
+    return {"nnUNet_n_proc_DA": str(augmenters), "nnUNet_def_n_proc": str(min(_MOST_WORKERS, cores)),
+            "OMP_NUM_THREADS": str(computing)}
+
+
+def allocated_cores(environment: Mapping[str, str]) -> int:
+    """Cores that SLURM gave to this task, else those that this process may run on."""
+    given = environment.get("SLURM_CPUS_PER_TASK", "")
+    if given.isdigit() and int(given) > 0:
+        return int(given)
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def has_gpu(environment: Mapping[str, str]) -> bool:
+    """Whether a GPU was given to this process, or where nothing is said whether the machine has one."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    return shutil.which("nvidia-smi") is not None if visible is None else visible not in ("", "-1", "NoDevFiles")
+
+
+# ---- the lock
+
+
+@contextmanager
+def locked(file: Path) -> Iterator:
+    """Hold the lock ``file``, waiting for it; yields the open file."""
+    with open(file, "w") as handle:
+        _flock(handle, blocking=True)
+        yield handle
+
+
+def try_lock(file: Path):
+    """The open and locked ``file``, or None where another process holds it. Closing it gives it back."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle = open(file, "w")
+    if _flock(handle, blocking=False):
+        return handle
+    handle.close()
+    return None
+
+
+def _flock(handle, blocking: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two starts of one job are the user's own care
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks; the token still keeps most double starts apart
+        return True
+    return True
+
+
+def read_result(folder: Path, token: Optional[str] = None) -> Optional[dict]:
+    """What became of the job started with ``token`` (None: with any); None while it has not ended."""
+    try:
+        result = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+    return result if token in (None, result.get("token")) else None
+
+
+def end(folder: Path, token: str) -> None:
+    """Tell a job that runs on this machine to end."""
+    try:
+        started = json.loads((folder / STARTED).read_text(encoding="utf-8"))
+        if started["token"] == token and started["host"] == platform.node() and read_result(folder, token) is None:
+            os.kill(started["pid"], signal.SIGTERM)
+    except (FileNotFoundError, json.JSONDecodeError, ProcessLookupError, PermissionError):
+        pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
