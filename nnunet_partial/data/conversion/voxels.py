@@ -1,4 +1,5 @@
 """Voxels in pieces, so that a volume need not be held several times; and files that are whole when they appear."""
+import os
 from pathlib import Path
 from typing import Callable, Iterator, Optional
 
@@ -11,6 +12,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import atomic_path
 
 _PIECE_VOXELS = 1 << 22
+_NIFTI_HEADER_BYTES = 352  # header and the empty list of extensions, as SimpleITK writes them
 
 
 class OutputError(Exception):
@@ -67,7 +69,7 @@ def mapped_label(path: Path, apply: Callable[[np.ndarray], np.ndarray]) -> tuple
 def write(image: "sitk.Image", path: Path, geometry: Optional[Geometry] = None) -> None:
     """Write an image compressed; under its name it appears whole. Raises :class:`OutputError`.
 
-    The file is read again before it gets its name: on a full disk SimpleITK writes the part of a NIfTI file that fits
+    The file is looked at before it gets its name: on a full disk SimpleITK writes the part of a NIfTI file that fits
     and says nothing.
     """
     if geometry is not None:
@@ -77,12 +79,26 @@ def write(image: "sitk.Image", path: Path, geometry: Optional[Geometry] = None) 
     try:
         with atomic_path(path) as temporary:
             sitk.WriteImage(image, temporary, True)
-            for _ in pieces(Path(temporary)):
-                pass
+            _require_whole(Path(temporary), image)
     except (RuntimeError, UserError) as error:
         raise OutputError(f"{path} cannot be written ({images._reason(error)}). Is the disk full?") from None
     except OSError as error:
         raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def _require_whole(path: Path, image: "sitk.Image") -> None:
+    """A cheap check of a file just written. gzip's last four bytes are the size of the content, modulo 2^32, so a file
+    that was cut off ends in something else."""
+    if not path.name.endswith(".nii.gz"):
+        for _ in pieces(path):
+            pass
+        return
+    voxel_bytes = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    with open(path, "rb") as stream:
+        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
+        stated = int.from_bytes(stream.read(), "little")
+    if stated != (voxel_bytes + _NIFTI_HEADER_BYTES) % 2 ** 32:
+        raise UserError(f"{path} is truncated")
 
 
 def write_label(label: np.ndarray, geometry: Geometry, path: Path) -> None:
