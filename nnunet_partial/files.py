@@ -81,6 +81,17 @@ def read_json(path: PathLike, remedy: str = "") -> Any:
         raise UserError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
 
 
+def read_names(path: PathLike) -> list:
+    """The lines of a text file that are not empty. Raises :class:`UserError` if it cannot be read or holds none."""
+    try:
+        names = [i.strip() for i in Path(path).read_text(encoding="utf-8").splitlines() if i.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
+    if not names:
+        raise UserError(f"{path} names nothing. Write one name a line.")
+    return names
+
+
 def load_checkpoint(path: PathLike, map_location: Any = "cpu") -> dict:
     """Read an nnU-Net checkpoint without unpickling arbitrary objects (``weights_only=True``).
 

@@ -168,3 +168,19 @@ def _check_case_names(in_contract: set, in_dataset: Iterable[str], file: str) ->
         if missing:
             raise UserError(f"{file}: case {sorted(missing)[0]} is listed under '{present}' but missing under "
                             f"'{where}'. Merge the dataset again.")
+
+
+def check_super_classes(super_classes: Mapping[str, Sequence[str]], classes: Sequence[str]) -> dict:
+    """``super_classes`` (name -> names of classes) as given. Raises :class:`UserError` for unknown or repeated classes."""
+    seen = set()
+    for name, members in super_classes.items():
+        if not isinstance(members, (list, tuple)) or not members:
+            raise UserError(f"super-class {name!r} must name a list of classes, found {members!r}.")
+        for member in members:
+            if member not in classes:
+                raise UserError(f"super-class {name!r} holds {member!r}, which is no class of this dataset: "
+                                f"{', '.join(classes)}.")
+            if member in seen:
+                raise UserError(f"class {member!r} is in two super-classes. Keep it in one.")
+            seen.add(member)
+    return dict(super_classes)

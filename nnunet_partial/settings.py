@@ -58,6 +58,16 @@ class CoTrainingSettings:
 
 
 @dataclass(frozen=True)
+class ATSOSettings:
+    """Asynchronous teacher-student optimisation (Huo et al. 2021), Algorithm 1: one model of one generation."""
+    initial_weights: Optional[str] = setting(None, "checkpoint whose network weights, all of them, the training starts "
+                                             "from")
+    super_classes: dict = setting({}, "super-class -> classes; pseudo labels are trusted at this level only")
+    exclude: Optional[str] = setting(None, "JSON file whose 'excluded' names pseudo-labelled cases to leave out")
+    final_validation: bool = setting(True, "predict the fold's validation cases after training, as nnU-Net does")
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Settings of a run. ``None`` keeps nnU-Net's own value."""
     num_epochs: int = setting(1000, "length of the training", unit="epochs", low=1)
@@ -80,6 +90,7 @@ class RunSettings:
     mskd: MSKDSettings = field(default_factory=MSKDSettings, metadata={"help": "settings of MS-KD"})
     co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings,
                                             metadata={"help": "settings of co-training"})
+    atso: ATSOSettings = field(default_factory=ATSOSettings, metadata={"help": "settings of ATSO"})
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any]) -> "RunSettings":

@@ -25,6 +25,10 @@ def add_arguments(parser):
     parser.add_argument("--largest-component", nargs="*", metavar="CLASS",
                         help="keep only the largest component of these classes, without names of every class (not for "
                              "paired organs in one class)")
+    parser.add_argument("--cases", metavar="FILE", help="label the cases that this text file names, one a line, instead of "
+                                                        "those of the fold")
+    parser.add_argument("--super-classes", metavar="FILE", help="JSON, super-class to list of classes: the most probable "
+                        "super-class wins a voxel")
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
@@ -38,7 +42,8 @@ def run(arguments):
     written = pseudo_label(arguments.dataset, arguments.configuration, arguments.out, fold=arguments.fold,
                            plans=arguments.plans, sources=arguments.sources, checkpoint=arguments.checkpoint,
                            largest_component=_classes(arguments), mirroring=not arguments.disable_tta,
-                           devices=_devices(arguments), overwrite=arguments.overwrite)
+                           devices=_devices(arguments), overwrite=arguments.overwrite, cases=_cases(arguments),
+                           super_classes=_super_classes(arguments))
     print(f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
           f"--name NAME --set labels={written.parent.absolute()}")
 
@@ -51,6 +56,18 @@ def _classes(arguments):
     from nnunet_partial.labels import foreground_classes
 
     return foreground_classes(read_json(paths.preprocessed_dataset(arguments.dataset) / "dataset.json"))[0]
+
+
+def _cases(arguments):
+    from nnunet_partial.files import read_names
+
+    return None if arguments.cases is None else read_names(arguments.cases)
+
+
+def _super_classes(arguments):
+    from nnunet_partial.files import read_json
+
+    return {} if arguments.super_classes is None else read_json(arguments.super_classes)
 
 
 def _devices(arguments):

@@ -8,14 +8,15 @@
     DIR/provenance.json       which models, which checkpoints, when, and all records; written once every case is done
 
 A case is done or not there: each file is written to a temporary name and moved, and the record is removed before the
-labels of a case are replaced. Training reads a directory only once provenance.json is there.
+labels of a case are replaced. Training reads a directory only once provenance.json is there. A folder whose subfolders
+are label directories of different cases reads as one.
 """
 import os
 import pickle
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Iterator, Mapping, Optional, Sequence
+from typing import Any, Collection, Iterator, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -131,7 +132,7 @@ class LabelDirectory:
     """A finished label directory.
 
     ``known``: case -> classes that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
-    volume.
+    volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself.
     """
     folder: Path
     dataset: str
@@ -139,12 +140,15 @@ class LabelDirectory:
     classes: tuple
     known: Mapping[str, tuple]
     volumes_mm3: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Path] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: PathLike, remedy: str = "") -> "LabelDirectory":
         """Read provenance.json. Raises :class:`UserError` with ``remedy``, the command that makes the directory."""
         folder = Path(folder)
         file = folder / PROVENANCE
+        if not file.is_file() and _parts(folder):
+            return cls._joined(folder, [cls.read(i, remedy) for i in _parts(folder)])
         if folder.is_dir() and not file.is_file():
             raise UserError(f"label directory {folder} is not finished: it has no {PROVENANCE}. {remedy}")
         content = read_json(file, remedy)
@@ -158,6 +162,24 @@ class LabelDirectory:
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{file} is not the provenance of a label directory ({error!r}). {remedy}") from None
 
+    @classmethod
+    def _joined(cls, folder: Path, parts: Sequence["LabelDirectory"]) -> "LabelDirectory":
+        """Label directories of different cases as one."""
+        first, known, volumes, folders = parts[0], {}, {}, {}
+        for part in parts:
+            part.require_fit(first.dataset, first.data_identifier, first.classes)
+            twice = sorted(set(known) & set(part.known))
+            if twice:
+                raise UserError(f"case {twice[0]} has labels in {folders[twice[0]]} and in {part.folder}. Remove one.")
+            known.update(part.known)
+            volumes.update(part.volumes_mm3)
+            folders.update({i: part.folder for i in part.known})
+        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders)
+
+    def folder_of(self, case: str) -> Path:
+        """The folder that holds the files of a case."""
+        return self.parts.get(case, self.folder)
+
     def require_fit(self, dataset: str, data_identifier: str, classes: Sequence[str], remedy: str = "") -> None:
         """Raises :class:`UserError` unless the labels lie on these preprocessed images' voxels, with these classes."""
         for name, found, expected in (("dataset", self.dataset, dataset),
@@ -170,10 +192,22 @@ class LabelDirectory:
     def require_cases(self, cases: Sequence[str], remedy: str = "") -> None:
         """Raises :class:`UserError` for the first case without labels here."""
         for case in cases:
-            files = (self.folder / f"{case}_seg.b2nd", self.folder / f"{case}.pkl")
+            folder = self.folder_of(case)
+            files = (folder / f"{case}_seg.b2nd", folder / f"{case}.pkl")
             if case not in self.known or not all(i.is_file() for i in files):
                 raise UserError(f"label directory {self.folder} has no labels of the training case {case} "
                                 f"({len(self.known)} cases are there). {remedy}")
+
+    def require_readable(self, cases: Sequence[str], remedy: str = "") -> None:
+        """Raises :class:`UserError` for the first case whose files cannot be read, before training stumbles over it."""
+        for case in cases:
+            try:
+                seg, _ = load_labels(self.folder_of(case), case)
+                seg[tuple(i - 1 for i in seg.shape)]
+            except Exception as error:  # blosc2 and pickle raise many kinds for damaged files
+                raise UserError(f"{self.folder_of(case) / case}_seg.b2nd or its .pkl cannot be read "
+                                f"({type(error).__name__}: {error}). Remove {self.folder_of(case)} and make it again. "
+                                f"{remedy}") from error
 
     def require_all_classes(self, cases: Sequence[str], remedy: str = "") -> None:
         """Raises :class:`UserError` for the first case with a class that is neither annotated nor pseudo-labelled."""
@@ -206,9 +240,10 @@ class LabelDirectory:
             volumes.append(sum(present) / len(present))
         return volumes
 
-    def over(self, images) -> "LabelledDataset":
-        """nnU-Net's dataset ``images`` with the labels and properties of this directory."""
-        return LabelledDataset(images, self.folder)
+    def over(self, images, own: Collection[str] = ()) -> "LabelledDataset":
+        """nnU-Net's dataset ``images`` with the labels and properties of this directory, but for the cases ``own``, which
+        keep theirs."""
+        return LabelledDataset(images, self.folder, self.parts, own)
 
 
 class LabelledDataset:
@@ -217,8 +252,9 @@ class LabelledDataset:
     It has what nnU-Net's data loader uses of a dataset: ``identifiers`` and ``load_case``.
     """
 
-    def __init__(self, images, folder: PathLike):
+    def __init__(self, images, folder: PathLike, parts: Mapping[str, Path] = (), own: Collection[str] = ()):
         self.images, self.folder = images, Path(folder)
+        self.parts, self.own = dict(parts), frozenset(own)
         self.identifiers = images.identifiers
         self.source_folder = images.source_folder
 
@@ -227,12 +263,20 @@ class LabelledDataset:
 
     def load_case(self, identifier: str) -> tuple:
         """(image, labels, labels of the previous stage or None, properties), as nnU-Net's datasets give them."""
-        data, truth, previous, _ = self.images.load_case(identifier)
-        seg, properties = load_labels(self.folder, identifier)
+        data, truth, previous, properties = self.images.load_case(identifier)
+        if identifier in self.own:
+            return data, truth, previous, properties
+        folder = self.parts.get(identifier, self.folder)
+        seg, properties = load_labels(folder, identifier)
         if tuple(seg.shape) != tuple(truth.shape):
-            raise UserError(f"{self.folder / identifier}_seg.b2nd has shape {tuple(seg.shape)}, the preprocessed image "
+            raise UserError(f"{folder / identifier}_seg.b2nd has shape {tuple(seg.shape)}, the preprocessed image "
                             f"{tuple(truth.shape)}: it was preprocessed again since. Make the label directory again.")
         return data, seg, previous, properties
+
+
+def _parts(folder: Path) -> list:
+    """Subfolders that are label directories, finished or not."""
+    return sorted(i.parent for i in folder.glob("*/records")) if folder.is_dir() else []
 
 
 def load_labels(folder: PathLike, case: str) -> tuple:

@@ -5,7 +5,7 @@ The windows, the Gaussian weights, the mirroring and their sum are nnU-Net's own
 import io
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -69,11 +69,15 @@ def predict_logits(predictor, image: np.ndarray) -> torch.Tensor:
     return predictor.predict_sliding_window_return_logits(data).cpu()
 
 
-def restricted_prediction(logits: torch.Tensor, outputs: Sequence[int], slab: int = 16) -> tuple:
+def restricted_prediction(logits: torch.Tensor, outputs: Sequence[int], slab: int = 16,
+                          groups: Optional[Sequence[int]] = None) -> tuple:
     """What the network says where only background and the classes ``outputs`` are possible.
 
     The softmax is taken over background (output 0) and ``outputs`` alone: a class that is annotated on the case is
     known not to be where its annotation is not. ``slab`` voxels along the first axis are computed at a time.
+
+    ``groups`` numbers from 1 the super-class of each of ``outputs``: the most probable super-class (the sum of its
+    members) wins, and of its members the most probable; the probability is the super-class's.
 
     logits (C, *S) -> (index (*S) int64: 0 background, i + 1 for ``outputs[i]``; its probability (*S) float32).
     """
@@ -82,5 +86,17 @@ def restricted_prediction(logits: torch.Tensor, outputs: Sequence[int], slab: in
     probability = torch.empty(logits.shape[1:], dtype=torch.float32)
     for start in range(0, logits.shape[1], slab):
         part = slice(start, start + slab)
-        torch.max(torch.softmax(logits[rows, part].float(), 0), 0, out=(probability[part], index[part]))
+        probabilities = torch.softmax(logits[rows, part].float(), 0)
+        if groups is None:
+            torch.max(probabilities, 0, out=(probability[part], index[part]))
+        else:
+            probability[part], index[part] = _most_probable_group(probabilities, torch.tensor([0, *groups]))
     return index, probability
+
+
+def _most_probable_group(probabilities: torch.Tensor, groups: torch.Tensor) -> tuple:
+    """(probability of the best group, its best member) of probabilities (rows, *S); ``groups`` (rows,) from 0."""
+    sums = probabilities.new_zeros((int(groups.max()) + 1, *probabilities.shape[1:])).index_add_(0, groups, probabilities)
+    best, group = sums.max(0)
+    outside = groups.view(-1, *[1] * group.ndim) != group
+    return best, probabilities.masked_fill(outside, -1).argmax(0)

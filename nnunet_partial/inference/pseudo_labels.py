@@ -7,7 +7,7 @@ import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
@@ -24,7 +24,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, write_json
 from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_predictor, predict_logits,
                                                    restricted_prediction)
-from nnunet_partial.labels import Annotations
+from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.networks.teachers import TeacherFiles, find_teachers
 from nnunet_partial.settings import RunSettings
 
@@ -54,6 +54,7 @@ class Task:
     models: Sequence[Model]
     largest_component: tuple
     mirroring: bool
+    super_classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def annotations(self) -> Annotations:
@@ -63,17 +64,20 @@ class Task:
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
         annotated = self.annotations.of(case).annotated
-        return {"models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
-                "annotated": list(annotated), "labels_sha256": sha256(self.images / f"{case}_seg.b2nd"),
-                "largest_component": [i for i in self.largest_component if i not in annotated],
-                "mirroring": self.mirroring}
+        inputs = {"models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
+                  "annotated": list(annotated),
+                  # of a case that annotates nothing the label file is never read
+                  "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
+                  "largest_component": [i for i in self.largest_component if i not in annotated],
+                  "mirroring": self.mirroring}
+        return {**inputs, "super_classes": dict(self.super_classes)} if self.super_classes else inputs
 
 
 def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *, fold: Union[int, str] = "all",
                  plans: str = "nnUNetPlans", sources: Sequence[str] = (TEACHERS,), checkpoint: str = CHECKPOINT,
                  largest_component: Optional[Sequence[str]] = None, mirroring: bool = True,
                  devices: Sequence[str] = ("cpu",), overwrite: bool = False, cases: Optional[Sequence[str]] = None,
-                 progress: bool = True) -> Path:
+                 super_classes: Mapping[str, Sequence[str]] = (), progress: bool = True) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
 
     ``sources``            ``teachers`` (found as the MS-KD trainers find theirs), or folders of models
@@ -81,12 +85,14 @@ def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *,
     ``devices``            one process each; ``cuda:0``, ``cuda:1`` or, any number of times, ``cpu``
     ``overwrite``          do cases again that were made from other models or labels; otherwise they are an error
     ``cases``              label these cases instead of those of the fold
+    ``super_classes``      name -> classes: the most probable super-class wins a voxel, then its most probable member
     Cases that are done are skipped. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
     folder = paths.preprocessed_dataset(dataset)
     annotations = Annotations.from_dataset_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
     cases = sorted(training_cases(folder, annotations, fold) if cases is None else cases)
-    task = _task(folder, configuration, Path(out), fold, plans, sources, checkpoint, largest_component, mirroring)
+    task = _task(folder, configuration, Path(out), fold, plans, sources, checkpoint, largest_component, mirroring,
+                 check_super_classes(dict(super_classes), annotations.classes))
     todo = _todo(task, cases, overwrite)
     finished = task.out / label_directory.PROVENANCE
     if finished.is_file() and not todo and sorted(read_json(finished)["cases"]) == cases:
@@ -97,7 +103,8 @@ def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *,
 
 
 def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: str, sources: Sequence[str],
-          checkpoint: str, largest_component: Optional[Sequence[str]], mirroring: bool) -> Task:
+          checkpoint: str, largest_component: Optional[Sequence[str]], mirroring: bool,
+          super_classes: Mapping[str, Sequence[str]]) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
     dataset_json = read_json(folder / "dataset.json")
@@ -115,7 +122,7 @@ def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: st
         raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: "
                         f"{', '.join(annotations.classes)}.")
     return Task(out, images, plans, configuration, dataset_json, [Model(i, sha256(i.checkpoint)) for i in files],
-                tuple(largest_component or ()), mirroring)
+                tuple(largest_component or ()), mirroring, super_classes)
 
 
 def _data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
@@ -174,7 +181,8 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
 
 
 _CHANGED = {"models": "models", "annotated": "annotated classes", "labels_sha256": "annotations",
-            "largest_component": "choices of --largest-component", "mirroring": "choices of mirroring"}
+            "largest_component": "choices of --largest-component", "mirroring": "choices of mirroring",
+            "super_classes": "super-classes"}
 
 
 def _header(task: Task, plans_name: str, fold: Any) -> dict:
@@ -273,14 +281,20 @@ class Labeller:
         pseudo = sorted({c for i in models for c in _lacking(i, annotated)}, key=self.annotations.classes.index)
         labels, probability = self._predict(image, models, annotated, truth.shape[1:])
         labels = keep_largest(labels, [self._value(i) for i in self.task.largest_component])
-        free = truth[0] == 0  # neither annotated, nor ignored, nor outside (-1)
-        seg = truth.copy()
+        seg = self._annotated_part(case, truth)
+        free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
         seg[0][free] = labels[free]
         record = {"annotated": list(annotated), "pseudo": pseudo,
                   **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
                   "written": _now(), "inputs": inputs}
         label_directory.write_case(self.task.out, case, seg, properties, self.label_manager,
                                    self.configuration.patch_size, record)
+
+    def _annotated_part(self, case: str, truth: np.ndarray) -> np.ndarray:
+        """``truth`` (1, *S) without what the contract does not vouch for: of an unlabelled case nothing is left."""
+        if not self.annotations.of(case).annotated:
+            return np.zeros_like(truth)
+        return np.where((truth < 0) | np.isin(truth, self.annotations.values(case)), truth, 0).astype(truth.dtype)
 
     def _value(self, name: str) -> int:
         return self.annotations.classes.index(name) + 1
@@ -292,7 +306,8 @@ class Labeller:
         for model in models:
             lacking = _lacking(model, annotated)
             logits = predict_logits(self._predictor(model), image)
-            index, probability = restricted_prediction(logits, [model.files.classes.index(i) + 1 for i in lacking])
+            index, probability = restricted_prediction(logits, [model.files.classes.index(i) + 1 for i in lacking],
+                                                       groups=super_class_numbers(lacking, self.task.super_classes))
             values = np.array([0, *(self._value(i) for i in lacking)], dtype=np.int16)
             claims.append((values[index.numpy()], probability.numpy()))
         return merge_claims(claims, shape)
@@ -308,6 +323,15 @@ class Labeller:
         masks = {i: seg == self._value(i) for i in classes}
         return {"volume_mm3": {k: float(v.sum() * voxel_mm3) for k, v in masks.items()},
                 "mean_confidence": {i: float(probability[masks[i]].mean()) if masks[i].any() else None for i in pseudo}}
+
+
+def super_class_numbers(names: Sequence[str], super_classes: Mapping[str, Sequence[str]]) -> Optional[list]:
+    """The number from 1 of each name's super-class; a name in none is its own. None without super-classes."""
+    if not super_classes:
+        return None
+    owner = {member: name for name, members in super_classes.items() for member in members}
+    owners = [("super", owner[i]) if i in owner else ("class", i) for i in names]
+    return [sorted(set(owners)).index(i) + 1 for i in owners]
 
 
 def merge_claims(claims: Sequence[tuple], shape: Sequence[int]) -> tuple:

@@ -1,4 +1,5 @@
 """nnU-Net trainers, one short file a method. Every name here is found by ``nnUNetv2_train -tr NAME``."""
+from nnunet_partial.trainers.atso import nnUNetTrainerATSO
 from nnunet_partial.trainers.co_training import (nnUNetTrainerCoTraining, nnUNetTrainerCoTrainingCT,
                                                  nnUNetTrainerCoTrainingCTWA, nnUNetTrainerCoTrainingIBN,
                                                  nnUNetTrainerCoTrainingWA)
@@ -8,7 +9,7 @@ from nnunet_partial.trainers.naive import nnUNetTrainerNaive
 from nnunet_partial.trainers.partial import nnUNetTrainerPartial
 from nnunet_partial.trainers.self_training import nnUNetTrainerSelfTraining
 
-__all__ = ["nnUNetTrainerCoTraining", "nnUNetTrainerCoTrainingCT", "nnUNetTrainerCoTrainingCTWA",
+__all__ = ["nnUNetTrainerATSO", "nnUNetTrainerCoTraining", "nnUNetTrainerCoTrainingCT", "nnUNetTrainerCoTrainingCTWA",
            "nnUNetTrainerCoTrainingIBN", "nnUNetTrainerCoTrainingWA", "nnUNetTrainerSelfTraining",
            "nnUNetTrainerIndividual", "nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus",
            "nnUNetTrainerNaive", "nnUNetTrainerPartial"]

@@ -1,0 +1,138 @@
+"""ATSO: one model of one generation (Huo et al. 2021, Algorithm 1; METHODS section 4)."""
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import torch
+
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.files import load_checkpoint, read_json, write_json
+from nnunet_partial.labels import check_super_classes
+from nnunet_partial.losses.partial import groups_from_annotated
+from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.training.base import Batch, PartialTrainer
+
+TRAINING_CASES = "training_cases.json"
+
+
+class nnUNetTrainerATSO(PartialTrainer):
+    """The planned network on the labelled cases and, with the setting ``labels``, on those of that label directory.
+
+    Without ``labels`` this is M0: it trains on every case that annotates something, with the marginal loss. With them it
+    trains on the fully labelled cases and on the pseudo-labelled ones, on no other. It starts from
+    ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of ``atso.super_classes`` only:
+    their members are then one group in the loss. What was trained on is written to ``training_cases.json``.
+    """
+
+    def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
+        check_super_classes(self.settings.atso.super_classes, self.annotations.classes)
+        weights = self.settings.atso.initial_weights
+        if weights and not Path(weights).is_file() and not self.training_is_finished(plans, configuration, fold):
+            raise UserError(f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that "
+                            f"model first.")
+        exclude = self.settings.atso.exclude
+        self.excluded = frozenset(read_json(exclude)["excluded"]) if exclude and self.labels else frozenset()
+        return dataset_json
+
+    # ------------------------------------------------------------------ where it starts
+
+    def on_networks_built(self) -> None:
+        if self.settings.atso.initial_weights and not any(Path(self.output_folder).glob("checkpoint_*.pth")):
+            with exit_on_user_error():
+                self._load_initial_weights(Path(self.settings.atso.initial_weights))
+
+    def _load_initial_weights(self, file: Path) -> None:
+        """All weights, those of the segmentation layers too, which nnU-Net's ``-pretrained_weights`` leaves out."""
+        weights = load_checkpoint(file, map_location=self.device)["network_weights"]
+        try:
+            unwrap(self.network).load_state_dict(weights)
+        except RuntimeError as error:
+            raise UserError(f"atso.initial_weights {file} do not fit the planned network: {error}. Train both with the "
+                            f"same plans, or leave the setting out.") from None
+        self.print_to_log_file(f"Starting from the weights of {file}")
+
+    # ------------------------------------------------------------------ what it trains on
+
+    def do_split(self) -> tuple:
+        training, validating = super().do_split()
+        if self.training_is_over:
+            return training, validating
+        training = [i for i in training if self._trains_on(i)]
+        if not training:
+            with exit_on_user_error():
+                raise UserError(f"fold {self.fold} has no training case that annotates "
+                                f"{'anything' if self.labels is None else 'every class or is pseudo-labelled'}.")
+        return training, validating
+
+    @property
+    def training_is_over(self) -> bool:
+        """Whether only validation is left; the label directory has then not been read."""
+        return self.labels is None and self.settings.labels is not None
+
+    def _trains_on(self, case: str) -> bool:
+        if self.labels is None:
+            return bool(self.dataset_annotations.of(case).annotated)
+        return self._is_complete(case) or case in self.labels.known and case not in self.excluded
+
+    def _is_complete(self, case: str) -> bool:
+        return len(self.dataset_annotations.of(case).annotated) == len(self.dataset_annotations.classes)
+
+    def _pseudo_labelled(self, cases: Sequence[str]) -> list:
+        return [] if self.labels is None else [i for i in cases if not self._is_complete(i)]
+
+    def check_labels(self, labels, cases: Sequence[str]) -> None:
+        pseudo = self._pseudo_labelled(cases)
+        super().check_labels(labels, pseudo)
+        labels.require_readable(pseudo, self._labels_remedy)
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        training, validating = super(PartialTrainer, self).get_tr_and_val_datasets()
+        if self.labels is not None:
+            training = self.labels.over(training, [i for i in training.identifiers if self._is_complete(i)])
+        return training, validating
+
+    def on_train_start(self) -> None:
+        for leftover in Path(self.output_folder).glob(".tmp-*"):  # of a run that was killed while it wrote
+            leftover.unlink(missing_ok=True)
+        super().on_train_start()
+        if self.local_rank == 0:
+            cases = self.do_split()[0]
+            pseudo = set(self._pseudo_labelled(cases))
+            write_json({"labels": self.settings.labels, "initial_weights": self.settings.atso.initial_weights,
+                        "labelled": [i for i in cases if i not in pseudo], "pseudo_labelled": sorted(pseudo),
+                        "excluded": sorted(self.excluded)}, Path(self.output_folder) / TRAINING_CASES)
+
+    # ------------------------------------------------------------------ super-classes
+
+    def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
+        made = super().to_device(batch, training)
+        if training and self.settings.atso.super_classes:
+            made.groups = super_class_groups(made.annotated.cpu(), made.truth.cpu(), self._super_class_values())
+        return made
+
+    def _super_class_values(self) -> list:
+        index = self.annotations.classes.index
+        return [sorted(index(i) + 1 for i in members) for members in self.settings.atso.super_classes.values()]
+
+    # ------------------------------------------------------------------ afterwards
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        if self.settings.atso.final_validation:
+            super().perform_actual_validation(save_probabilities)
+        else:
+            self.print_to_log_file("No final validation: atso.final_validation is off.")
+
+
+def super_class_groups(annotated: torch.Tensor, truth: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
+    """The partition of each sample's classes where its pseudo labels are right up to super-classes only.
+
+    ``annotated`` (B, K + 1) bool, what the labels distinguish; ``truth`` (B, K + 1) bool, which of these are no pseudo
+    labels and stay by themselves; ``members`` the label values of each super-class. Returns groups (B, K + 1) int64:
+    pseudo-labelled classes of one super-class share the lowest of their values.
+    """
+    groups = groups_from_annotated(annotated)
+    for values in members:
+        for sample in range(len(groups)):
+            pseudo = [i for i in values if annotated[sample, i] and not truth[sample, i]]
+            if pseudo:
+                groups[sample, pseudo] = min(pseudo)
+    return groups
