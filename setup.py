@@ -37,6 +37,7 @@ setup(
     python_requires=">=3.10",
     # _ext is a folder that nnU-Net searches, not a package, so find_packages leaves it out
     packages=[*find_packages(include=["nnunet_partial*", "dataset_conversion*"]), "nnunet_partial._ext"],
+    package_data={"nnunet_partial.evaluation.report": ["*.j2"]},
     py_modules=[AUTOLOAD],
     cmdclass={"build_py": build_py_with_autoload},
     install_requires=[
@@ -59,6 +60,7 @@ setup(
         "blosc2>=3.3.2",
         "pydicom>=3.0",
         "h5py>=3.8",
+        "jinja2>=3.1",
         "submitit>=1.5",
         "tqdm",
     ],

@@ -1,6 +1,7 @@
 """``nnunet_partial VERB``: one module of :mod:`nnunet_partial.commands` per verb, imported when it is called."""
 import argparse
 import importlib
+import shlex
 import sys
 from typing import Optional, Sequence
 
@@ -16,6 +17,7 @@ VERBS = {
     "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
     "evaluate": ("evaluate", "compare predictions with the truth, on annotated classes only"),
+    "report": ("report", "write one HTML file about one or several evaluated methods"),
     "export": ("export", "write a model that stock nnU-Net runs without this package"),
     "doctor": ("doctor", "show what nnU-Net finds of this package, and how to mend it"),
     "demo": ("demo", "run the whole pipeline on phantoms made on the spot"),
@@ -38,9 +40,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def run_verb(verb: str, argv: Sequence[str]) -> None:
-    """Run one verb with its own arguments."""
+    """Run one verb with its own arguments. ``command_line`` is the command as given, for those that record it."""
     module = importlib.import_module(f"nnunet_partial.commands.{VERBS[verb][0]}")
-    module.run(verb_parser(verb).parse_args(argv))
+    command_line = shlex.join(["nnunet_partial", verb, *argv])
+    module.run(verb_parser(verb).parse_args(argv, argparse.Namespace(command_line=command_line)))
 
 
 def verb_parser(verb: str) -> argparse.ArgumentParser:

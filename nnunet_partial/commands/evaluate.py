@@ -54,7 +54,8 @@ def run(arguments):
                     annotated=_annotated(arguments.annotated), metrics=[] if metrics == ["all"] else metrics,
                     tolerance_mm=arguments.tolerance_mm, truth_dataset=arguments.truth_dataset,
                     truth_labels=arguments.truth_labels, pred_labels=arguments.pred_labels,
-                    allow_missing=arguments.allow_missing, processes=arguments.processes)
+                    allow_missing=arguments.allow_missing, processes=arguments.processes,
+                    command=arguments.command_line)
     content = read_json(Path(arguments.out) / "metrics.json")
     print(format_summary(content))
     print(f"values of the predictions: {content['pred_labels']}\nvalues of the truth:       {content['truth_labels']}")

@@ -119,7 +119,7 @@ def evaluate_folder(pred: Union[PathLike, Sequence[PathLike]], truth: PathLike, 
                     metrics: Sequence[str] = (), tolerance_mm: Union[float, Sequence[str]] = DEFAULT_TOLERANCE_MM,
                     truth_dataset: Optional[Union[int, str, PathLike]] = None, truth_labels: Sequence[str] = (),
                     pred_labels: Sequence[str] = (), allow_missing: bool = False, processes: Optional[int] = None,
-                    progress: bool = True) -> list:
+                    progress: bool = True, command: Optional[str] = None) -> list:
     """Evaluate predictions on annotated classes; one row (dict) a case and class, in the order of cases and classes.
 
     ``pred`` one folder or several (the validation folders of all folds). ``dataset`` id, name, or a dataset.json: it
@@ -128,7 +128,7 @@ def evaluate_folder(pred: Union[PathLike, Sequence[PathLike]], truth: PathLike, 
     every case. ``metrics`` names of :data:`~nnunet_partial.evaluation.metrics.METRICS`, all by default.
     ``tolerance_mm`` of the surface Dice: a number, or see :func:`parse_tolerances`. ``truth_dataset``,
     ``truth_labels``, ``pred_labels``: what the values mean where no dataset.json lies with the files. ``processes``
-    None: all cores.
+    None: all cores. ``command``: how it was called, to be kept with the results.
 
     Rows hold ``case``, ``source``, ``class`` and the metrics (NaN: nothing to measure; inf: missed or invented). With
     ``out``, ``metrics.json`` and ``metrics.csv`` are written there. Raises :class:`UserError`.
@@ -146,6 +146,7 @@ def evaluate_folder(pred: Union[PathLike, Sequence[PathLike]], truth: PathLike, 
         about = {"dataset": content.get("name", Path(file).parent.name),
                  "pred": [os.path.abspath(i) for i in _folders(pred)], "truth": os.path.abspath(truth),
                  "pred_labels": known_pred.file, "truth_labels": known_truth.file,
+                 "pred_values": known_pred.values, "truth_values": known_truth.values, "command": command,
                  "annotated": annotated if isinstance(annotated, str) else list(annotated),
                  "tolerance_mm": {i: tolerances[i] for i in classes if any(i == row["class"] for row in rows)},
                  "not_evaluated": {k: v for k, v in vars(plan).items() if k != "cases"}}

@@ -70,7 +70,7 @@ def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, An
                "sources": {i: summarise([row for row in rows if row["source"] == i]) for i in sources},
                "rows": list(rows)}
     write_text(_csv(rows), out / "metrics.csv")
-    write_json(_json_values(content), out / "metrics.json")
+    write_json(json_values(content), out / "metrics.json")
 
 
 def format_summary(content: Mapping[str, Any]) -> str:
@@ -106,12 +106,12 @@ def _csv(rows: Sequence[Mapping]) -> str:
     return stream.getvalue()
 
 
-def _json_values(content: Any) -> Any:
+def json_values(content: Any) -> Any:
     """JSON knows neither NaN nor infinity: null and ``"inf"`` instead."""
     if isinstance(content, Mapping):
-        return {k: _json_values(v) for k, v in content.items()}
+        return {k: json_values(v) for k, v in content.items()}
     if isinstance(content, (list, tuple)):
-        return [_json_values(i) for i in content]
+        return [json_values(i) for i in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None if math.isnan(content) else str(content)
     return content

@@ -1,0 +1,193 @@
+"""Best, median and worst case of every class, as pictures: truth and prediction drawn on the image in three planes."""
+from dataclasses import dataclass
+from typing import Mapping, Optional, Sequence
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from nnunet_partial.data.images import read_image, read_label
+from nnunet_partial.data.inspection import patient_axes
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
+from nnunet_partial.evaluation.report.charts import Picture, as_png, heading, new_figure
+from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
+
+TRUTH, PREDICTION = "#56b4e9", "#e69f00"  # light blue and orange: told apart by all, and bright on grey
+PLACES = ("best", "median", "worst")
+PLANES = ("axial", "coronal", "sagittal")
+MARGIN_MM = 20.0
+CT_WINDOW_HU = (-160.0, 240.0)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One case of one class at its place; ``picture`` None with the ``reason`` when a file is missing."""
+    place: str
+    case: str
+    value: float
+    picture: Optional[Picture]
+    reason: str = ""
+
+
+def choose(rows: Sequence[Mapping], name: str, metric: str) -> list:
+    """``(place, row)`` of the best, the median and the worst case of a class; fewer if there are fewer cases.
+
+    An infinite distance is the worst there is; a case with nothing to measure is not chosen.
+    """
+    own = [i for i in rows if i["class"] == name and not np.isnan(i[metric])]
+    own = sorted(own, key=lambda i: i[metric], reverse=HIGHER_IS_BETTER[metric])
+    if len(own) < 2:
+        return [("only", i) for i in own]
+    if len(own) == 2:
+        return [("best", own[0]), ("worst", own[1])]
+    return [("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])]
+
+
+def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: Sequence[str]) -> dict:
+    """class -> :class:`Shown` of one method, drawn from its first seed."""
+    evaluation = inputs.methods[method][0]
+    return {name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(rows, name, inputs.metric)]
+            for name in classes}
+
+
+def _shown(inputs: Inputs, evaluation: Evaluation, method: str, place: str, row: Mapping) -> Shown:
+    case, name, value = row["case"], row["class"], row[inputs.metric]
+    try:
+        view = read_view(inputs, evaluation, case, name)
+    except UserError as error:
+        return Shown(place, case, value, None, str(error))
+    what = f"{place} case for {name}: {case}, {heading(inputs.metric)} {value:.3g}"
+    planes = "three planes" if view.dimensions == 3 else "the image's plane"
+    alt = (f"{name} in case {case} in {planes}, the {place} of {method}: truth {view.truth.sum()} voxels, prediction "
+           f"{view.pred.sum()} voxels, {(view.truth & view.pred).sum()} in both"
+           f"{'' if view.image is not None else '; without the image'}.")
+    return Shown(place, case, value, Picture(as_png(draw_planes(view)), alt, f"{method}, {what}", "overlay"))
+
+
+@dataclass(frozen=True)
+class View:
+    """Image and both masks of a class, (z, y, x) along the patient's left, back and head, or (y, x) in 2D."""
+    image: Optional[np.ndarray]
+    truth: np.ndarray
+    pred: np.ndarray
+    spacing_mm: tuple
+    window: tuple
+
+    @property
+    def dimensions(self) -> int:
+        return self.truth.ndim
+
+
+def read_view(inputs: Inputs, evaluation: Evaluation, case: str, name: str) -> View:
+    """Read what is drawn. A missing image leaves the masks; a missing mask is a :class:`UserError`."""
+    files = {"truth": evaluation.truth(case), "pred": evaluation.prediction(case)}
+    for side, file in files.items():
+        if file is None or not evaluation.values(side, name):
+            where = evaluation.about.get(side, "nowhere")
+            raise UserError(f"no picture: {case} is no longer in {where}, or metrics.json does not say its values; evaluate again.")
+    masks = {side: _mask(*read_label(file), evaluation.values(side, name)) for side, file in files.items()}
+    truth, pred = (sitk.GetArrayFromImage(i) > 0 for i in (masks["truth"], masks["pred"]))
+    image_file = inputs.image(case, evaluation)
+    image = None if image_file is None else _first_channel(patient_axes(read_image(image_file)))
+    if image is not None and image.shape[:truth.ndim] != truth.shape:
+        image = None
+    return View(image, truth, pred, masks["truth"].GetSpacing()[::-1], _window(image, inputs.dataset))
+
+
+def _mask(label: np.ndarray, geometry, values: Sequence[int]) -> "sitk.Image":
+    mask = sitk.GetImageFromArray(np.isin(label, values).astype(np.uint8))
+    mask.SetSpacing(geometry.spacing_mm)
+    mask.SetOrigin(geometry.origin_mm)
+    mask.SetDirection(geometry.direction)
+    return patient_axes(mask)
+
+
+def _first_channel(image: "sitk.Image") -> np.ndarray:
+    array = sitk.GetArrayFromImage(image)
+    return array[0] if image.GetDimension() == 4 else array
+
+
+def _window(image: Optional[np.ndarray], dataset: Mapping) -> tuple:
+    if image is None:
+        return 0.0, 1.0
+    first = str(next(iter(dataset.get("channel_names", {"0": ""}).values()))).lower()
+    if first == "ct" and image.min() < -200:
+        return CT_WINDOW_HU
+    low, high = np.percentile(image, (1, 99))
+    return float(low), float(max(high, low + 1e-6))
+
+
+# ------------------------------------------------------------------ drawing
+
+def draw_planes(view: View):
+    """A figure with one panel a plane through the middle of the structure, cropped around it."""
+    box = _crop(view)
+    planes = [_slice(view, axis, box) for axis in range(3)] if view.dimensions == 3 else [_slice(view, None, box)]
+    figure = new_figure(3.1 * len(planes), 3.2)
+    for axis, name, plane in zip(np.ravel(figure.subplots(1, len(planes))), PLANES, planes):
+        _draw_plane(axis, plane, view.window)
+        axis.set_title(name if view.dimensions == 3 else "", fontsize=9)
+    return figure
+
+
+def _crop(view: View) -> tuple:
+    """Slices around truth and prediction with a margin; everything if both are empty."""
+    found = ndimage.find_objects((view.truth | view.pred).astype(np.uint8))
+    if not found:
+        return tuple(slice(0, n) for n in view.truth.shape)
+    margins = [int(np.ceil(MARGIN_MM / i)) for i in view.spacing_mm]
+    return tuple(slice(max(0, i.start - m), min(n, i.stop + m)) for i, m, n in zip(found[0], margins, view.truth.shape))
+
+
+def _slice(view: View, axis: Optional[int], box: Sequence[slice]) -> dict:
+    """Picture, masks and pixel size of the plane across ``axis`` that shows most truth (or prediction, without truth)."""
+    parts = [None if i is None else i[tuple(box)] for i in (view.image, view.truth, view.pred)]
+    if axis is None:
+        return dict(zip(("image", "truth", "pred"), parts), aspect=view.spacing_mm[0] / view.spacing_mm[1])
+    counted = parts[1] if parts[1].any() else parts[2]
+    index = int(np.argmax(counted.sum(tuple(i for i in range(3) if i != axis))))
+    rows, columns = [view.spacing_mm[i] for i in range(3) if i != axis]
+    # the head is up in coronal and sagittal planes
+    planes = [None if i is None else np.take(i, index, axis) for i in parts]
+    planes = [i if i is None or axis == 0 else i[::-1] for i in planes]
+    return dict(zip(("image", "truth", "pred"), planes), aspect=rows / columns)
+
+
+def _draw_plane(axis, plane: Mapping, window: Sequence[float]) -> None:
+    image = np.zeros(plane["truth"].shape) if plane["image"] is None else plane["image"]
+    shown = {} if image.ndim == 3 else {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
+    axis.imshow(image, aspect=plane["aspect"], **shown)
+    for mask, colour, style in ((plane["truth"], TRUTH, "solid"), (plane["pred"], PREDICTION, "dashed")):
+        if mask.any() and not mask.all() and min(mask.shape) > 1:
+            axis.contour(mask, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
+    axis.set_axis_off()
+
+
+def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], values: Mapping[str, float]) -> Optional[Picture]:
+    """One case as every method sees it, in the axial plane through the truth. None if files are missing."""
+    views = {}
+    for method in methods:
+        try:
+            views[method] = read_view(inputs, inputs.methods[method][0], case, name)
+        except UserError:
+            continue
+    if len(views) < 2:
+        return None
+    columns = min(5, len(views))
+    figure = new_figure(2.3 * columns, 2.6 * int(np.ceil(len(views) / columns)))
+    axes = np.ravel(figure.subplots(int(np.ceil(len(views) / columns)), columns, squeeze=False))
+    box = _joint_crop(list(views.values()))
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, (method, view) in zip(axes, views.items()):
+        _draw_plane(axis, _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
+        axis.set_title(f"{method}\n{values[method]:.3g}", fontsize=8)
+    metric = heading(inputs.metric)
+    alt = f"{name} in case {case} as each method sees it. {metric}: " + ", ".join(f"{m} {values[m]:.3g}" for m in views) + "."
+    return Picture(as_png(figure), alt, f"{name}: case {case}, each method's {metric} above it", "overlay")
+
+
+def _joint_crop(views: Sequence[View]) -> tuple:
+    boxes = [_crop(i) for i in views]
+    return tuple(slice(min(i.start for i in axis), max(i.stop for i in axis)) for axis in zip(*boxes))

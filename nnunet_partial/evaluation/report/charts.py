@@ -1,0 +1,155 @@
+"""The charts of a report, as SVG in data addresses: nothing is loaded from anywhere, and they are sharp at any size.
+
+Colours are Okabe and Ito's, which are told apart by colour-blind readers; methods differ by line style or hatching too.
+"""
+import base64
+import io
+import math
+from dataclasses import dataclass
+from typing import Mapping, Optional, Sequence
+
+import numpy as np
+
+from nnunet_partial.evaluation.report.inputs import Model, finite
+from nnunet_partial.evaluation.results import COLUMNS
+
+# without the yellow, which is too pale on white
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+LINES = ("-", "--", "-.", ":")
+HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture on the page. ``alt`` says in words what it shows; ``caption`` stands below it."""
+    address: str
+    alt: str
+    caption: str
+    kind: str = ""
+
+
+def new_figure(width: float, height: float):
+    """A figure that needs no display and that nothing else of the process knows."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def as_svg(figure) -> str:
+    """The figure as a data address; the same figure gives the same text."""
+    import matplotlib
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "nnunet_partial"}):
+        figure.savefig(stream, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def as_png(figure, dpi: int = 90) -> str:
+    """The figure as a data address, for what is mostly pixels."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi)
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def heading(metric: str) -> str:
+    """Name of a metric for people."""
+    return COLUMNS.get(metric, (metric.replace("_", " "),))[0]
+
+
+# ------------------------------------------------------------------ results
+
+def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str) -> Optional[Picture]:
+    """Box plots of one metric: a group a class, a box a method, and every case as a dot. None without finite values."""
+    names = [n for n in classes if any(_finite_values(r, n, metric) for r in rows.values())]
+    if not names:
+        return None
+    figure = new_figure(min(16, 2.2 + 0.45 * len(names) * (len(rows) + 1)), 4.2)
+    axis = figure.subplots()
+    width = 0.8 / len(rows)
+    for number, (method, own) in enumerate(rows.items()):
+        values = [_finite_values(own, name, metric) for name in names]
+        at = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * width
+        _boxes(axis, values, at, width, number, method)
+    axis.set_xticks(range(len(names)), names)
+    axis.set_ylabel(heading(metric))
+    axis.grid(axis="y", color="#dddddd")
+    axis.set_axisbelow(True)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    return Picture(as_svg(figure), _box_plot_alt(rows, names, metric),
+                   f"{heading(metric)} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.")
+
+
+def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float, number: int, method: str) -> None:
+    colour = COLOURS[number % len(COLOURS)]
+    boxes = axis.boxplot(values, positions=at, widths=0.8 * width, manage_ticks=False, showfliers=False, patch_artist=True,
+                         medianprops={"color": "black", "linewidth": 1.5})
+    for box in boxes["boxes"]:
+        box.set(facecolor=colour, alpha=0.55, hatch=HATCHES[number % len(HATCHES)])
+    boxes["boxes"][0].set_label(method)
+    for position, own in zip(at, values):
+        spread = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [0.0]
+        axis.scatter(position + width * np.array(spread), own, s=9, color=colour, edgecolor="black", linewidth=0.3, zorder=3)
+
+
+def _finite_values(rows: Sequence[Mapping], name: str, metric: str) -> list:
+    return [i[metric] for i in rows if i["class"] == name and math.isfinite(i[metric])]
+
+
+def _box_plot_alt(rows: Mapping[str, Sequence[Mapping]], names: Sequence[str], metric: str) -> str:
+    medians = []
+    for name in names:
+        own = [(method, _finite_values(r, name, metric)) for method, r in rows.items()]
+        medians.append(f"{name}: " + ", ".join(f"{method} {np.median(v):.3g}" for method, v in own if v))
+    return f"Box plots of {heading(metric)}. Medians. {'; '.join(medians)}."
+
+
+# ------------------------------------------------------------------ training
+
+def training_curves(models: Sequence[Model]) -> list:
+    """For every method: loss and pseudo Dice over epochs, a line a model."""
+    methods = dict.fromkeys(i.method for i in models)
+    return [i for method in methods if (i := _method_curves(method, [m for m in models if m.method == method]))]
+
+
+def _method_curves(method: str, models: Sequence[Model]) -> Optional[Picture]:
+    drawn = [i for i in models if i.curves.get("train_losses")]
+    if not drawn:
+        return None
+    figure = new_figure(11, 3.4)
+    loss, dice = figure.subplots(1, 2)
+    for number, model in enumerate(drawn):
+        colour, label = COLOURS[number % len(COLOURS)], _model_label(model, drawn)
+        _line(loss, model.curves["train_losses"], f"{label} training", colour, "-")
+        _line(loss, model.curves.get("val_losses", ()), f"{label} validation", colour, "--")
+        _line(dice, model.curves.get("mean_fg_dice", ()), f"{label} epoch", colour, ":")
+        _line(dice, model.curves.get("ema_fg_dice", ()), f"{label} running mean", colour, "-")
+    for axis, name in ((loss, "loss"), (dice, "pseudo Dice where annotated (validation)")):
+        axis.set(xlabel="epoch", ylabel=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(color="#dddddd")
+        axis.legend(fontsize=7)
+    dice.set_ylim(0, 1)
+    return Picture(as_svg(figure), _curves_alt(method, drawn), f"Training of {method}: loss (left) and nnU-Net's pseudo Dice "
+                                                              "on validation patches (right).")
+
+
+def _model_label(model: Model, among: Sequence[Model]) -> str:
+    """What tells a model from the others of its method: plans (seeds, sources) and fold."""
+    plans = model.folder.name.split("__")[1]
+    return f"{plans} fold {model.fold}" if len({i.folder for i in among}) > 1 else f"fold {model.fold}"
+
+
+def _line(axis, values: Sequence, label: str, colour: str, style: str) -> None:
+    known = [(epoch, value) for epoch, value in enumerate(values, 1) if finite(value)]
+    if known:
+        axis.plot(*zip(*known), style, color=colour, label=label, marker="o" if len(known) == 1 else None)
+
+
+def _curves_alt(method: str, models: Sequence[Model]) -> str:
+    parts = []
+    for model in models:
+        losses, dice = model.curves["train_losses"], model.curves.get("ema_fg_dice") or [math.nan]
+        parts.append(f"{_model_label(model, models)}: training loss from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} "
+                     f"epochs, pseudo Dice at the end {dice[-1]:.3g}")
+    return f"Training curves of {method}. {'; '.join(parts)}."

@@ -1,0 +1,195 @@
+"""What a report is made from: evaluations, trained models, images, measured efficiency, commands."""
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
+
+from nnunet_partial.data.raw import resolve
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.evaluate import ENDINGS, read_dataset_json
+from nnunet_partial.evaluation.results import read_metrics
+from nnunet_partial.files import PathLike, load_checkpoint, read_json
+
+CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One ``metrics.json``: rows, and what it says about where predictions and truth lie."""
+    rows: Sequence[Mapping]
+    about: Mapping[str, Any]
+
+    def prediction(self, case: str) -> Optional[Path]:
+        """The predicted label file of a case, if it is still there."""
+        return next((i for folder in self.about.get("pred", ()) if (i := _image_file(Path(folder), case))), None)
+
+    def truth(self, case: str) -> Optional[Path]:
+        """The true label file of a case, if it is still there."""
+        return _image_file(Path(self.about.get("truth", "")), case) if self.about.get("truth") else None
+
+    def values(self, side: str, name: str) -> tuple:
+        """Label values of a class in the predictions (``pred``) or in the truth (``truth``)."""
+        return tuple(self.about.get(f"{side}_values", {}).get(name, ()))
+
+
+@dataclass(frozen=True)
+class Model:
+    """One fold of a trained model. ``curves``: nnU-Net's logged values, one an epoch, for every key."""
+    method: str
+    folder: Path
+    fold: str
+    curves: Mapping[str, Sequence]
+    plans: Mapping[str, Any]
+
+    @property
+    def trainer(self) -> str:
+        return self.folder.name.split("__")[0]
+
+    @property
+    def configuration(self) -> str:
+        return self.folder.name.split("__")[-1]
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}, fold {self.fold}"
+
+    @property
+    def command(self) -> str:
+        """The stock command that trains it, as the names of its folder say."""
+        dataset, (trainer, plans, configuration) = self.folder.parent.name, self.folder.name.split("__")
+        number = re.match(r"Dataset0*(\d+)_", dataset)
+        return (f"nnUNetv2_train {number[1] if number else dataset} {configuration} {self.fold} -tr {trainer}"
+                f"{'' if plans == 'nnUNetPlans' else f' -p {plans}'}")
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in epochs; final validation is not in it."""
+        start, end = (self.curves.get(f"epoch_{i}_timestamps", ()) for i in ("start", "end"))
+        return float(sum(b - a for a, b in zip(start, end)))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that the page shows, read and checked. ``methods``: name -> evaluations, one a seed."""
+    dataset: Mapping[str, Any]
+    dataset_file: str
+    methods: Mapping[str, Sequence[Evaluation]]
+    models: Sequence[Model] = ()
+    images: Sequence[Path] = ()
+    efficiency: Optional[Mapping[str, Any]] = None
+    commands: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    metric: str = "dice"
+    title: str = ""
+
+    @property
+    def rows(self) -> dict:
+        """name -> one list of rows a seed."""
+        return {name: [i.rows for i in evaluations] for name, evaluations in self.methods.items()}
+
+    def image(self, case: str, evaluation: Evaluation) -> Optional[Path]:
+        """The image (first channel) of a case: in the given folders, in the dataset, or beside the truth's folder."""
+        entry = self.dataset.get("dataset", {}).get(case)
+        if entry:
+            file = Path(resolve(entry["images"][0], Path(self.dataset_file).parent))
+            if file.is_file():
+                return file
+        return next((i for folder in [*self.images, *_image_folders(evaluation)] if (i := _image_file(folder, f"{case}_0000"))),
+                    None)
+
+
+def read_inputs(dataset: PathLike, evaluations: Sequence[tuple], models: Sequence[tuple] = (), images: Sequence[PathLike] = (),
+                efficiency: Optional[PathLike] = None, commands: Optional[PathLike] = None, **other: Any) -> Inputs:
+    """Read everything. ``evaluations`` and ``models`` are ``(name, folder)``; a name may come again, once a seed or fold.
+
+    Raises :class:`UserError` for what is missing or is not what it is said to be.
+    """
+    content, file = read_dataset_json(dataset)
+    methods: dict = {}
+    for name, folder in evaluations:
+        methods.setdefault(name, []).append(read_evaluation(folder))
+    if not methods:
+        raise UserError("nothing to report: give at least one --evaluation NAME=DIR that nnunet_partial evaluate wrote.")
+    trained = [i for name, folder in models for i in read_models(name, folder)]
+    return Inputs(content, file, methods, trained, [_folder(i) for i in images],
+                  None if efficiency is None else _read_efficiency(efficiency),
+                  () if commands is None else read_commands(commands), **other)
+
+
+def read_evaluation(folder: PathLike) -> Evaluation:
+    """The ``metrics.json`` of a folder (or the file itself)."""
+    path = Path(folder)
+    path = path / "metrics.json" if path.is_dir() or path.suffix != ".json" else path
+    rows = read_metrics(path)
+    if not rows:
+        raise UserError(f"{path} holds no rows: nothing was evaluated.")
+    return Evaluation(rows, {k: v for k, v in read_json(path).items() if k not in ("rows", "summary", "sources")})
+
+
+def read_models(name: str, folder: PathLike) -> list:
+    """A :class:`Model` for every trained fold of a model folder."""
+    folder = _folder(folder)
+    if len(folder.name.split("__")) != 3 or not (folder / "plans.json").is_file():
+        raise UserError(f"{folder} is not a model folder of nnU-Net (TRAINER__PLANS__CONFIGURATION with a plans.json).")
+    plans = read_json(folder / "plans.json")
+    found = []
+    for fold in sorted(folder.glob("fold_*")):
+        checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
+        if checkpoint is not None:
+            logged = load_checkpoint(checkpoint).get("logging", {})
+            found.append(Model(name, folder, fold.name[len("fold_"):], _curves(logged), plans))
+    if not found:
+        raise UserError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)}) in any fold. Train it first.")
+    return found
+
+
+def _curves(logged: Mapping[str, Any]) -> dict:
+    """Plain numbers; a list of them where nnU-Net logs one value a class."""
+    return {k: [[float(j) for j in i] if isinstance(i, (list, tuple)) else float(i) for i in v] for k, v in logged.items()
+            if isinstance(v, (list, tuple))}
+
+
+def _read_efficiency(path: PathLike) -> dict:
+    content = read_json(path, "It is written by nnunet_partial.inference.efficiency.write_report.")
+    if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
+        raise UserError(f"{path} is no efficiency report: the key 'methods' is missing.")
+    return content
+
+
+def read_commands(path: PathLike) -> list:
+    """``[{"command": ..., "seconds": ...}]`` from JSON, or one command a line from any other text file."""
+    path = Path(path)
+    if path.suffix == ".json":
+        content = read_json(path)
+        if not isinstance(content, list) or not all(isinstance(i, dict) and isinstance(i.get("command"), str) for i in content):
+            raise UserError(f"{path} must be a list of objects with the key 'command'.")
+        return content
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as text ({error}).") from None
+    return [{"command": i.strip()} for i in lines if i.strip()]
+
+
+def _folder(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path} is not a folder.")
+    return path.absolute()
+
+
+def _image_file(folder: Path, name: str) -> Optional[Path]:
+    return next((folder / (name + i) for i in ENDINGS if os.path.isfile(folder / (name + i))), None)
+
+
+def _image_folders(evaluation: Evaluation) -> list:
+    """``imagesTr`` beside ``labelsTr``, ``imagesTs`` beside ``labelsTs``: nnU-Net's names."""
+    truth = Path(evaluation.about.get("truth", "."))
+    return [truth.with_name(truth.name.replace("labels", "images"))] if truth.name.startswith("labels") else []
+
+
+def finite(value: Any) -> bool:
+    """Whether a logged value is a number that can be drawn."""
+    return isinstance(value, (int, float)) and math.isfinite(value)

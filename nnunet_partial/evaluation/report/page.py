@@ -1,0 +1,147 @@
+"""One self-contained HTML file: everything is in it, nothing is loaded from anywhere, no script runs."""
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from nnunet_partial.evaluation import ranking
+from nnunet_partial.evaluation.report import cases, charts, tables
+from nnunet_partial.evaluation.report.inputs import Inputs
+from nnunet_partial.evaluation.results import json_values
+from nnunet_partial.files import PathLike, write_json, write_text
+
+TEMPLATE = "report.html.j2"
+BOX_PLOTS = ("dice", "surface_dice", "hausdorff95_mm")
+
+
+def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
+    """Write the page to ``out`` and, beside it, ``.json`` and ``.md`` with the ranking; returns the path of the page."""
+    out = Path(out)
+    content = contents(inputs, command)
+    write_text(render(content), out)
+    write_json(summary(inputs, content), out.with_suffix(".json"))
+    write_text(markdown_summary(content), out.with_suffix(".md"))
+    return out
+
+
+def contents(inputs: Inputs, command: str = "") -> dict:
+    """Everything that the template shows."""
+    classes = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file)
+               if any(row["class"] == i for evaluations in inputs.rows.values() for rows in evaluations for row in rows)]
+    averaged = {name: ranking.average_over_seeds(i) for name, i in inputs.rows.items()}
+    ranked = ranking.rank(inputs.rows, inputs.metric)
+    pairs = ranking.pairwise(inputs.rows, inputs.metric)
+    ordered = {i.name: averaged[i.name] for i in ranked}
+    return {"title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
+            "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "classes": classes, "ranked": ranked, "pairs": pairs, "notes": list(inputs.notes), "verdict": verdict(ranked, pairs),
+            "facts": facts(inputs, classes), "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
+            "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
+            "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
+            "results": [tables.results({i.name: inputs.rows[i.name] for i in ranked}, classes, m) for m in tables.metrics_of(inputs)],
+            "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
+            "shown_method": ranked[0].name, "metric": charts.heading(inputs.metric),
+            "cases": cases.shown_cases(inputs, ranked[0].name, shown_rows(inputs, ranked[0].name), classes),
+            "side_by_side": _side_by_side(inputs, ordered, classes),
+            "curves": charts.training_curves(inputs.models),
+            "training": tables.training(inputs.models) if inputs.models else None,
+            "efficiency": tables.efficiency(inputs.efficiency) if inputs.efficiency else None,
+            "plans": tables.plans(inputs.models) if inputs.models else None, "full_plans": _full_plans(inputs),
+            "commands": commands(inputs, command), "versions": tables.versions()}
+
+
+def shown_rows(inputs: Inputs, method: str) -> Sequence[Mapping]:
+    """The rows of the seed whose predictions are drawn: the first."""
+    return inputs.methods[method][0].rows
+
+
+def _box_metrics(inputs: Inputs) -> list:
+    known = tables.metrics_of(inputs)
+    return list(dict.fromkeys(i for i in (inputs.metric, *BOX_PLOTS) if i in known))
+
+
+def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], classes: Sequence[str]) -> list:
+    """For every class, the median case of the first method as every method sees it."""
+    if len(ordered) < 2:
+        return []
+    first, pictures = next(iter(ordered)), []
+    for name in classes:
+        chosen = dict(cases.choose(shown_rows(inputs, first), name, inputs.metric))
+        row = chosen.get("median") or next(iter(chosen.values()), None)
+        if row is not None:
+            values = {m: _value(shown_rows(inputs, m), row["case"], name, inputs.metric) for m in ordered}
+            picture = cases.side_by_side(inputs, name, row["case"], list(ordered), values)
+            pictures += [picture] if picture else []
+    return pictures
+
+
+def _value(rows: Sequence[Mapping], case: str, name: str, metric: str) -> float:
+    return next((i[metric] for i in rows if i["case"] == case and i["class"] == name), float("nan"))
+
+
+def verdict(ranked: Sequence[ranking.Ranked], pairs: Sequence[ranking.Pair]) -> str:
+    """One sentence: who is first, and which of the others are not told apart from it."""
+    if len(ranked) < 2:
+        return ""
+    first = ranked[0].name
+    n = max((i.n for i in pairs), default=0)
+    level = [i.name for i in ranked[1:] if not any(p.significant and {p.a, p.b} == {first, i.name} for p in pairs)]
+    if not level:
+        return f"{first} ranks first; its difference from every other method is significant on these {n} cases."
+    return (f"{first} ranks first; on these {n} cases it is not told apart from {', '.join(level)} "
+            f"(paired permutation test, adjusted for all pairs, p not below {ranking.SIGNIFICANT:.2f}).")
+
+
+def facts(inputs: Inputs, classes: Sequence[str]) -> list:
+    """What was evaluated, in a few lines."""
+    number = len({row["case"] for rows in inputs.rows.values() for row in rows[0]})
+    seeds = {len(i) for i in inputs.methods.values()}
+    truths = sorted({str(i.about.get("truth")) for e in inputs.methods.values() for i in e})
+    lines = [f"{len(inputs.methods)} method{'s' if len(inputs.methods) > 1 else ''}, {number} cases, {len(classes)} classes"]
+    if max(seeds) > 1:
+        lines.append(f"{'up to ' if len(seeds) > 1 else ''}{max(seeds)} seeds a method; every figure is of the cases' means over "
+                     "seeds; pictures are of the first")
+    return [*lines, f"truth: {', '.join(truths)}",
+            "values of a class count only on cases that annotate it; distances are infinite where a structure was missed or "
+            "invented, and such cases are counted, not averaged"]
+
+
+def _full_plans(inputs: Inputs) -> list:
+    """``(name, JSON)`` of every plans file, once each."""
+    found = {f"{i.plans.get('plans_name', '?')} ({i.folder.parent.name})": i.plans for i in inputs.models}
+    return [(name, json.dumps(content, indent=1)) for name, content in found.items()]
+
+
+def commands(inputs: Inputs, command: str = "") -> list:
+    """The commands that were recorded; else those that the folders of models and evaluations tell; and this report's own."""
+    own = [{"command": command}] if command else []
+    if inputs.commands:
+        return [*inputs.commands, *own]
+    told = [i.command for i in inputs.models]
+    told += [i.about["command"] for e in inputs.methods.values() for i in e if i.about.get("command")]
+    return [*({"command": i} for i in dict.fromkeys(told)), *own]
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The page as text. A name that the template does not get is an error, not an empty place."""
+    import jinja2
+
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("nnunet_partial.evaluation.report", "."), autoescape=True,
+                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["duration"] = tables.duration
+    return environment.get_template(TEMPLATE).render(**content)
+
+
+def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
+    """The figures behind the page, for programs."""
+    return json_values({"version": 1, "metric": inputs.metric, "verdict": content["verdict"], "notes": content["notes"],
+                         "ranking": [vars(i) for i in content["ranked"]], "pairs": [vars(i) for i in content["pairs"]],
+                         "commands": [dict(i) for i in content["commands"]], "versions": dict(content["versions"])})
+
+
+def markdown_summary(content: Mapping[str, Any]) -> str:
+    """Title, verdict, ranking and the first table of results in Markdown."""
+    parts = [f"# {content['title']}", content["verdict"], *content["notes"]]
+    parts += [tables.markdown(content["ranking"])] if content["ranking"] else []
+    parts += [f"{i.caption}\n\n{tables.markdown(i)}" for i in content["results"][:1]]
+    return "\n\n".join(i for i in parts if i) + "\n"
