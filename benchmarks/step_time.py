@@ -5,7 +5,8 @@
 
 All trainers are in memory at once and take their steps in turn (plain, A, B, ..., plain, A, B, ...), on the same batch, so
 that a machine whose speed drifts slows all of them alike; quoted is the median of the ratios round by round. Bars: with F
-a forward pass and a step 3 F, MS-KD with K teachers <= 1.05 x (3 + K) / 3.
+a forward pass and a step 3 F, MS-KD with K teachers <= 1.05 x (3 + K) / 3, co-training (two networks, two averages)
+<= 1.05 x 8 / 3.
 
 The dataset is a phantom with K single-organ sources, made in a temporary folder; teachers are networks of the planned
 architecture with random weights whose bias is set so that they call a tenth of the voxels their organ: what they say does
@@ -28,11 +29,12 @@ BARS = {"nnUNetTrainerPartial": lambda k: 1.1, "nnUNetTrainerMSKD": lambda k: 1.
         "nnUNetTrainerMSKDLW": lambda k: 1.05 * (3 + k) / 3, "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
         "nnUNetTrainerCoTraining": lambda k: 1.05 * 8 / 3}
 TAUGHT = ("nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus")
+LABELLED = ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining")  # trained on the teachers' pseudo labels
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainerPartial", *TAUGHT])
+    parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainerPartial", *TAUGHT, *LABELLED])
     parser.add_argument("--sources", type=int, default=3, help="K, the number of teachers")
     parser.add_argument("--patch", type=int, nargs="+", default=[48, 48, 48])
     parser.add_argument("--batch-size", type=int, default=2)
@@ -107,6 +109,16 @@ def prepare(arguments):
         teacher.save_checkpoint(str(Path(teacher.output_folder) / "checkpoint_final.pth"))
         for name, content in (("plans", teacher.plans_manager.plans), ("dataset", teacher.dataset_json)):
             (Path(teacher.output_folder_base) / f"{name}.json").write_text(json.dumps(content))
+    pseudo_labels(arguments.folder / "labels", plans)
+
+
+def pseudo_labels(folder, plans):
+    """Pseudo-complete the labels with the teachers, for the trainers that need it, and the plans that say so."""
+    from nnunet_partial.inference.pseudo_labels import pseudo_label
+    from nnunet_partial.variants import write_variant
+
+    pseudo_label(990, "3d_fullres", folder, fold="all", plans=plans, sources=["teachers"], mirroring=False, devices=["cpu"])
+    write_variant(990, "labelled", {"labels": str(folder)}, base=plans)
 
 
 def calibrate(teacher, share=0.1):
@@ -122,10 +134,11 @@ def calibrate(teacher, share=0.1):
         network.decoder.seg_layers[-1].bias[0] += torch.quantile(margin.flatten()[:1_000_000], 1 - share)
 
 
-def make_trainer(name, plans="nnUNetPlans_step", fold="all", device="cpu"):
+def make_trainer(name, plans=None, fold="all", device="cpu"):
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
+    plans = plans or ("nnUNetPlans_step_labelled" if name in LABELLED else "nnUNetPlans_step")
     return get_trainer_from_args("990", "3d_fullres", fold, name, plans, False, torch.device(device))
 
 
@@ -137,6 +150,8 @@ def ready(name, device):
     if hasattr(trainer, "load_frozen"):
         trainer.load_frozen()
     trainer.initialize()
+    if name in LABELLED:
+        trainer.check_labels(trainer.labels, trainer.do_split()[0])
     loader, _ = trainer.get_dataloaders()
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
