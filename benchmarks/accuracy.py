@@ -8,8 +8,9 @@ hippocampus  MSD Task04 (T1 MRI): one half of the training cases annotated for t
 abdomen      CT painted on real eight-organ anatomy: four sources (liver; both kidneys as one class; pancreas; spleen).
 
 The remaining cases are fully labelled and used for testing alone. Rows: naive nnU-Net (what a source does not annotate is
-background), Individual (one network per source, each scored on its own organs), Partial, MSKD, MSKDPlus, and the fully
-supervised upper bound (the same cases with all labels). Every network has the same plans, steps, optimiser and seed.
+background), Individual (one network per source, each scored on its own organs), Partial, MSKD, MSKDPlus, the rows of the
+co-training paper's Table 1 (self-training, then co-training and its ablations, all on the teachers' pseudo labels), and the
+fully supervised upper bound (the same cases with all labels). Every network has the same plans, steps, optimiser and seed.
 
 Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started again.
 """
@@ -35,7 +36,7 @@ from nnunet_partial.study import METHODS, TEACHER, Study, markdown_table, mean_d
 from nnunet_partial.variants import write_source_variants, write_variant
 
 COMPLETE, PARTIAL, FULL = 601, 611, 621  # dataset ids of the original, the partially and the fully labelled dataset
-ROWS = ("naive nnU-Net", "Individual", "Partial", "MSKD", "MSKDPlus", "fully supervised")
+ROWS = ("naive nnU-Net", "Individual", *(i for i in METHODS if i != "naive nnU-Net"), "fully supervised")
 STUDIES = {
     "hippocampus": {"sources": {"front": ("anterior",), "back": ("posterior",)}, "test_cases": 53, "channel": "MRI",
                     "variant": {"features": [8, 16, 32, 64], "batch_size": 4}},
@@ -49,6 +50,8 @@ def main():
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, models and predictions")
     parser.add_argument("--out", type=Path, required=True, help="results are written to OUT.json and OUT.md")
+    parser.add_argument("--configuration", default="3d_fullres", choices=("2d", "3d_fullres"))
+    parser.add_argument("--disable-tta", action="store_true", help="predict and pseudo-label without mirroring")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=10)
@@ -162,12 +165,12 @@ def plan(arguments):
     partial, full = preprocessed / f"Dataset{PARTIAL}_Partial", preprocessed / f"Dataset{FULL}_Full"
     environment = {"nnUNet_n_proc_DA": "1"}  # nnU-Net cannot plan with 0
     if not (log / ".planned").is_file():
-        run(["nnUNetv2_plan_and_preprocess", "-d", PARTIAL, "-c", "3d_fullres", "-np", 2, "-npfp", 2], log / "plan.log", environment)
+        run(["nnUNetv2_plan_and_preprocess", "-d", PARTIAL, "-c", arguments.configuration, "-np", 2, "-npfp", 2], log / "plan.log", environment)
         run(["nnUNetv2_extract_fingerprint", "-d", FULL, "-np", 2], log / "fingerprint.log", environment)
         run(["nnUNetv2_move_plans_between_datasets", "-s", PARTIAL, "-t", FULL, "-sp", "nnUNetPlans", "-tp", "nnUNetPlans"],
             log / "move.log", environment)
         shutil.copyfile(Path(os.environ["nnUNet_raw"]) / full.name / "dataset.json", full / "dataset.json")  # planning does this
-        run(["nnUNetv2_preprocess", "-d", FULL, "-c", "3d_fullres", "-np", 2], log / "preprocess.log", environment)
+        run(["nnUNetv2_preprocess", "-d", FULL, "-c", arguments.configuration, "-np", 2], log / "preprocess.log", environment)
         (log / ".planned").touch()
     if not (partial / "splits_final.json").is_file():
         from nnunet_partial.data.splits import stratified_splits
@@ -202,10 +205,12 @@ def one_seed(arguments, prepared, seed):
     given = "".join(f"-{i}" for i in arguments.set)
     name = f"e{arguments.epochs}x{arguments.iterations}-s{seed}" + re.sub(r"[^A-Za-z0-9]+", "-", given).rstrip("-")
     for dataset in (PARTIAL, FULL):
-        plans = write_variant(dataset, name, changes, configuration="3d_fullres", overwrite=True).stem
+        plans = write_variant(dataset, name, changes, configuration=arguments.configuration, overwrite=True).stem
     write_source_variants(PARTIAL, {}, plans, overwrite=True)
-    place = Study(PARTIAL, plans, "3d_fullres", prepared["images"], prepared["truth"],
-                  arguments.work.absolute() / arguments.study / "study" / name, device=arguments.device)
+    place = Study(PARTIAL, plans, arguments.configuration, prepared["images"], prepared["truth"],
+                  arguments.work.absolute() / arguments.study / "study" / name, device=arguments.device,
+                  predict_options=["--disable_tta"] * arguments.disable_tta,
+                  label_options=["--disable-tta"] * arguments.disable_tta)
     results = {}
     for row in [i for i in ROWS if i in arguments.rows]:
         started = time.monotonic()
@@ -228,7 +233,7 @@ def one_row(place, row, design, labels):
         if METHODS[row].taught:
             for source in design["sources"]:
                 place.train(TEACHER, f"{place.plans}_{source}")
-        rows = place.run_method(METHODS[row].trainer)
+        rows = place.run_method(METHODS[row].trainer, plans=place.pseudo_label() if METHODS[row].labelled else None)
     return mean_dice(rows, labels)
 
 
@@ -242,7 +247,7 @@ def report(arguments, prepared, results):
     content = {"study": arguments.study, "command": command(), "machine": machine(),
                "versions": versions(), "training_cases": len(prepared["training"]), "cases_per_source": prepared["shares"],
                "test_cases": len(prepared["test"]), "epochs": arguments.epochs, "iterations_per_epoch": arguments.iterations,
-               "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr,
+               "configuration": arguments.configuration, "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr,
                "network": network_changes(arguments) or "as planned",
                "dice_percent": mean, "standard_deviation_of_the_mean_over_seeds": spread,
                "per_seed": {str(k): v for k, v in results.items()}}
@@ -250,7 +255,7 @@ def report(arguments, prepared, results):
     table = markdown_table(mean, labels)
     write_text(f"# {arguments.study}: DSC in percent, mean over {len(prepared['test'])} test cases"
                f"{f' and {len(results)} seeds' if len(results) > 1 else ''}\n\n{table}\n\n"
-               f"{arguments.epochs} x {arguments.iterations} steps, {content['network']}, {arguments.optimizer} "
+               f"{arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {content['network']}, {arguments.optimizer} "
                f"{arguments.initial_lr}; {len(prepared['training'])} training cases ({prepared['shares']}).\n\n"
                f"`{content['command']}`\n\n{content['machine']}; {content['versions']}\n", arguments.out.with_suffix(".md"))
     print(json.dumps(mean, indent=1))

@@ -25,15 +25,23 @@ _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33),
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table. ``trainer`` is trained with the study's plans; ``taught``: it needs one teacher per source."""
+    """A row of the table. ``trainer`` is trained with the study's plans; ``taught``: it needs one teacher per source;
+    ``labelled``: it trains on labels that the teachers have completed."""
     name: str
     trainer: str
     taught: bool = False
+    labelled: bool = False
 
 
 METHODS = {i.name: i for i in (Method("naive nnU-Net", "nnUNetTrainerNaive"), Method("Partial", "nnUNetTrainerPartial"),
                                Method("MSKD", "nnUNetTrainerMSKD", True), Method("MSKDLW", "nnUNetTrainerMSKDLW", True),
-                               Method("MSKDPlus", "nnUNetTrainerMSKDPlus", True))}
+                               Method("MSKDPlus", "nnUNetTrainerMSKDPlus", True),
+                               Method("SelfTraining", "nnUNetTrainerSelfTraining", True, True),
+                               Method("CT", "nnUNetTrainerCoTrainingCT", True, True),
+                               Method("WA", "nnUNetTrainerCoTrainingWA", True, True),
+                               Method("CT + WA", "nnUNetTrainerCoTrainingCTWA", True, True),
+                               Method("CT + WA + RM", "nnUNetTrainerCoTraining", True, True),
+                               Method("CT + WA + RM + IBN", "nnUNetTrainerCoTrainingIBN", True, True))}
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Study:
     fold: str = "0"
     device: str = "cpu"
     predict_options: Sequence[str] = ()
+    label_options: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def train(self, trainer: str, plans: str, dataset: Optional[int] = None) -> None:
@@ -91,10 +100,21 @@ class Study:
             results[source] = [i for i in rows if i["class"] in classes]
         return results
 
-    def run_method(self, trainer: str, dataset: Optional[int] = None) -> list:
-        """Train, predict and evaluate one method."""
-        self.train(trainer, self.plans, dataset)
-        return self.evaluate(self.predict(trainer, self.plans, dataset))
+    def pseudo_label(self) -> str:
+        """Complete the labels with the teachers, which must be trained; returns the plans variant that uses them."""
+        folder = self.output / "pseudo_labels" / f"fold_{self.fold}"
+        run(["nnunet_partial", "pseudo-label", self.dataset, "--configuration", self.configuration, "--fold", self.fold,
+             "--plans", self.plans, "--from", "teachers", "--out", folder, "--device", self.device, *self.label_options],
+            self.output / "logs" / f"pseudo_label_{self.plans}.log", self.environment)
+        run(["nnunet_partial", "variant", self.dataset, "--base", self.plans, "--name", "labelled", "--overwrite", "--set",
+             f"labels={folder.absolute()}"], self.output / "logs" / f"variant_{self.plans}.log", self.environment)
+        return f"{self.plans}_labelled"
+
+    def run_method(self, trainer: str, dataset: Optional[int] = None, plans: Optional[str] = None) -> list:
+        """Train, predict and evaluate one method, with the study's plans or those given."""
+        plans = plans or self.plans
+        self.train(trainer, plans, dataset)
+        return self.evaluate(self.predict(trainer, plans, dataset))
 
 
 def run(command: Sequence, log: Path, environment: Mapping[str, str] = ()) -> float:
