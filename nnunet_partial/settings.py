@@ -68,6 +68,23 @@ class ATSOSettings:
 
 
 @dataclass(frozen=True)
+class CrossTeachingSettings:
+    """Distillation from cross-teaching teachers (Choi 2022). The defaults are the paper's where it gives them."""
+    size: str = setting("plans", "networks with the stages, features and kernels of the plans, or paper: the paper's (3D, "
+                        "features 32 to 512)", choices=("plans", "paper"))
+    blocks_per_stage: Optional[list] = setting(None, "residual blocks of each encoder stage; None: 1, 2, 3, ...")
+    weighting: str = setting("paper", "weight of distillation on unlabelled cases: paper (lambda_ssl lambda_distillation "
+                             "r^2) or code (lambda_distillation r^2)", choices=("paper", "code"))
+    lambda_distillation: float = setting(10.0, "weight of distillation after the ramp-up", low=0)
+    lambda_ssl: float = setting(0.1, "weight of cross teaching and pseudo-supervision after the ramp-up", low=0)
+    alpha: float = setting(0.5, "factor of the focal loss", low=0)
+    gamma: float = setting(2.0, "exponent of the focal loss: 0, or at least 1", low=0)
+    batch_dice: bool = setting(True, "Dice of the whole batch, as in the paper's code, not of each sample")
+    sampling: str = setting("balanced", "balanced: half of a batch from labelled cases, half from cases that lack "
+                            "classes; uniform: every case alike", choices=("balanced", "uniform"))
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """Settings of a run. ``None`` keeps nnU-Net's own value."""
     num_epochs: int = setting(1000, "length of the training", unit="epochs", low=1)
@@ -91,6 +108,8 @@ class RunSettings:
     co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings,
                                             metadata={"help": "settings of co-training"})
     atso: ATSOSettings = field(default_factory=ATSOSettings, metadata={"help": "settings of ATSO"})
+    cross_teaching: CrossTeachingSettings = field(default_factory=CrossTeachingSettings,
+                                                  metadata={"help": "settings of cross-teaching distillation"})
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any]) -> "RunSettings":

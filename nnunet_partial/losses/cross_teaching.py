@@ -27,7 +27,7 @@ from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs
 
 
 def dice_focal(logits: Tensor, target: Tensor, groups: Optional[Tensor] = None, alpha: float = 0.5, gamma: float = 2.0,
-               **dice: object) -> Tensor:
+               weight_focal: float = 1., **dice: object) -> Tensor:
     """The supervised loss of all three networks.
 
         L_seg = Dice(P, Y) + Focal(P, Y),   Focal = - alpha (1 - p)^gamma log p, mean over all voxels
@@ -38,11 +38,13 @@ def dice_focal(logits: Tensor, target: Tensor, groups: Optional[Tensor] = None, 
     ``logits``  (B, C, *S)
     ``target``  (B, 1, *S) or (B, *S), labels
     ``groups``  (B, C) int, as ``MarginalDiceCELoss`` takes them; None for every class on its own
+    ``weight_focal``  of the second term. The number of samples over that of samples with labels makes it the mean over
+                the voxels of the latter alone
     ``dice``    ``batch_dice``, ``smooth`` and ``all_gather`` of ``MarginalDiceCELoss``
     returns     0-dim. A sample whose classes are all one group adds 0
     """
     groups = _singletons(logits) if groups is None else groups
-    return _dice(logits, target, groups, **dice) + _focal(logits, target, groups, alpha, gamma)
+    return _dice(logits, target, groups, **dice) + weight_focal * _focal(logits, target, groups, alpha, gamma)
 
 
 def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor] = None, **dice: object) -> Tensor:
@@ -70,7 +72,7 @@ def pseudo_supervision(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, g
     return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, **dice)
 
 
-def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor) -> Tensor:
+def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, weights: Optional[Tensor] = None) -> Tensor:
     """The student learns the teachers' mean probabilities.
 
         L_kd = KL(P_T || P_S) = sum_c P_T,c (log P_T,c - log P_S,c),   P_T = (P_T1 + P_T2) / 2
@@ -78,12 +80,15 @@ def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor) -> Tens
     mean over all voxels, temperature 1. The paper prints KL(P_S, P_T); the teachers are the reference, as in its code
     and in Hinton et al., which it follows.
 
-    All logits (B, C, *S), background included; the gradient reaches the student alone. 0-dim; 0 where S says what the
-    teachers say.
+    All logits (B, C, *S), background included; the gradient reaches the student alone. ``weights`` (B,) multiply the
+    voxels of each sample and are not divided out again; None for 1. 0-dim; 0 where S says what the teachers say.
     """
     log_student = log_softmax(s_logits)
     teacher = _mean_teacher(p1_logits, p2_logits).to(log_student.dtype)
-    return F.kl_div(log_student, teacher, reduction="sum") * log_student.shape[1] / max(log_student.numel(), 1)
+    divergence = F.kl_div(log_student, teacher, reduction="none").flatten(1).sum(1)
+    if weights is not None:
+        divergence = divergence * weights.to(divergence)
+    return divergence.sum() * log_student.shape[1] / max(log_student.numel(), 1)
 
 
 def _mean_teacher(p1_logits: Tensor, p2_logits: Tensor) -> Tensor:

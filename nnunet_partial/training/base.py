@@ -175,6 +175,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def _distribute(self, network: nn.Module) -> nn.Module:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        if not self.enable_deep_supervision:  # DDP would wait for the gradients of heads that nothing asks
+            for head in getattr(unwrap(network).decoder, "seg_layers", ())[:-1]:
+                head.requires_grad_(False)
         return DistributedDataParallel(network, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
     def configure_optimizers(self):
