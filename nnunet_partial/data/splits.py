@@ -1,10 +1,12 @@
 """Cross-validation splits in which every source is spread over every fold."""
-from typing import Sequence
+from pathlib import Path
+from typing import Sequence, Union
 
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations
 
 # nnU-Net's own number of folds and seed, so that the splits are as reproducible as its own
@@ -28,6 +30,24 @@ def stratified_splits(annotations: Annotations, cases: Sequence[str]) -> list:
     folds = _folds(annotated, sources)
     return [{"train": sorted([i for i, f in zip(annotated, folds) if f != fold] + unlabelled),
              "val": [i for i, f in zip(annotated, folds) if f == fold]} for fold in range(NUM_FOLDS)]
+
+
+def training_cases(folder: Path, annotations: Annotations, fold: Union[int, str]) -> list:
+    """Training cases of a fold as the trainers have them; splits_final.json is written if it has to be."""
+    if fold == "all":
+        if annotations.is_partial:
+            return list(annotations.cases)
+        return sorted(i.name[:-len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
+    file = folder / "splits_final.json"
+    if not file.is_file():
+        if not annotations.is_partial:
+            raise UserError(f"{file} does not exist. Train any model on this dataset first, or label all cases: "
+                            f"--fold all")
+        write_json(stratified_splits(annotations, list(annotations.cases)), file)
+    splits = read_json(file)
+    if not str(fold).isdigit() or int(fold) >= len(splits):
+        raise UserError(f"--fold {fold}: {file} has the folds 0 to {len(splits) - 1}; 'all' takes every case.")
+    return splits[int(fold)]["train"]
 
 
 def _folds(cases: Sequence[str], sources: Sequence[str]) -> list:

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from nnunet_partial import __version__, paths
 from nnunet_partial.data import label_directory
 from nnunet_partial.data.parallel import start_worker
-from nnunet_partial.data.splits import stratified_splits
+from nnunet_partial.data.splits import training_cases
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, read_json, write_json
+from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_predictor, predict_logits,
                                                    restricted_prediction)
 from nnunet_partial.labels import Annotations, check_super_classes
@@ -140,24 +140,6 @@ def _find_models(sources: Sequence[str], annotations: Annotations, plans: Mappin
         else:
             found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint))
     return found
-
-
-def training_cases(folder: Path, annotations: Annotations, fold: Union[int, str]) -> list:
-    """Training cases of a fold as the trainers have them; splits_final.json is written if it has to be."""
-    if fold == "all":
-        if annotations.is_partial:
-            return list(annotations.cases)
-        return sorted(i.name[:-len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
-    file = folder / "splits_final.json"
-    if not file.is_file():
-        if not annotations.is_partial:
-            raise UserError(f"{file} does not exist. Train any model on this dataset first, or label all cases: "
-                            f"--fold all")
-        write_json(stratified_splits(annotations, list(annotations.cases)), file)
-    splits = read_json(file)
-    if not str(fold).isdigit() or int(fold) >= len(splits):
-        raise UserError(f"--fold {fold}: {file} has the folds 0 to {len(splits) - 1}; 'all' takes every case.")
-    return splits[int(fold)]["train"]
 
 
 def _lacking(model: Model, annotated: Sequence[str]) -> list:

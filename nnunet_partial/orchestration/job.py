@@ -45,8 +45,9 @@ def main(folder: str, token: str) -> int:
         started = time.time()
         write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
         code = run_command(job["argv"], Path(job["log"]), job["environment"], job.get("share", 1), handle)
-        write_json({"token": token, "exit_code": code, "seconds": time.time() - started, "host": platform.node()},
-                   folder / RESULT)
+        ended = time.time()
+        write_json({"token": token, "exit_code": code, "seconds": ended - started, "ended": ended,
+                    "host": platform.node()}, folder / RESULT)
         return code
 
 
@@ -84,8 +85,10 @@ def _wait(process: subprocess.Popen) -> int:
 
 
 def find_program(name: str, path: str) -> Optional[str]:
-    """A program of this environment first, then of ``path``."""
-    return shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), path]))
+    """A program of the folder ``NNUNET_PARTIAL_PROGRAMS`` (for wrappers, such as of a container) if it is set, then of
+    this environment, then of ``path``."""
+    first = os.environ.get("NNUNET_PARTIAL_PROGRAMS")
+    return shutil.which(name, path=os.pathsep.join([*([first] if first else []), str(Path(sys.executable).parent), path]))
 
 
 def worker_counts(environment: Mapping[str, str], share: int = 1) -> dict:

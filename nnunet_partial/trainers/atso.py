@@ -57,6 +57,7 @@ class nnUNetTrainerATSO(PartialTrainer):
         if self.training_is_over:
             return training, validating
         training = [i for i in training if self._trains_on(i)]
+        validating = [i for i in validating if self.dataset_annotations.of(i).annotated]  # fold all holds every case
         if not training:
             with exit_on_user_error():
                 raise UserError(f"fold {self.fold} has no training case that annotates "
