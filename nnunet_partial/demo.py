@@ -47,11 +47,7 @@ class Demo:
 def run_demo(folder, device: str = "cpu", quick: bool = False) -> dict:
     """Run everything below ``folder`` and return row -> class -> DSC in percent. ``quick``: a few steps only, to see it work."""
     started = time.monotonic()
-    settings = {**SETTINGS, "num_epochs": 1, "num_iterations_per_epoch": 2} if quick else SETTINGS
-    demo = Demo(_own_folder(folder), settings, device)
-    os.environ.update(demo.environment)
-    make_downloads(demo, 5 if quick else CASES_PER_SOURCE, 2 if quick else TEST_CASES)
-    prepare(demo)
+    demo = make_ready(folder, device, quick)
     results, study = train_and_test(demo)
     table = markdown_table(results, [organ for _, organ in SOURCES.values()])
     write_json(results, demo.folder / "results.json")
@@ -61,6 +57,17 @@ def run_demo(folder, device: str = "cpu", quick: bool = False) -> dict:
           f"its own organ only:\n\n{table}\n\npicture: {picture}\ntable:   {demo.folder / 'results.md'}\n"
           f"{(time.monotonic() - started) / 60:.1f} minutes")
     return results
+
+
+def make_ready(folder, device: str = "cpu", quick: bool = False) -> Demo:
+    """Everything but training: phantoms converted, merged, planned and preprocessed, and nnU-Net's folders in the
+    environment of this process."""
+    settings = {**SETTINGS, "num_epochs": 1, "num_iterations_per_epoch": 2} if quick else SETTINGS
+    demo = Demo(_own_folder(folder), settings, device)
+    os.environ.update(demo.environment)
+    make_downloads(demo, 5 if quick else CASES_PER_SOURCE, 2 if quick else TEST_CASES)
+    prepare(demo)
+    return demo
 
 
 def _own_folder(folder) -> Path:

@@ -136,3 +136,7 @@ def _device(arguments: argparse.Namespace) -> str:
 
 def _gpus(arguments: argparse.Namespace, device: str) -> Optional[Sequence[int]]:
     return () if device != "cuda" else arguments.gpus
+
+
+if __name__ == "__main__":
+    main()

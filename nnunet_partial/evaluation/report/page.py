@@ -45,6 +45,7 @@ def contents(inputs: Inputs, command: str = "") -> dict:
             "side_by_side": _side_by_side(inputs, ordered, classes),
             "curves": charts.training_curves(inputs.models),
             "training": tables.training(inputs.models) if inputs.models else None,
+            "costs": tables.costs(inputs.commands),
             "efficiency": tables.efficiency(inputs.efficiency) if inputs.efficiency else None,
             "plans": tables.plans(inputs.models) if inputs.models else None, "full_plans": _full_plans(inputs),
             "commands": commands(inputs, command), "versions": tables.versions()}

@@ -12,6 +12,7 @@ from nnunet_partial.evaluation.report.inputs import Inputs, Model
 from nnunet_partial.evaluation.results import COLUMNS, ROW_KEYS, summarise
 from nnunet_partial.labels import Annotations, foreground_classes
 
+PARTS = ("teachers", "labels", "training", "prediction")  # of a comparison's commands
 PACKAGES = ("nnunet_partial", "nnunetv2", "torch", "numpy", "scipy", "SimpleITK", "surface-distance")
 
 
@@ -161,6 +162,20 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def costs(commands: Sequence[Mapping[str, Any]]) -> Optional[Table]:
+    """Time of everything that each method needed, by what it was for; None unless the commands tell it."""
+    known = [i for i in commands if i.get("methods") and i.get("seconds") is not None]
+    if not known:
+        return None
+    parts = [i for i in PARTS if any(one.get("part") == i for one in known)]
+    rows = []
+    for method in dict.fromkeys(name for i in known for name in i["methods"]):
+        seconds = [sum(i["seconds"] for i in known if method in i["methods"] and i["part"] == part) for part in parts]
+        rows.append((method, [*(Cell(duration(i) if i else "-") for i in seconds), Cell(duration(sum(seconds)))]))
+    return Table("Time of everything that a method needed (what several methods share counts for each; models that were trained "
+                 "before do not count)", [*parts, "together"], rows, "method")
 
 
 def efficiency(content: Mapping[str, Any]) -> Table:

@@ -1,0 +1,110 @@
+"""Several models' predictions of the same images as one label map: what the single-source models say together.
+
+The baseline "individual" of Huang et al. 2020: each organ comes from the model that knows it; where two models claim a
+voxel, the higher probability decides (:func:`~nnunet_partial.inference.pseudo_labels.merge_claims`).
+"""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.evaluate import read_dataset_json
+from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
+from nnunet_partial.inference.pseudo_labels import merge_claims
+from nnunet_partial.labels import foreground_classes
+
+_REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A folder that ``nnUNetv2_predict --save_probabilities`` wrote, and the values of its classes in the fused dataset."""
+    folder: Path
+    plans: Mapping[str, Any]
+    values: np.ndarray
+
+    @classmethod
+    def read(cls, folder: PathLike, classes: Sequence[str]) -> "Predictions":
+        folder = Path(folder)
+        own = foreground_classes(read_json(folder / "dataset.json", _REMEDY), str(folder / "dataset.json"))[0]
+        unknown = [i for i in own if i not in classes]
+        if unknown:
+            raise UserError(f"{folder / 'dataset.json'} has the class {unknown[0]!r}, which the dataset does not. Classes: "
+                            f"{', '.join(classes)}.")
+        values = np.array([0, *(classes.index(i) + 1 for i in own)], dtype=np.int16)
+        return cls(folder, read_json(folder / "plans.json", _REMEDY), values)
+
+    @property
+    def cases(self) -> set:
+        return {i.name[:-len(".npz")] for i in self.folder.glob("*.npz")}
+
+    def claim(self, case: str) -> tuple:
+        """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
+        with np.load(self.folder / f"{case}.npz") as content:
+            probabilities = content["probabilities"]
+        if len(probabilities) != len(self.values):
+            raise UserError(f"{self.folder / case}.npz has {len(probabilities)} classes, {self.folder / 'dataset.json'} "
+                            f"{len(self.values)} with background. {_REMEDY}")
+        return self.values[probabilities.argmax(0)], probabilities.max(0)
+
+
+def fuse(folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probabilities: bool = False,
+         progress: bool = True) -> list:
+    """Write the fused label map of every case to ``out`` and return the cases; finished cases are skipped.
+
+    ``folders`` from ``nnUNetv2_predict --save_probabilities``, one a model; ``dataset`` names the classes of the result.
+    ``remove_probabilities`` deletes the .npz and .pkl files of a case once it is written. Raises :class:`UserError`.
+    """
+    content, file = read_dataset_json(dataset)
+    classes, out = foreground_classes(content, file)[0], Path(out)
+    models = [Predictions.read(i, classes) for i in folders]
+    ending = content["file_ending"]
+    cases = sorted(_cases(models, out, ending))
+    write_json({k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}, out / "dataset.json")
+    for case in tqdm(cases, desc="fusing", unit="case", disable=None if progress else True):
+        if not (out / (case + ending)).is_file():
+            _fuse_case(models, case, out / (case + ending))
+        if remove_probabilities:
+            for file in (i.folder / (case + j) for i in models for j in (".npz", ".pkl")):
+                file.unlink(missing_ok=True)
+    return cases
+
+
+def _cases(models: Sequence[Predictions], out: Path, ending: str) -> set:
+    """Every case, finished or not. A case that one model lacks is an error."""
+    done = {i.name[:-len(ending)] for i in out.glob(f"*{ending}") if not i.name.startswith(".")}
+    wanted = set.union(*(i.cases for i in models)) | done
+    if not wanted:
+        raise UserError(f"{models[0].folder} holds no probabilities (.npz). {_REMEDY}")
+    for model in models:
+        missing = sorted(wanted - model.cases - done)
+        if missing:
+            raise UserError(f"{model.folder} has no probabilities of case {missing[0]}. {_REMEDY}")
+    return wanted
+
+
+def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
+    labels = probability = None
+    for model in models:  # one model's probabilities in memory at a time
+        claim = model.claim(case)
+        if labels is not None and claim[0].shape != labels.shape:
+            raise UserError(f"{model.folder / case}.npz has the shape {claim[0].shape}, that of the models before it "
+                            f"{labels.shape}. Predict the same images with all models.")
+        labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
+    reader, properties = _reader_and_properties(models[0], case)
+    with atomic_path(target) as temporary:
+        reader.write_seg(labels.astype(np.uint8 if labels.max() < 256 else np.uint16), temporary, properties)
+
+
+def _reader_and_properties(model: Predictions, case: str) -> tuple:
+    """nnU-Net's writer and what it needs to know of a case: it may store images along other axes than it reads them."""
+    from batchgenerators.utilities.file_and_folder_operations import load_pickle
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    file = model.folder / f"{case}.pkl"
+    if not file.is_file():
+        raise UserError(f"{file} does not exist. {_REMEDY}")
+    return PlansManager(dict(model.plans)).image_reader_writer_class(), load_pickle(str(file))
