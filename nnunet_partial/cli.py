@@ -17,6 +17,8 @@ VERBS = {
     "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
     "atso": ("atso", "the small stages of the ATSO loop, by hand"),
+    "coarse-to-fine": ("coarse_to_fine", "find the organs at low resolution, then segment their box: prepare, train, predict"),
+    "efficiency": ("efficiency", "measure what prediction costs: time, memory, arithmetic; model beside model"),
     "evaluate": ("evaluate", "compare predictions with the truth, on annotated classes only"),
     "report": ("report", "write one HTML file about one or several evaluated methods"),
     "fuse": ("fuse", "fuse several models' predictions of the same images into one label map"),

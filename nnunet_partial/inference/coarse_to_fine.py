@@ -11,7 +11,7 @@ first.
 """
 import itertools
 from dataclasses import dataclass
-from typing import Callable, Optional, Sequence, Tuple
+from typing import Callable, Optional, Sequence, Tuple, Union
 
 import cc3d
 import fastremap
@@ -59,7 +59,7 @@ def predict(images: Sequence[sitk.Image], coarse_network: Network, fine_network:
 
     ``normalise_*`` act on the resampled volume ``(channels, z, y, x)`` of their stage before the network sees it.
     """
-    channels = [to_lps(image) for image in _checked(images)]
+    channels = [to_lps(image) for image in checked(images)]
     coarse = predict_coarse(channels, coarse_network, settings, normalise_coarse, device)
     box = box_around(coarse, channels[0], settings)
     fine = predict_fine(channels, box, fine_network, settings, normalise_fine, device)
@@ -148,31 +148,41 @@ def paste(mask: np.ndarray, box: Box, lps_image: sitk.Image, reference: sitk.Ima
 # ---- boxes
 
 
-def box_around(mask: np.ndarray, image: sitk.Image, settings: CoarseToFineSettings) -> Box:
-    """Box, in voxels of the LPS ``image``, around the foreground of a mask of any size that covers the same space.
+def box_around(masks: Union[np.ndarray, Sequence[np.ndarray]], image: sitk.Image, settings: CoarseToFineSettings) -> Box:
+    """Box, in voxels of the LPS ``image``, around the foreground of masks of any sizes that cover the same space.
 
     Without foreground the central box of ``settings.fallback_box_mm``.
     """
     shape, spacing_mm = image.GetSize()[::-1], image.GetSpacing()[::-1]
-    box = foreground_box(mask, shape, settings.box_scale)
+    box = foreground_box(masks, shape, settings.box_scale)
     return box if box is not None else central_box(shape, spacing_mm, settings.fallback_box_mm)
 
 
-def foreground_box(mask: np.ndarray, shape: Sequence[int], scale: float = 1.1) -> Optional[Box]:
-    """Box in a volume of ``shape`` around the foreground of ``mask``, enlarged ``scale`` times about its centre.
+def foreground_box(masks: Union[np.ndarray, Sequence[np.ndarray]], shape: Sequence[int], scale: float = 1.1) -> Optional[Box]:
+    """Box in a volume of ``shape`` around the foreground of one or several masks, enlarged ``scale`` times about its
+    centre.
 
-    ``mask`` covers the same space with its own number of voxels. The box ends at the volume's faces and holds every
-    voxel that it touches, so at least one per axis. None if the mask is empty.
+    Each mask covers the same space with its own number of voxels. The box ends at the volume's faces and holds every
+    voxel that it touches, so at least one per axis. None if all masks are empty.
     """
-    if not mask.any():
+    found = [_extent(i) for i in ([masks] if isinstance(masks, np.ndarray) else masks) if i.any()]
+    if not found:
         return None
     bounds = []
-    for axis, size in enumerate(mask.shape):
-        occupied = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
-        low, high = occupied[0] / size, (occupied[-1] + 1) / size
+    for sides in zip(*found):
+        low, high = min(i for i, _ in sides), max(i for _, i in sides)
         centre, half = (low + high) / 2, scale * (high - low) / 2
         bounds.append((centre - half, centre + half))
     return _voxels(bounds, shape)
+
+
+def _extent(mask: np.ndarray) -> list:
+    """Per axis where the foreground begins and ends, as fractions of the volume."""
+    bounds = []
+    for axis, size in enumerate(mask.shape):
+        occupied = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
+        bounds.append((occupied[0] / size, (occupied[-1] + 1) / size))
+    return bounds
 
 
 def central_box(shape: Sequence[int], spacing_mm: Sequence[float], size_mm: Sequence[float]) -> Box:
@@ -193,6 +203,11 @@ def _size_of(box: Box) -> Tuple[int, ...]:
 
 
 # ---- prediction
+
+
+def standardise(volume: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1: any other modality than CT."""
+    return clip_and_standardise(volume, -np.inf, np.inf)
 
 
 def clip_and_standardise(volume: np.ndarray, low: float = -300.0, high: float = 300.0) -> np.ndarray:
@@ -286,7 +301,8 @@ def largest_components(mask: np.ndarray) -> np.ndarray:
     return class_of[components]
 
 
-def _checked(images: Sequence[sitk.Image]) -> Sequence[sitk.Image]:
+def checked(images: Sequence[sitk.Image]) -> Sequence[sitk.Image]:
+    """The channels of a case, if they are 3D and lie on one grid. Raises :class:`UserError`."""
     for image in images:
         if image.GetDimension() != 3:
             raise UserError(f"coarse to fine needs 3D images, found {image.GetDimension()} dimensions.")
@@ -296,11 +312,17 @@ def _checked(images: Sequence[sitk.Image]) -> Sequence[sitk.Image]:
     return images
 
 
-def _volume(channels: Sequence[sitk.Image], size_zyx: Sequence[int], normalise: Optional[Normalise],
-            device: torch.device) -> torch.Tensor:
+def resampled_volume(channels: Sequence[sitk.Image], size_zyx: Sequence[int],
+                     normalise: Optional[Normalise] = None) -> np.ndarray:
+    """What a network of a stage sees: float32 (channels, z, y, x) of ``size_zyx``, normalised after resampling."""
     volume = np.stack([sitk.GetArrayFromImage(resample_to_size(image, size_zyx)) for image in channels])
     volume = normalise(volume) if normalise else volume
-    return torch.from_numpy(np.ascontiguousarray(volume, np.float32)).to(device)
+    return np.ascontiguousarray(volume, np.float32)
+
+
+def _volume(channels: Sequence[sitk.Image], size_zyx: Sequence[int], normalise: Optional[Normalise],
+            device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(resampled_volume(channels, size_zyx, normalise)).to(device)
 
 
 def _labels(mask: torch.Tensor, num_classes: int) -> np.ndarray:

@@ -172,13 +172,18 @@ def num_windows(volume_size: Sequence[int], patch_size: Sequence[int], overlap: 
 
 
 def report(methods: Mapping[str, Sequence[Efficiency]], costs: Optional[Mapping[str, Cost]] = None,
-           device: torch.device = torch.device("cpu")) -> dict:
-    """Cases, totals and costs of several methods, and the machine that they ran on, ready for JSON."""
+           device: torch.device = torch.device("cpu"), arithmetic: Optional[Mapping[str, Sequence[int]]] = None) -> dict:
+    """Cases, totals and costs of several methods, and the machine that they ran on, ready for JSON.
+
+    ``arithmetic``: multiply-accumulates of each case, all passes of all networks together.
+    """
     content = {}
     for name, cases in methods.items():
         content[name] = {"cases": [asdict(i) for i in cases], "total": asdict(total(cases))}
         if costs and name in costs:
             content[name]["network"] = {**asdict(costs[name]), "flops": costs[name].flops}
+        if arithmetic and name in arithmetic:
+            content[name]["multiply_accumulates_of_cases"] = list(arithmetic[name])
     machine = {"processor": platform.processor() or platform.machine(), "logical_cpus": psutil.cpu_count(),
                "torch_threads": torch.get_num_threads(), "torch": torch.__version__,
                "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
@@ -200,7 +205,8 @@ _COLUMNS = (("cases", lambda m: str(len(m["cases"]))),
             ("CPU-time (% s)", lambda m: _number(m["total"]["cpu_time_area_percent_s"])),
             ("parameters (M)", lambda m: _number(m.get("network", {}).get("parameters"), 1e6)),
             ("multiply-accumulates a pass (G)",
-             lambda m: _number(m.get("network", {}).get("multiply_accumulates"), 1e9)))
+             lambda m: _number(m.get("network", {}).get("multiply_accumulates"), 1e9)),
+            ("multiply-accumulates a case (G)", lambda m: _number(_mean(m.get("multiply_accumulates_of_cases")), 1e9)))
 
 
 def table(content: dict) -> str:
@@ -208,6 +214,10 @@ def table(content: dict) -> str:
     rows = [["method", *(name for name, _ in _COLUMNS)], ["---"] * (len(_COLUMNS) + 1)]
     rows += [[name, *(text(method) for _, text in _COLUMNS)] for name, method in content["methods"].items()]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
+
+
+def _mean(values: Optional[Sequence[float]]) -> Optional[float]:
+    return sum(values) / len(values) if values else None
 
 
 def _number(value: Optional[float], unit: float = 1.0) -> str:

@@ -142,7 +142,8 @@ def test_number_of_windows(volume, patch, expected):
 def test_report_and_table(tmp_path):
     methods = {"coarse to fine": [Efficiency("a", 2.0, 300.0, 40.0), Efficiency("b", 4.0, 200.0, 60.0)],
                "sliding window": [Efficiency("a", 30.0, 4000.0, 900.0, 5000.0, 90000.0)]}
-    content = efficiency.report(methods, {"coarse to fine": Cost(5_230_000, 14_500_000_000)})
+    content = efficiency.report(methods, {"coarse to fine": Cost(5_230_000, 14_500_000_000)},
+                                arithmetic={"coarse to fine": [40_000_000_000, 47_000_000_000]})
     efficiency.write_report(content, tmp_path / "efficiency.json")
     read = json.loads((tmp_path / "efficiency.json").read_text())
     assert read == content
@@ -152,5 +153,5 @@ def test_report_and_table(tmp_path):
     lines = [[cell.strip() for cell in line.strip("|").split("|")]
              for line in (tmp_path / "efficiency.md").read_text().splitlines()]
     assert lines[0][:4] == ["method", "cases", "time a case (s)", "time (s)"]
-    assert lines[2] == ["coarse to fine", "2", "3", "6", "300", "-", "-", "100", "5.23", "14.5"]
-    assert lines[3] == ["sliding window", "1", "30", "30", "4000", "5000", "90000", "900", "-", "-"]
+    assert lines[2] == ["coarse to fine", "2", "3", "6", "300", "-", "-", "100", "5.23", "14.5", "43.5"]
+    assert lines[3] == ["sliding window", "1", "30", "30", "4000", "5000", "90000", "900", "-", "-", "-"]
