@@ -95,7 +95,7 @@ def draw_curves(summary: Sequence[Mapping[str, Any]], file: Path) -> Optional[Pa
     figure, axes = _figure_and_axes(figsize=(8, 4.5))
     names = [str(row["generation"]) for row in summary]
     for colour, column in zip(COLOURS, columns):
-        points = [(names[i], 100 * row[column]) for i, row in enumerate(summary) if row[column] is not None]
+        points = [(i, 100 * row[column]) for i, row in enumerate(summary) if row[column] is not None]
         axes.plot(*zip(*points), marker="o", color=colour, label=TITLES[column])
     axes.set(xlabel="generation", ylabel="Dice (%)")
     axes.set_xticks(range(len(names)), names)
@@ -125,6 +125,8 @@ def draw_cases(run: Run, changes: Sequence[Mapping[str, Any]], number: int) -> l
         file = run.report / "pictures" / f"{generation}_{case}.png"
         text = f"{case}: labels of generation {before} and of {generation}, Dice between them {100 * score:.1f} %"
         drawn.append((_draw_case(run, case, segs, (before, generation), file), text))
+    for old in set((run.report / "pictures").glob("*.png")) - {file for file, _ in drawn}:
+        old.unlink()  # of an earlier report
     return drawn
 
 

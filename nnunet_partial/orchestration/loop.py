@@ -21,11 +21,13 @@ from nnunet_partial.orchestration.stages import Planner, Stage
 
 
 class Loop:
-    """One run. ``executor`` runs its heavy stages."""
+    """One run. ``executor`` runs its heavy stages, ``light`` the others: in line, unless given."""
 
-    def __init__(self, options: Options, executor: Optional[Executor] = None, device: str = "cuda"):
+    def __init__(self, options: Options, executor: Optional[Executor] = None, device: str = "cuda",
+                 light: Optional[Executor] = None):
         self.planner = Planner(options, device)
         self.options, self.layout, self.executor = options, self.planner.layout, executor
+        self.light = light or make_executor("debug", self.layout.folder)
         self.groups = self.planner.groups()
         self.stages = [stage for group in self.groups for stage in group]
         self.waited, self.started = 0.0, time.time()
@@ -180,8 +182,8 @@ class Loop:
         return result
 
     def _do(self, stages: Sequence[Stage]) -> None:
-        light = make_executor("debug", self.layout.folder)
-        for executor, chosen in ((light, [i for i in stages if i.light]), (self.executor, [i for i in stages if not i.light])):
+        for executor, light in ((self.light, True), (self.executor, False)):
+            chosen = [i for i in stages if i.light == light]
             if chosen:
                 self._run(executor, chosen)
 

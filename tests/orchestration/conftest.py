@@ -1,0 +1,118 @@
+"""Runs of the real loop, in processes of their own, over the commands of ``stub.py``."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+COMMANDS = ("nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "nnunet_partial")
+DATASET = "Dataset777_Stub"
+NOT_RESULTS = {"jobs", "logs", "submitit", "journal.json", "loop.json", "loop.log", "loop.lock"}
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory):
+    """The folder of the stub, under the name of every command."""
+    folder = tmp_path_factory.mktemp("programs")
+    source = (Path(__file__).parent / "stub.py").read_text()
+    for name in COMMANDS:
+        # -S -E: nothing of site-packages, so that it starts in a few milliseconds
+        (folder / name).write_text(f"#!{sys.executable} -SE\n{source}")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_place(tmp_path_factory, programs):
+    """``new_place()``: a dataset with unlabelled cases in folders of its own."""
+    return lambda: Place(tmp_path_factory.mktemp("place"), programs)
+
+
+@pytest.fixture
+def place(new_place):
+    return new_place()
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(new_place):
+    """A run that nothing disturbed; not to be changed."""
+    made = new_place()
+    made.loop(executor="debug")
+    return made
+
+
+class Place:
+    """nnU-Net's folders with one dataset, and the run ``atso`` of 2 generations in them."""
+
+    def __init__(self, folder: Path, programs: Path):
+        self.folder, self.images = folder, folder / "images"
+        self.preprocessed = folder / "nnUNet_preprocessed" / DATASET
+        self.results_folder = folder / "nnUNet_results" / DATASET
+        self.run = self.results_folder / "atso" / "atso_2d_fold0"
+        for made in (self.preprocessed, self.results_folder, folder / "nnUNet_raw", self.images):
+            made.mkdir(parents=True)
+        cases = {f"case_{i}": {"source": "b", "annotated": []} for i in range(6)}
+        cases["labelled_0"] = {"source": "a", "annotated": ["liver"]}
+        self.write_json("dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
+                                         "numTraining": 7, "file_ending": ".nii.gz",
+                                         "nnunet_partial": {"version": 1, "cases": cases}})
+        self.write_json("nnUNetPlans.json", {"plans_name": "nnUNetPlans", "configurations": {"2d": {}}})
+        self.environment = {**os.environ, "NNUNET_PARTIAL_PROGRAMS": str(programs), "OMP_NUM_THREADS": "1",
+                            **{i: str(folder / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}}
+
+    def write_json(self, name, content):
+        (self.preprocessed / name).write_text(json.dumps(content))
+
+    def argv(self, *more, executor="local", generations=2):
+        return [sys.executable, str(ROOT / "scripts" / "atso_loop.py"), "--dataset", "777", "--configuration", "2d",
+                "--device", "cpu", "--validation", "none", "--generations", str(generations), "--test-images",
+                str(self.images), "--executor", executor, *map(str, more)]
+
+    def loop(self, *more, check=True, environment=None, **kwargs):
+        """The whole loop, until it ends."""
+        result = subprocess.run(self.argv(*more, **kwargs), capture_output=True, text=True,
+                                env={**self.environment, **(environment or {})})
+        assert not check or result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        return result
+
+    def start(self, *more, **kwargs):
+        """The loop in the background, at the head of a process group of its own."""
+        with open(self.folder / "loop.log", "a") as log:
+            return subprocess.Popen(self.argv(*more, **kwargs), stdout=log, stderr=subprocess.STDOUT, env=self.environment,
+                                    start_new_session=True)
+
+    @staticmethod
+    def kill(process, whole_tree):
+        """SIGKILL to the loop alone, whose stage lives on, or to it and everything that it started."""
+        if whole_tree:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+    def journal(self):
+        """The journal's content; while it is being replaced it is the old or the new one."""
+        file = self.run / "journal.json"
+        return json.loads(file.read_text()) if file.is_file() else {"stages": {}}
+
+    def states(self):
+        return {k: v["state"] for k, v in self.journal()["stages"].items()}
+
+    @staticmethod
+    def wait_for(condition, seconds=60.0):
+        """Until ``condition()`` is true."""
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.002)
+
+    def results(self):
+        """Everything that a run leaves: file -> content, without logs, times, and where the run lies."""
+        files = {i.relative_to(self.folder): i for i in sorted(self.folder.rglob("*")) if i.is_file()}
+        return {str(name): file.read_text().replace(str(self.folder), "PLACE") for name, file in files.items()
+                if not NOT_RESULTS & set(name.parts)}
