@@ -117,6 +117,7 @@ def _sliding_window(contender: Contender, device: torch.device) -> tuple:
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
     predictor = load_predictor(TeacherFiles(contender.name, folder, checkpoint, classes), device, contender.mirroring)
+    predictor.list_of_parameters = [predictor.network.state_dict()]  # of each fold; nnU-Net loads them before each case
     networks = [(predictor.network, len(dataset_json["channel_names"]), predictor.configuration_manager.patch_size)]
 
     def segment(files: Sequence[str], out: str) -> None:
