@@ -13,6 +13,7 @@ import torch
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import foreground_classes
+from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network, preprocessing_pairs
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -58,6 +59,8 @@ def load_predictor(files: TeacherFiles, device: torch.device, mirroring: bool = 
     with redirect_stdout(io.StringIO()):  # on the CPU it tells that results stay on the CPU
         predictor = nnUNetPredictor(use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=device,
                                     allow_tqdm=False)
+    if device.type == "cpu":
+        use_onednn_convolutions(loaded.network)
     predictor.manual_initialization(loaded.network, loaded.plans, loaded.configuration, None, loaded.dataset_json,
                                     loaded.trainer_name, loaded.mirroring_axes)
     return predictor
