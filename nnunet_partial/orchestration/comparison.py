@@ -362,11 +362,6 @@ def waves(steps: Sequence[Step]) -> list:
     return [[i for i in steps if level[i.name] == n] for n in range(max(level.values()) + 1)]
 
 
-def _stamps(files: Iterable[Path]) -> dict:
-    """Size and time of files; None for one that is not there."""
-    return {str(i): [i.stat().st_size, i.stat().st_mtime_ns] if i.is_file() else None for i in files}
-
-
 # ------------------------------------------------------------------ doing it
 
 class Comparison:
@@ -377,7 +372,7 @@ class Comparison:
         self.planner = planner or Planner(options)
         self.out = Path(options.out)
         self.steps = self.planner.steps()
-        self._redone: set = set()
+        self._by_name = {i.name: i for i in self.steps}
 
     def run(self) -> Path:
         """Do what is left and return the page."""
@@ -410,15 +405,18 @@ class Comparison:
     # ---- done or not
 
     def is_done(self, step: Step) -> bool:
-        """Whether nothing is left to do, and nothing that it rests on was done anew."""
-        if step.part == "report" or any(i in self._redone for i in step.needs) or not all(i.is_file() for i in step.outputs):
+        """Whether nothing is left to do, and nothing that it rests on has changed since."""
+        if step.part == "report" or not all(i.is_file() for i in step.outputs):
             return False
-        if self._result(step) is not None:
-            return _stamps(step.inputs) == self._kept_stamps(step)
-        if step.taken is None:
-            return False
-        step.taken()
-        return True
+        if self._result(step) is None:
+            if step.taken is not None:
+                step.taken()
+            return step.taken is not None
+        if self._stamps(step) == self._kept_stamps(step):
+            return True
+        if step.taken is not None:
+            self._refuse_changed(step)
+        return False
 
     def _job_folder(self, step: Step) -> Path:
         return self.out / "jobs" / step.name
@@ -430,6 +428,13 @@ class Comparison:
         if result is None or result["exit_code"] != 0 or read_json(folder / runner.JOB)["argv"] != list(step.argv):
             return None
         return result
+
+    def _stamps(self, step: Step) -> dict:
+        """Size and time of everything that the step reads, or that the steps before it wrote. Plans are left out: they are
+        written anew each time, and refused unless they stay what they were."""
+        needed = [self._by_name[i] for i in step.needs]
+        files = [*step.inputs, *(j for i in needed if i.part != "plans" for j in i.outputs)]
+        return {str(i): [i.stat().st_size, i.stat().st_mtime_ns] if i.is_file() else None for i in files}
 
     def _kept_stamps(self, step: Step) -> Mapping[str, Any]:
         file = self._job_folder(step) / "inputs.json"
@@ -451,10 +456,7 @@ class Comparison:
                 self._check_training(step)
             self._make_room(step)
             print(f"{step.name}: {shlex.join(step.argv)}", flush=True)
-        before = {i.name: _stamps(i.outputs) for i in steps}
         executor.run([Job(i.name, i.argv, self.out / "logs" / f"{i.name}.log") for i in steps])
-        # a variant is refused unless it stays what it was; other steps may find that there is nothing to do
-        self._redone |= {i.name for i in steps if i.part != "plans" and _stamps(i.outputs) != before[i.name]}
         for step in steps:
             missing = next((i for i in step.outputs if not i.is_file()), None)
             if missing is not None:
@@ -464,10 +466,15 @@ class Comparison:
     def _check_training(self, step: Step) -> None:
         """A training goes on from its checkpoint: neither with other settings, nor on other labels or teachers."""
         step.taken()
-        finished, changed = step.outputs[0], next((i for i in step.needs if i in self._redone), None)
-        if finished.is_file() and changed is not None:
-            raise UserError(f"{finished.parent} was trained before {changed} was done anew. Remove that folder to train it "
-                            "again, or choose another --name for this comparison.")
+        begun = any(step.outputs[0].parent.glob("checkpoint_*.pth"))
+        if begun and (self._job_folder(step) / "inputs.json").is_file() and self._stamps(step) != self._kept_stamps(step):
+            self._refuse_changed(step)
+
+    def _refuse_changed(self, step: Step) -> None:
+        kept = self._kept_stamps(step)
+        changed = next((file for file, stamp in self._stamps(step).items() if kept.get(file) != stamp), "what it needs")
+        raise UserError(f"{step.outputs[0].parent} was trained before {changed} changed. Remove that folder to train it again, or "
+                        "choose another --name for this comparison.")
 
     def _make_room(self, step: Step) -> None:
         """Remove what a killed run may have left in part, unless that run is still at it."""
@@ -478,7 +485,7 @@ class Comparison:
             for folder in step.owned:
                 if folder.exists():
                     shutil.rmtree(folder)
-            write_json(_stamps(step.inputs), self._job_folder(step) / "inputs.json")
+            write_json(self._stamps(step), self._job_folder(step) / "inputs.json")
 
     # ---- for the report
 
@@ -490,12 +497,12 @@ class Comparison:
 
     def _users(self) -> dict:
         """step -> titles of the methods that rest on it."""
-        by_name, users = {i.name: i for i in self.steps}, {i.name: [] for i in self.steps}
+        users = {i.name: [] for i in self.steps}
         for name, method in self.planner.methods.items():
             waiting = [f"s{seed}-{name}-evaluate" for seed in self.options.seeds]
             while waiting:
                 step = waiting.pop()
                 if method.title not in users[step]:
                     users[step].append(method.title)
-                    waiting += by_name[step].needs
+                    waiting += self._by_name[step].needs
         return users

@@ -51,7 +51,7 @@ def contents(folder):
 
 def write(text, path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
+    temporary = os.path.join(os.path.dirname(path), f".tmp-{os.getpid()}-{os.path.basename(path)}")
     with open(temporary, "w") as handle:
         handle.write(text)
     os.replace(temporary, path)
@@ -84,7 +84,9 @@ def train(argv):
     given = read(os.path.join(labels.replace("{fold}", fold), "provenance.json")) if labels else ""
     latest, final = (os.path.join(folder, f"checkpoint_{i}.pth") for i in ("latest", "final"))
     if not os.path.exists(final):
-        state = json.loads(read(latest)) if os.path.exists(latest) else [0, digest(trainer, content, given, fold)]
+        where = os.path.dirname(os.environ["nnUNet_results"])
+        start = [0, digest(trainer, content.replace(where, ""), given, fold)]
+        state = json.loads(read(latest)) if os.path.exists(latest) else start
         for epoch in range(state[0], EPOCHS):
             time.sleep(PAUSE_S)
             write(content, os.path.join(model, "plans.json"))
@@ -101,12 +103,14 @@ def label(argv):
     folders = [f"nnUNetTrainerIndividual__{plans}_{i}__{option(argv, '--configuration')}" for i in ("kits", "lits")]
     teachers = [read(os.path.join(root, i, f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in folders]
     time.sleep(PAUSE_S)
-    write(digest(*teachers), os.path.join(out, "provenance.json"))
+    provenance = os.path.join(out, "provenance.json")
+    if not (os.path.exists(provenance) and read(provenance) == digest(*teachers)):  # finished labels keep their date
+        write(digest(*teachers), provenance)
 
 
 def predict(argv):
     out, model, images = option(argv, "-o"), option(argv, "-m"), option(argv, "-i")
-    os.makedirs(out)
+    os.makedirs(out, exist_ok=True)
     write("{}", os.path.join(out, "predict_from_raw_data_args.json"))
     weights = [read(os.path.join(model, f"fold_{i}", "checkpoint_final.pth")) for i in several(argv, "-f")]
     for image in sorted(os.listdir(images)):

@@ -101,7 +101,7 @@ class Place:
         skip = {"jobs", "logs", "submitit", "commands.json", "compare.json", "compare.lock", "stub.log"}
         files = {i.relative_to(self.folder): i for i in sorted(self.folder.rglob("*")) if i.is_file()}
         return {str(name): file.read_text().replace(str(self.folder), "PLACE") for name, file in files.items()
-                if not skip & set(name.parts)}
+                if not skip & set(name.parts) and not name.name.startswith(".tmp-")}
 
 
 @pytest.fixture(scope="session")
@@ -270,7 +270,7 @@ def test_dry_run_prints_every_command_and_starts_none(copy):
     shown = copy.compare("--dry-run", methods=(*METHODS_RUN, "partial")).stdout
     assert copy.started() == []
     lines = [i for i in shown.splitlines() if i]
-    assert sum(i.endswith("# done") for i in lines) == 20 and len(lines) == 20 + 4  # train, predict, evaluate, report
+    assert sum(i.endswith("# done") for i in lines) == 19 and len(lines) == 19 + 4  # train, predict, evaluate, report
     assert "-tr nnUNetTrainerPartial" in "".join(i for i in lines if not i.endswith("# done"))
 
 
@@ -300,15 +300,18 @@ def test_a_model_of_other_settings_is_not_taken(copy):
 def test_a_teacher_that_changed_is_noticed(copy):
     teacher = copy.folder / "nnUNet_results" / DATASET / "nnUNetTrainerIndividual__nnUNetPlans_compare-s0_lits__2d" / "fold_0"
     (teacher / "checkpoint_final.pth").write_text("trained again")
-    result = copy.compare(check=False)
-    # its predictions and the labels are made anew; the model that learned from the old labels is the user's to remove
-    assert result.returncode == 2 and "was trained before s0-labels-fold0 was done anew" in result.stderr
-    shutil.rmtree(copy.folder / "nnUNet_results" / DATASET / "nnUNetTrainerSelfTraining__nnUNetPlans_compare-s0_completed__2d")
+    # its predictions and the labels are made anew; models that learned from it are the user's to remove
+    for learned, file in (("nnUNetTrainerMSKD__nnUNetPlans_compare-s0__2d", "checkpoint_final.pth"),
+                          ("nnUNetTrainerSelfTraining__nnUNetPlans_compare-s0_completed__2d", "provenance.json")):
+        result = copy.compare(check=False)
+        assert result.returncode == 2 and f"{learned}/fold_0 was trained before" in result.stderr
+        assert f"{file} changed. Remove that folder" in result.stderr
+        shutil.rmtree(copy.folder / "nnUNet_results" / DATASET / learned)
     before = copy.results()["out/report.html"]
     copy.compare()
     after = copy.results()["out/report.html"]
     changed = [a.split()[0] for a, b in zip(before.splitlines(), after.splitlines()) if a != b]
-    assert changed == ["Individual", "SelfTraining"]
+    assert changed == ["Individual", "SelfTraining"]  # the stub's MSKD does not look at its teachers
 
 
 def test_a_failed_step_ends_it_with_its_log_and_what_is_done_stays(place):
@@ -329,7 +332,7 @@ def test_one_comparison_at_a_time(place):
     assert result.returncode == 2 and "another comparison works in" in result.stderr and place.started() == []
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_killed_and_started_again_it_continues(place, finished, seed):
     """SIGKILL at random moments, to the comparison alone or to all that it started; in the end nothing differs."""
     rng = random.Random(seed)
