@@ -109,7 +109,7 @@ class Place:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, "waited in vain"
-            time.sleep(0.002)
+            time.sleep(0.01)
 
     def results(self):
         """Everything that a run leaves: file -> content, without logs, times, and where the run lies."""

@@ -1,0 +1,384 @@
+"""ATSO's trainer and the real loop on a tiny dataset: who trains on what, who labels what, and what is never read."""
+import json
+import os
+import pickle
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from nnunet_partial.data.label_directory import LabelDirectory, load_labels
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.generations import exclude_cases
+from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.inference.preprocessed import restricted_prediction
+from nnunet_partial.inference.pseudo_labels import super_class_numbers
+from nnunet_partial.labels import check_super_classes
+from nnunet_partial.orchestration.loop import Loop
+from nnunet_partial.orchestration.options import Options
+from nnunet_partial.trainers.atso import super_class_groups
+from nnunet_partial.variants import write_variant
+
+CLASSES = ("liver", "kidney", "pancreas")
+OPTIONS = {"dataset": "Dataset501_Tiny", "configuration": "3d_fullres", "plans": "nnUNetPlans_tiny", "generations": 2,
+           "fine_tune_epochs": 2, "disable_tta": True, "validation": "none"}
+
+
+# ---- commands in forked processes, which spare importing torch
+
+
+class Killed(Exception):
+    """A stage was killed."""
+
+
+class Forked:
+    """An executor. ``kill``: stage -> (file pattern, folder) whose appearance kills it, once; ``refuse``: a prefix."""
+
+    def __init__(self, kill=(), refuse=None):
+        self.kill, self.refuse, self.begun, self.killed = dict(kill), refuse, [], []
+
+    def run(self, jobs):
+        for job in jobs:
+            if self.refuse and job.name.startswith(self.refuse):
+                raise Killed(job.name)
+            self.begun.append(job.name)
+            self._run(job)
+        return [0.0] * len(jobs)
+
+    def _run(self, job):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            _become(job)
+        condition = self.kill.pop(job.name, None)
+        if condition is not None:
+            while not condition() and os.waitpid(pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)
+            os.kill(pid, signal.SIGKILL)
+            self.killed.append(job.name)
+        status = os.waitpid(pid, 0)[1]
+        if condition is not None:
+            assert os.WIFSIGNALED(status), f"{job.name} was over before it could be killed"
+            raise Killed(job.name)
+        if status:
+            raise UserError(f"{job.name}: {job.log.read_text()[-1500:]}")
+
+
+def _become(job):
+    """Never returns: runs the command's own entry point in this process."""
+    code = 1
+    try:
+        log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
+        sys.argv = list(job.argv)
+        if job.argv[0] == "nnUNetv2_train":
+            from nnunetv2.run.run_training import run_training_entry as entry
+        else:
+            from nnunet_partial.cli import main as entry
+        entry()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+class Semi:
+    """A copy of the tiny dataset: three fully labelled training cases, four that count as unlabelled."""
+
+    def __init__(self, tiny, folder: Path, monkeypatch, garbage: bool = False):
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.preprocessed = folder / "nnUNet_preprocessed" / tiny.name
+        shutil.copytree(tiny.preprocessed, self.preprocessed)
+        (folder / "nnUNet_results" / tiny.name).mkdir(parents=True)
+        content = read_json(self.preprocessed / "dataset.json")
+        cases = content["nnunet_partial"]["cases"]
+        labelled = sorted(i for i in cases if i.startswith("lits"))
+        self.labelled = labelled[:3]
+        self.unlabelled = [next(iter(sorted(i for i in cases if i.startswith(s)))) for s in ("kits", "nih", "plain")]
+        self.unlabelled.append(sorted(i for i in cases if i.startswith("kits"))[1])
+        for name, case in cases.items():
+            case["annotated"] = list(CLASSES) if name in labelled else []
+        (self.preprocessed / "dataset.json").write_text(json.dumps(content))
+        (self.preprocessed / "splits_final.json").write_text(json.dumps(
+            [{"train": sorted(self.labelled + self.unlabelled), "val": labelled[3:]}]))
+        if garbage:
+            for case in self.unlabelled:
+                self._spoil(case)
+
+    def _spoil(self, case):
+        """Other labels, other locations, another label file."""
+        import blosc2
+
+        images = self.preprocessed / "nnUNetPlans_3d_fullres"
+        file = images / f"{case}_seg.b2nd"
+        seg = blosc2.open(str(file))[:]
+        file.unlink()
+        rng = np.random.default_rng(1)
+        blosc2.asarray(np.ascontiguousarray(rng.integers(0, 4, seg.shape).astype(seg.dtype)), urlpath=str(file))
+        properties = pickle.loads((images / f"{case}.pkl").read_bytes())
+        properties["class_locations"] = {i: np.zeros((3, 4), int) for i in properties["class_locations"]}
+        (images / f"{case}.pkl").write_bytes(pickle.dumps(properties))
+        (self.preprocessed / "gt_segmentations" / f"{case}.nii.gz").write_bytes(b"garbage")
+
+    def use(self):
+        for name in ("nnUNet_preprocessed", "nnUNet_results"):
+            self.monkeypatch.setenv(name, str(self.folder / name))
+
+    def loop(self, executor, **changes):
+        self.use()
+        return Loop(Options(**{**OPTIONS, **changes}), executor, "cpu", light=executor)
+
+    def weights(self, model):
+        file = next((self.folder / "nnUNet_results").rglob(f"*-{model}__3d_fullres/fold_0/checkpoint_final.pth"))
+        return load_checkpoint(file)["network_weights"]
+
+    def training_cases(self, model):
+        return read_json(next((self.folder / "nnUNet_results").rglob(f"*-{model}__3d_fullres/fold_0/training_cases.json")))
+
+    @property
+    def run(self):
+        return self.folder / "nnUNet_results" / "Dataset501_Tiny" / "atso" / "atso_3d_fullres_fold0"
+
+
+@pytest.fixture(scope="module")
+def module_monkeypatch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory, module_monkeypatch):
+    """A run of two generations that nothing disturbed."""
+    torch.set_num_threads(1)
+    made = Semi(tiny, tmp_path_factory.mktemp("finished"), module_monkeypatch)
+    made.loop(Forked()).run()
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _restore(nnunet_folders):
+    before = {i: os.environ[i] for i in ("nnUNet_preprocessed", "nnUNet_results")}
+    yield
+    os.environ.update(before)
+
+
+def same_weights(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[i], b[i]) for i in a)
+
+
+def labels_of(run):
+    """Label directory and case -> labels and locations, of a whole run."""
+    found = {}
+    for file in sorted((run / "labels").rglob("*_seg.b2nd")):
+        seg, properties = load_labels(file.parent, file.name[:-len("_seg.b2nd")])
+        locations = {k: np.asarray(v).tolist() for k, v in properties["class_locations"].items()}
+        found[str(file.relative_to(run))] = (seg[:].tobytes(), locations)
+    return found
+
+
+def report_of(run):
+    """Everything of the report but the times."""
+    found = {str(i.relative_to(run)): i.read_bytes() for i in sorted((run / "report").rglob("*")) if i.is_file()}
+    found.pop("report/times.csv")
+    page = found.pop("report/index.html").decode()
+    return found, page[:page.index('<section id="times">')]
+
+
+# ---- the real loop
+
+
+def test_the_order_of_labelling(finished):
+    """Which model labelled which case in which generation, from what was recorded where it happened."""
+    trained_on = {}
+    for model in ("m0", "g1s1", "g1s2", "g2s1", "g2s2", "final"):
+        record = finished.training_cases(model)
+        assert record["labelled"] == finished.labelled
+        trained_on[model] = record["pseudo_labelled"]
+        start = record["initial_weights"]
+        assert start is None if model == "m0" else "-m0__" in start
+    assert trained_on["m0"] == [] and trained_on["final"] == sorted(finished.unlabelled)
+    for t in (1, 2):
+        assert sorted(trained_on[f"g{t}s1"] + trained_on[f"g{t}s2"]) == sorted(finished.unlabelled)
+        for subset in (1, 2):
+            content = read_json(finished.run / "labels" / f"generation_{t}" / f"subset_{subset}" / "provenance.json")
+            (model,) = content["models"]
+            labeller = model["folder"].split("-")[-1].split("__")[0]
+            assert sorted(content["cases"]) == trained_on[f"g{t}s{subset}"]
+            assert labeller == ("m0" if t == 1 else f"g1s{3 - subset}")
+            assert not set(content["cases"]) & set(trained_on[labeller])
+            import hashlib
+            assert model["sha256"] == hashlib.sha256(Path(model["checkpoint"]).read_bytes()).hexdigest()
+
+
+def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(tiny, finished, tmp_path, monkeypatch):
+    here = Semi(tiny, tmp_path, monkeypatch)
+    results = here.folder / "nnUNet_results"
+
+    def exists(pattern):
+        return lambda: next(results.rglob(pattern), None) is not None
+
+    moments = {"m0-train": exists("*-m0__*/fold_0/checkpoint_latest.pth"),
+               "g1s1-label": exists("generation_1/subset_1/records/*.json"),
+               "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_latest.pth"), "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
+               "g2s2-label": exists("generation_2/subset_2/.lock"), "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
+               "report": exists("report/cache/generation_final.json")}
+    executor = Forked(moments)
+    for _ in range(len(moments)):
+        with pytest.raises(Killed):
+            here.loop(executor).run()
+    here.loop(executor).run()
+    assert executor.killed == list(moments) or sorted(executor.killed) == sorted(moments)
+    for model in ("m0", "g1s1", "g1s2", "g2s1", "g2s2", "final"):
+        assert same_weights(here.weights(model), finished.weights(model)), model
+    assert labels_of(here.run) == labels_of(finished.run)
+    assert report_of(here.run) == report_of(finished.run)
+    assert not list(here.folder.rglob(".tmp-*"))
+
+
+def test_the_truth_of_unlabelled_cases_never_reaches_training(tiny, finished, tmp_path, monkeypatch):
+    here = Semi(tiny, tmp_path, monkeypatch, garbage=True)
+    with pytest.raises(Killed):
+        here.loop(Forked(refuse="g2s1-label")).run()
+    for model in ("m0", "g1s1", "g1s2"):
+        assert same_weights(here.weights(model), finished.weights(model)), model
+    expected = {k: v for k, v in labels_of(finished.run).items() if "generation_1" in k}
+    assert len(expected) == 4 and labels_of(here.run) == expected
+
+
+def test_the_report_shows_every_generation(finished):
+    summary = (finished.run / "report" / "summary.csv").read_text().splitlines()
+    assert [i.split(",")[0] for i in summary] == ["generation", "0", "1", "final"]
+    page = (finished.run / "report" / "index.html").read_text()
+    assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+    changes = (finished.run / "report" / "changes.csv").read_text().splitlines()
+    assert len(changes) == 1 + 3 * 4 * 3  # three sets of labels, four cases, three classes
+
+
+def test_an_unreadable_label_is_one_line_and_earlier_generations_stay(tiny, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    here = Semi.__new__(Semi)
+    here.folder, here.monkeypatch = tmp_path / "copy", monkeypatch
+    here.use()
+    damaged = next((here.run / "labels" / "generation_2" / "subset_1").glob("*_seg.b2nd"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    plans = json.loads(next((here.folder / "nnUNet_preprocessed" / tiny.name).glob("*-g2s1.json")).read_text())
+    plans["plans_name"] += "x"
+    plans["nnunet_partial"]["labels"] = str(damaged.parent)
+    (here.folder / "nnUNet_preprocessed" / tiny.name / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
+    from nnunetv2.run.run_training import get_trainer_from_args
+    trainer = get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans["plans_name"], False,
+                                    torch.device("cpu"))
+    trainer.initialize()
+    import contextlib
+    import io
+    said = io.StringIO()
+    with pytest.raises(SystemExit) as end, contextlib.redirect_stderr(said):
+        trainer.on_train_start()
+    error = said.getvalue().strip().splitlines()[-1]
+    assert end.value.code == 2 and str(damaged) in error and "make it again" in error
+    assert LabelDirectory.read(here.run / "labels" / "generation_1").known.keys() == set(finished.unlabelled)
+
+
+def test_the_disagreement_filter_leaves_out_what_changed_most(finished, tmp_path):
+    current, before = (finished.run / "labels" / f"generation_{t}" for t in (2, 1))
+    excluded = exclude_cases(current, "disagreement", 0.5, tmp_path / "out.json", before)
+    scores = read_json(tmp_path / "out.json")["scores"]
+    order = sorted(scores, key=lambda i: (1.0 if scores[i] is None else scores[i], i))
+    assert len(excluded) == 2 and excluded == sorted(order[:2]) and read_json(tmp_path / "out.json")["excluded"] == excluded
+    assert exclude_cases(current, "disagreement", 0.5, tmp_path / "same.json", current) == \
+        sorted(sorted(finished.unlabelled)[:2])  # nothing changed: by name
+    assert len(exclude_cases(current, "confidence", 0.25, tmp_path / "c.json")) == 1
+
+
+# ---- the trainer
+
+
+def test_it_starts_from_all_weights_and_leaves_excluded_cases_out(finished, tmp_path):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    finished.use()
+    folder = finished.folder / "nnUNet_results"
+    m0 = next(folder.rglob("*-m0__3d_fullres/fold_0/checkpoint_final.pth"))
+    out = finished.unlabelled[0]
+    (tmp_path / "exclude.json").write_text(json.dumps({"excluded": [out]}))
+    plans = write_variant("Dataset501_Tiny", "unit", {"labels": str(finished.run / "labels" / "generation_2"), "atso": {
+        "initial_weights": str(m0), "exclude": str(tmp_path / "exclude.json"), "final_validation": False,
+        "super_classes": {"abdomen": ["liver", "pancreas"]}}}, "nnUNetPlans_tiny", overwrite=True).stem
+    trainer = get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans, False, torch.device("cpu"))
+    trainer.initialize()
+    assert same_weights(dict(trainer.network.state_dict()), finished.weights("m0"))  # segmentation layers too
+    training, validating = trainer.do_split()
+    assert sorted(training) == sorted(set(finished.labelled + finished.unlabelled) - {out}) and len(validating) == 2
+    dataset = None
+    trainer.get_dataloaders()
+    dataset, _ = trainer.get_tr_and_val_datasets()
+    case = finished.unlabelled[1]
+    own = dataset.load_case(finished.labelled[0])[1][:]
+    stock = trainer.dataset_class(trainer.preprocessed_dataset_folder, [finished.labelled[0]]).load_case(finished.labelled[0])
+    assert np.array_equal(own, stock[1][:])
+    folder = LabelDirectory.read(finished.run / "labels" / "generation_2").folder_of(case)
+    assert folder.name.startswith("subset_") and np.array_equal(dataset.load_case(case)[1][:], load_labels(folder, case)[0][:])
+    size = 4
+    batch = {"data": torch.zeros(2, 1, size, size, size), "target": torch.zeros(2, 1, size, size, size),
+             "keys": [finished.labelled[0], case]}
+    assert trainer.to_device(batch).groups.tolist() == [[0, 1, 2, 3], [0, 1, 2, 1]]
+
+
+def test_missing_initial_weights_are_one_line(finished, capsys):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    finished.use()
+    plans = write_variant("Dataset501_Tiny", "lost", {"atso": {"initial_weights": "/nowhere/m0.pth"}}, "nnUNetPlans_tiny",
+                          overwrite=True).stem
+    with pytest.raises(SystemExit) as end:
+        get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans, False, torch.device("cpu"))
+    assert end.value.code == 2 and "/nowhere/m0.pth does not exist" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_groups_of_super_classes():
+    annotated = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    truth = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
+    groups = super_class_groups(annotated, truth, [[1, 2, 3]])
+    # all pseudo: 1, 2 and 3 together; 1 true: by itself, 2 unknown: background; nothing known: all background
+    assert groups.tolist() == [[0, 1, 1, 1, 4], [0, 1, 0, 3, 4], [0, 0, 0, 0, 0]]
+
+
+def test_the_most_probable_super_class_wins_a_voxel():
+    probabilities = torch.tensor([0.3, 0.25, 0.35, 0.1])  # background, a1, b, a2: a together has 0.35, ties go to a
+    logits = torch.log(torch.tensor([0.3, 0.27, 0.31, 0.12])).view(4, 1, 1, 1)
+    index, probability = restricted_prediction(logits, [1, 2, 3], groups=[1, 2, 1])
+    assert index.item() == 1 and abs(probability.item() - 0.39) < 1e-6
+    assert restricted_prediction(logits, [1, 2, 3])[0].item() == 2
+    assert probabilities.sum() == 1
+    assert super_class_numbers(["a1", "b", "a2"], {"a": ["a1", "a2"]}) in ([1, 2, 1], [2, 1, 2])
+    assert super_class_numbers(["a1"], {}) is None
+
+
+@pytest.mark.parametrize("given, message", (({"x": ["spleen"]}, "no class"), ({"x": ["liver"], "y": ["liver"]}, "two"),
+                                            ({"x": "liver"}, "list"), ({"x": []}, "list")))
+def test_unusable_super_classes_are_refused(given, message):
+    with pytest.raises(UserError, match=message):
+        check_super_classes(given, CLASSES)
+
+
+def test_label_directories_in_parts_must_not_overlap(finished, tmp_path):
+    parts = finished.run / "labels" / "generation_1"
+    for name in ("a", "b"):
+        shutil.copytree(parts / "subset_1", tmp_path / name)
+    with pytest.raises(UserError, match="has labels in"):
+        LabelDirectory.read(tmp_path)
+    (tmp_path / "b" / "provenance.json").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        LabelDirectory.read(tmp_path)
