@@ -1,0 +1,85 @@
+"""Several models' probabilities as one label map: where they agree, overlap, or do not fit each other."""
+import json
+import pickle
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_partial import cli
+from nnunet_partial.errors import UserError
+from nnunet_partial.inference.fuse import fuse
+
+LABELS = {"background": 0, "liver": 1, "kidney": 2, "spleen": 3}
+SHAPE_ZYX, SPACING_XYZ = (2, 3, 4), (1.0, 2.0, 5.0)
+# nnU-Net reads with SimpleITKIO and keeps this of an image
+PROPERTIES = {"sitk_stuff": {"spacing": SPACING_XYZ, "origin": (7.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)},
+              "spacing": list(SPACING_XYZ[::-1])}
+
+
+def predictions(folder, classes, cases):
+    """A folder as nnUNetv2_predict --save_probabilities leaves it. ``cases``: name -> probabilities of the foreground classes."""
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **{n: i + 1 for i, n in enumerate(classes)}}}))
+    (folder / "plans.json").write_text(json.dumps({"image_reader_writer": "SimpleITKIO", "plans_name": "p", "configurations": {}}))
+    for case, foreground in cases.items():
+        foreground = np.asarray(foreground, np.float32)
+        np.savez_compressed(folder / f"{case}.npz", probabilities=np.concatenate([1 - foreground.sum(0, keepdims=True), foreground]))
+        (folder / f"{case}.pkl").write_bytes(pickle.dumps(PROPERTIES))
+    return folder
+
+
+def volume(**voxels):
+    """Probability 0.1 everywhere but at ``x`` of the first row: ``x2=0.9``."""
+    result = np.full(SHAPE_ZYX, 0.1, np.float32)
+    for name, value in voxels.items():
+        result[0, 0, int(name[1:])] = value
+    return result
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Model a knows liver and spleen, model b the kidney; both claim voxel 1 and voxel 2."""
+    a = predictions(tmp_path / "a", ("spleen", "liver"), {"one": [volume(x3=0.7), volume(x0=0.8, x1=0.6, x2=0.55)]})
+    b = predictions(tmp_path / "b", ("kidney",), {"one": [volume(x1=0.9, x2=0.52)]})
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": LABELS, "file_ending": ".nii.gz", "channel_names": {"0": "CT"}}))
+    return tmp_path, a, b
+
+
+def test_the_higher_probability_decides(models):
+    root, a, b = models
+    for order, name in (((a, b), "ab"), ((b, a), "ba")):
+        assert fuse(order, root / "dataset.json", root / name, progress=False) == ["one"]
+        image = sitk.ReadImage(str(root / name / "one.nii.gz"))
+        expected = np.zeros(SHAPE_ZYX, np.uint8)
+        expected[0, 0] = [1, 2, 1, 3]  # liver alone; kidney 0.9 over liver 0.6; liver 0.55 over kidney 0.52; spleen alone
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(image), expected)
+        assert image.GetSpacing() == SPACING_XYZ and image.GetOrigin() == PROPERTIES["sitk_stuff"]["origin"]
+    assert json.loads((root / "ab" / "dataset.json").read_text())["labels"] == LABELS
+
+
+def test_finished_cases_stay_and_probabilities_can_go(models, capsys):
+    root, a, b = models
+    argv = ["fuse", "--pred", str(a), str(b), "--dataset", str(root / "dataset.json"), "--out", str(root / "out")]
+    cli.main([*argv, "--remove-probabilities"])
+    assert not list(a.glob("*.npz")) and not list(b.glob("*.pkl")) and "fused 1 cases of 2 models" in capsys.readouterr().out
+    before = (root / "out" / "one.nii.gz").stat().st_mtime_ns
+    cli.main([*argv, "--remove-probabilities"])  # as after an interruption: nothing left to do
+    assert (root / "out" / "one.nii.gz").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change,message", [
+    (lambda root, a, b: (b / "one.npz").rename(b / "two.npz"), "no probabilities of case"),
+    (lambda root, a, b: [i.unlink() for i in [*a.glob("*.npz"), *b.glob("*.npz")]], "--save_probabilities"),
+    (lambda root, a, b: (b / "dataset.json").unlink(), "--save_probabilities"),
+    (lambda root, a, b: (a / "one.pkl").unlink(), "one.pkl does not exist"),
+    (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((2, 1, 3, 4))), "shape"),
+    (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((4, *SHAPE_ZYX))), "4 classes"),
+    (lambda root, a, b: (b / "dataset.json").write_text('{"labels": {"background": 0, "lung": 1}}'), "'lung'"),
+])
+def test_what_does_not_fit_is_refused(models, change, message):
+    root, a, b = models
+    change(root, a, b)
+    with pytest.raises(UserError, match=message):
+        fuse([a, b], root / "dataset.json", root / "out", progress=False)
+    assert not list((root / "out").glob("*.nii.gz"))
