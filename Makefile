@@ -10,7 +10,7 @@ OUT ?= demo_output
 help:
 	@echo "make demo   the whole pipeline on phantoms made on the spot, without a GPU (OUT=DIR: where)"
 	@echo "make test   the tests; those on real data need NNUNET_PARTIAL_DATA"
-	@echo "make bench  the benchmarks that need no data of their own"
+	@echo "make bench  the benchmarks that need no data of their own, and a table of them against their bars"
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -26,8 +26,6 @@ test: install
 demo: install
 	$(BIN)/nnunet_partial demo --out $(OUT)
 
+# one after the other; benchmarks/results/table.md names every bar as met, missed or not measured
 bench: install
-	$(BIN)/python benchmarks/marginal_loss.py --out benchmarks/results/marginal_loss.json
-	$(BIN)/python benchmarks/step_time.py --out benchmarks/results/step_time.json
-	$(BIN)/python benchmarks/conversion.py --out benchmarks/results/conversion.json
-	$(BIN)/python benchmarks/metrics.py --out benchmarks/results/metrics.json
+	$(BIN)/python benchmarks/run_all.py

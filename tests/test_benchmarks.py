@@ -1,0 +1,77 @@
+"""The table of benchmarks: bars met, missed and not measured, from results that are there, missing or broken."""
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def run_all(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("run_all", ROOT / "benchmarks" / "run_all.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "run_all", module)  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    return module
+
+
+def rows(run_all, name):
+    return run_all.rows_of(next(i for i in run_all.BENCHMARKS if i.name == name))
+
+
+def test_a_missed_bar_is_named(run_all, tmp_path):
+    content = {"bar": 1.1, "rows": [{"time_ratio": 0.5, "memory_ratio": 1.0}, {"time_ratio": 1.2, "memory_ratio": 1.1}]}
+    (tmp_path / "marginal_loss.json").write_text(json.dumps(content))
+    time, memory = rows(run_all, "marginal_loss")
+    assert (time.met, time.measured) == (False, "0.50 to 1.20 x, 1 of 2 within") and memory.met
+    assert "**MISSED**" in run_all.table([time, memory]) and "| met |" in run_all.table([time, memory])
+
+
+def test_what_has_no_result_is_not_measured(run_all, tmp_path):
+    (tmp_path / "metrics.json").write_text("{not json")
+    (tmp_path / "conversion.json").write_text("{}")
+    every = [row for i in run_all.BENCHMARKS for row in run_all.rows_of(i)]
+    assert {i.met for i in every} == {None} and {i.benchmark for i in every} == {i.name for i in run_all.BENCHMARKS}
+    assert "cannot be read" in rows(run_all, "metrics")[0].measured and "cannot be read" in rows(run_all, "conversion")[0].measured
+    assert f"0 met, 0 missed, {len(every)} not measured" in run_all.page(every)
+
+
+def test_any_result_that_says_bar_and_met_is_read(run_all, tmp_path):
+    content = {"swap": {"bar": 20, "speed_ratio": 31.5, "met": True}, "rows": [{"bar": "<= 2 %", "share": 0.031, "met": False}],
+               "other": {"bar": 3}}
+    (tmp_path / "label_swap.json").write_text(json.dumps(content))
+    assert [(i.what, i.measured, i.met) for i in rows(run_all, "label_swap")] == [("swap", "31.5", True), ("rows 0", "0.031", False)]
+
+
+@pytest.mark.parametrize("name", ["step_time", "conversion", "metrics", "marginal_loss", "inference", "coarse_to_fine", "label_swap",
+                                  "network_cost"])
+def test_committed_results_can_be_read(run_all, tmp_path, name):
+    committed = ROOT / "benchmarks" / "results" / f"{name}.json"
+    if not committed.is_file():
+        pytest.skip(f"{committed.name} has not been measured")
+    shutil.copy(committed, tmp_path)
+    assert all(i.met is not None for i in rows(run_all, name))
+
+
+def test_a_benchmark_that_fails_is_not_measured(run_all, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run_all, "HERE", tmp_path)
+    (tmp_path / "metrics.py").write_text("raise SystemExit(3)")
+    (tmp_path / "metrics.json").write_text('{"bar": 1.2, "worst_ratio": 0.5}')  # of an earlier run
+    monkeypatch.setattr(sys, "argv", ["run_all.py", "--only", "metrics", "--out", str(tmp_path / "table.md")])
+    with pytest.raises(SystemExit) as end:
+        run_all.main()
+    line = next(i for i in (tmp_path / "table.md").read_text().splitlines() if i.startswith("| metrics"))
+    assert end.value.code == 1 and "ended with exit code 3" in line and "not measured" in line
+
+
+def test_the_light_student_is_counted_and_not_run(run_all):
+    content = run_all.network_cost()
+    # Choi's figures: 92.06 M and 5.23 M parameters
+    assert content["teacher"]["parameters"] == pytest.approx(92.06e6, rel=1e-3)
+    assert content["student"]["parameters"] == pytest.approx(5.23e6, rel=1e-2)
+    assert all(met for *_, met in run_all.read_network_cost(content))
