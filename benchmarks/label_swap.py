@@ -1,0 +1,166 @@
+"""A generation's label swap against preprocessing the cases again: seconds, and bytes written.
+
+    python benchmarks/label_swap.py --out benchmarks/results/label_swap.json
+
+New labels of a case reach training in one of two ways: a file of labels and one of properties beside the preprocessed
+images (what ATSO does), or nnU-Net's preprocessing of image and new label file, which writes the image again. Both start
+from the labels in memory or on disk as they get them, use one process, and run in turn, round by round, on phantom scans of
+clinical size; quoted is the median of the ratios (bar: 20 x). That no image byte is copied is seen from what is written,
+and from the images, which must not have changed.
+"""
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+BAR = 20.0
+CLASSES = ("liver", "kidney", "pancreas")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--slices", type=int, default=120)
+    parser.add_argument("--pixels", type=int, default=320)
+    parser.add_argument("--folder", help="where to work, default a temporary folder")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/label_swap.json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        results = measure(Path(folder), arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    print(json.dumps(results, indent=1))
+
+
+def measure(folder, arguments):
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir()
+        os.environ[name] = str(folder / name)
+    os.environ["nnUNet_def_n_proc"] = os.environ["nnUNet_n_proc_DA"] = "1"
+    write_dataset(folder / "nnUNet_raw" / "Dataset631_Swap", arguments)
+    subprocess.run([str(Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess"), "-d", "631", "-c", "3d_fullres", "-np", "1",
+                    "-npfp", "1"], check=True, stdout=subprocess.DEVNULL)
+    images = folder / "nnUNet_preprocessed" / "Dataset631_Swap" / "nnUNetPlans_3d_fullres"
+    before, rounds = fingerprint(images), []
+    for number in range(arguments.rounds):
+        pair = [("swap", swap), ("preprocess", preprocess)][::1 if number % 2 else -1]  # no order is favoured
+        rounds.append({name: timed(folder, images, how, name) for name, how in pair})
+    return summary(arguments, rounds, fingerprint(images) == before, image_bytes(images))
+
+
+def write_dataset(folder, arguments):
+    """CT-like scans of 0.8 x 0.8 x 2.5 mm, alternating with 1.0 x 1.0 x 3.0 mm, so that some are resampled."""
+    rng, content = np.random.default_rng(0), {}
+    shape = (arguments.slices, arguments.pixels, arguments.pixels)
+    grid = np.indices(shape, dtype=np.float32)
+    for i in range(arguments.cases):
+        image, label = rng.normal(0, 20, shape).astype(np.int16), np.zeros(shape, np.uint8)
+        for value, share in enumerate((0.3, 0.55, 0.7), 1):
+            centre = np.array(shape)[:, None, None, None] * share
+            ball = (((grid - centre) / (np.array(shape)[:, None, None, None] * 0.13)) ** 2).sum(0) <= 1
+            label[ball], image[ball] = value, image[ball] + 60 * value
+        case, spacing = f"scan_{i}", ((0.8, 0.8, 2.5), (1.0, 1.0, 3.0))[i % 2]
+        for array, file in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            picture = sitk.GetImageFromArray(array)
+            picture.SetSpacing(spacing)
+            sitk.WriteImage(picture, str(folder / file), True)
+        content[case] = {"source": "scans", "annotated": []}
+    (folder / "dataset.json").write_text(json.dumps(
+        {"channel_names": {"0": "CT"}, "labels": {"background": 0, **{n: i + 1 for i, n in enumerate(CLASSES)}},
+         "numTraining": arguments.cases, "file_ending": ".nii.gz"}))
+
+
+def timed(folder, images, how, name):
+    """Seconds and bytes of new labels for every case."""
+    out = folder / name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    cases = sorted(i.stem for i in images.glob("*.pkl"))
+    prepared = how(folder, images, out)
+    started = time.perf_counter()
+    for case in cases:
+        prepared(case)
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "bytes": sum(i.stat().st_size for i in out.rglob("*") if i.is_file()),
+            "image_bytes": sum(i.stat().st_size for i in out.glob("*.b2nd") if not i.name.endswith("_seg.b2nd"))}
+
+
+def swap(folder, images, out):
+    """ATSO's way, from labels in preprocessed space, as prediction there leaves them."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunet_partial.data.label_directory import load_labels, write_case
+
+    manager = plans_of(images)
+    plans = PlansManager(manager)
+    labels = plans.get_label_manager(json.loads((images.parent / "dataset.json").read_text()))
+    patch = plans.get_configuration("3d_fullres").patch_size
+    arrays = {case: (np.asarray(load_labels(images, case)[0][:]), load_labels(images, case)[1])
+              for case in sorted(i.stem for i in images.glob("*.pkl"))}
+
+    def one(case):
+        seg, properties = arrays[case]
+        write_case(out, case, seg, properties, labels, patch, {"annotated": [], "pseudo": list(CLASSES), "volume_mm3": {}})
+    return one
+
+
+def preprocess(folder, images, out):
+    """nnU-Net's way, from image and label files."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(plans_of(images))
+    configuration, worker = plans.get_configuration("3d_fullres"), DefaultPreprocessor(verbose=False)
+    dataset = json.loads((images.parent / "dataset.json").read_text())
+    raw = folder / "nnUNet_raw" / "Dataset631_Swap"
+
+    def one(case):
+        with contextlib.redirect_stdout(io.StringIO()):
+            worker.run_case_save(str(out / case), [str(raw / "imagesTr" / f"{case}_0000.nii.gz")],
+                                 str(raw / "labelsTr" / f"{case}.nii.gz"), plans, configuration, dataset)
+    return one
+
+
+def plans_of(images):
+    return json.loads((images.parent / "nnUNetPlans.json").read_text())
+
+
+def image_bytes(images):
+    return sum(i.stat().st_size for i in images.glob("*.b2nd") if not i.name.endswith("_seg.b2nd"))
+
+
+def fingerprint(images):
+    """Content and place on disk of every file of the preprocessed images."""
+    return {i.name: (i.stat().st_ino, i.stat().st_mtime_ns, hashlib.sha256(i.read_bytes()).hexdigest())
+            for i in sorted(images.iterdir())}
+
+
+def summary(arguments, rounds, unchanged, size):
+    ratios = [i["preprocess"]["seconds"] / i["swap"]["seconds"] for i in rounds]
+    return {"command": "python benchmarks/label_swap.py", "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
+            "shape_zyx": [arguments.slices, arguments.pixels, arguments.pixels], "cases": arguments.cases,
+            "image_bytes": size, "images_unchanged": unchanged, "rounds": rounds,
+            "swap_seconds_per_case": statistics.median(i["swap"]["seconds"] for i in rounds) / arguments.cases,
+            "preprocess_seconds_per_case": statistics.median(i["preprocess"]["seconds"] for i in rounds) / arguments.cases,
+            "ratio": statistics.median(ratios), "bar": BAR,
+            "image_bytes_copied_by_swap": rounds[0]["swap"]["image_bytes"],
+            "passed": statistics.median(ratios) >= BAR and unchanged and rounds[0]["swap"]["image_bytes"] == 0}
+
+
+if __name__ == "__main__":
+    main()
