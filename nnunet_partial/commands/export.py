@@ -5,9 +5,13 @@ DatasetNNN_X/TRAINER__PLANS__CONFIGURATION below --out, for nnUNetv2_predict_fro
 zip for nnUNetv2_install_pretrained_model_from_zip.
 
 The checkpoints hold the weights that predict and nothing else. plans.json loses the settings of the run, dataset.json
-the paths of the images; the names of the cases and what was annotated on them stay in dataset.json."""
+the paths of the images; the names of the cases and what was annotated on them stay in dataset.json.
+
+--onnx writes the network of one fold as one ONNX file, checked against torch: preprocessed patches in, logits out. It is
+the way out for networks that stock nnU-Net does not have, such as the light students."""
 EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD__nnUNetPlans__3d_fullres \\
              --out exported --zip model.zip
+         nnunet_partial export --dataset 501 --trainer nnUNetTrainerCrossTeaching --configuration 3d_fullres --onnx student.onnx
          nnunet_partial export --dataset 501 --trainer nnUNetTrainerMSKD --configuration 3d_fullres --zip model.zip"""
 
 
@@ -22,6 +26,7 @@ def add_arguments(parser):
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
     parser.add_argument("--out", metavar="DIR", help="where the folder is written")
     parser.add_argument("--zip", metavar="FILE", help="zip to write")
+    parser.add_argument("--onnx", metavar="FILE", help="ONNX file to write, of one fold")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
 
 
@@ -30,6 +35,10 @@ def run(arguments):
 
     from nnunet_partial.inference.export import export_model
 
+    if arguments.onnx:
+        _write_onnx(arguments)
+        if not arguments.out and not arguments.zip:
+            return
     name = export_model(_model_folder(arguments), arguments.out, arguments.zip, folds=arguments.folds,
                         checkpoint=arguments.checkpoint, overwrite=arguments.overwrite)
     if arguments.out:
@@ -53,3 +62,18 @@ def _model_folder(arguments):
         raise UserError("--dataset needs --trainer and --configuration, for example --trainer nnUNetTrainerMSKD "
                         "--configuration 3d_fullres.")
     return paths.model_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
+
+
+def _write_onnx(arguments):
+    from pathlib import Path
+
+    from nnunet_partial.errors import UserError
+    from nnunet_partial.inference.onnx import export_model_onnx
+
+    if Path(arguments.onnx).exists() and not arguments.overwrite:
+        raise UserError(f"{arguments.onnx} exists. Choose another --onnx, or replace it with --overwrite.")
+    folds = arguments.folds or ["0"]
+    if len(folds) != 1:
+        raise UserError(f"--onnx takes one fold, found {' '.join(folds)}.")
+    difference = export_model_onnx(_model_folder(arguments), arguments.onnx, folds[0], arguments.checkpoint)
+    print(f"wrote {arguments.onnx}, which differs from torch by {difference:.2g}")

@@ -4,15 +4,18 @@ Needs the extra ``onnx``: ``pip install "nnunet_partial[onnx]"``.
 """
 import copy
 import importlib.util
+import json
 import os
-from typing import Mapping, Optional, Sequence
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path
+from nnunet_partial.files import PathLike, atomic_path, read_json
+from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network
 from nnunet_partial.networks.unwrap import unwrap
 
 INPUT, OUTPUT = "image", "logits"
@@ -41,6 +44,29 @@ def export_onnx(network: nn.Module, path: PathLike, in_channels: int, patch_size
             raise RuntimeError(f"{path}: onnxruntime and torch differ by {difference:.2g}, more than {tolerance:.2g}; "
                                f"not written.")
     return difference
+
+
+def export_model_onnx(folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = "checkpoint_final.pth") -> float:
+    """:func:`export_onnx` of the network of an nnU-Net model folder, for one patch of its plans.
+
+    What must be done to an image first is written into the file's properties: ``spacing_mm``, ``normalization_schemes``,
+    ``foreground_intensity_properties``, ``transpose_forward`` (JSON); and ``labels``, what the classes are. Raises
+    :class:`UserError` for a model that is missing.
+    """
+    file = find_checkpoint(Path(folder), fold, checkpoint)
+    if file is None:
+        raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train, or name another fold.")
+    model = file.parent.parent
+    dataset_json = read_json(model / "dataset.json", "A model folder holds it.")
+    loaded = load_network(TeacherFiles(model.name, model, file, ()))
+    planned, plans = loaded.configuration, loaded.plans
+    properties = {"labels": dataset_json["labels"], "spacing_mm": planned.spacing, "patch_size": planned.patch_size,
+                  "normalization_schemes": planned.normalization_schemes,
+                  "foreground_intensity_properties": plans.foreground_intensity_properties_per_channel,
+                  "transpose_forward": plans.transpose_forward}
+    channels = len(dataset_json["channel_names"])
+    return export_onnx(loaded.network, path, channels, planned.patch_size,
+                       {"trainer": loaded.trainer_name, **{k: json.dumps(v) for k, v in properties.items()}})
 
 
 def onnx_difference(path: PathLike, network: nn.Module, image: torch.Tensor) -> float:

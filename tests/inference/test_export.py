@@ -318,3 +318,31 @@ def test_stock_nnunet_predicts_where_this_package_is_not_installed(model, tmp_pa
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "x.nii.gz")))
     assert np.mean(predicted != expected) < 1e-4  # the number of threads changes the last bit of a sum
+
+
+def test_the_student_as_onnx(model, tmp_path, capsys):
+    """The light student, which stock nnU-Net does not have: --onnx is its way out."""
+    for name in ("onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra onnx is not installed")
+    onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
+    from nnunet_partial.inference.onnx import onnx_difference
+    from nnunet_partial.trainers import nnUNetTrainerCrossTeaching
+
+    manager = PlansManager(plans())
+    student = nnUNetTrainerCrossTeaching.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 1, 3)
+    write_fold(model, 1, trainer_name="nnUNetTrainerCrossTeaching", network_weights=student.state_dict())
+    file = tmp_path / "student.onnx"
+    argv = ["export", str(model), "--folds", "1", "--onnx", str(file)]
+    assert cli.main(argv) == 0 and "wrote" in capsys.readouterr().out
+    written = onnx.load(file)
+    properties = {i.key: i.value for i in written.metadata_props}
+    assert properties["trainer"] == "nnUNetTrainerCrossTeaching" and json.loads(properties["labels"]) == DATASET["labels"]
+    assert json.loads(properties["patch_size"]) == [16, 16, 16] and json.loads(properties["spacing_mm"]) == [2.5, 2.0, 2.0]
+    student.decoder.deep_supervision = False
+    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
+    assert onnx_difference(file, student.eval(), image) <= 1e-4
+    for wrong, word in ((argv, "exists"), ([*argv[:2], "--folds", "0", "1", "--onnx", "x.onnx"], "takes one fold"),
+                        ([*argv[:2], "--folds", "7", "--onnx", "x.onnx"], "holds no fold_7")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(wrong)
+        assert end.value.code == 2 and word in capsys.readouterr().err
