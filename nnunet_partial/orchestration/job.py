@@ -35,7 +35,11 @@ NOT_STARTED = 127  # the shell's exit code for a command that is not found
 
 
 def main(folder: str, token: str) -> int:
-    """Run the job of ``folder`` and write its result; returns the command's exit code."""
+    """Run the job of ``folder`` and write its result; returns the command's exit code.
+
+    A job that was told to end (a time limit, a preemption, an interrupt) leaves no result: it has neither ended well nor
+    failed. It raises SystemExit.
+    """
     folder = Path(folder)
     with locked(folder / LOCK) as handle:
         job = read_json(folder / JOB)
@@ -44,16 +48,18 @@ def main(folder: str, token: str) -> int:
             return 0
         started = time.time()
         write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
-        code = run_command(job["argv"], Path(job["log"]), job["environment"], job.get("share", 1), handle)
+        code, told = run_command(job["argv"], Path(job["log"]), job["environment"], job.get("share", 1), handle)
+        if told is not None and code != 0:
+            raise SystemExit(128 + told)
         ended = time.time()
         write_json({"token": token, "exit_code": code, "seconds": ended - started, "ended": ended,
                     "host": platform.node()}, folder / RESULT)
         return code
 
 
-def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], share: int = 1, lock=None) -> int:
+def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], share: int = 1, lock=None) -> tuple:
     """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; returns its exit
-    code."""
+    code and the signal by which this process was told to end meanwhile, or None."""
     log.parent.mkdir(parents=True, exist_ok=True)
     own = {**os.environ, **_ENVIRONMENT, **environment}
     own.update({k: v for k, v in worker_counts(own, share).items() if k not in own})
@@ -62,23 +68,26 @@ def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], 
         program = find_program(argv[0], own.get("PATH", ""))
         if program is None:
             print(f"the command {argv[0]} is not installed in this environment.", file=handle, flush=True)
-            return NOT_STARTED
+            return NOT_STARTED, None
         keep = {} if lock is None or os.name == "nt" else {"pass_fds": (lock.fileno(),)}
         process = subprocess.Popen([program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle,
                                    stderr=subprocess.STDOUT, env=own, **keep)
         return _wait(process)
 
 
-def _wait(process: subprocess.Popen) -> int:
-    """Wait for ``process``; what tells this process to end tells it too."""
+def _wait(process: subprocess.Popen) -> tuple:
+    """Wait for ``process``; what tells this process to end tells it too. Its exit code, and that signal or None."""
+    told = []
+
     def forward(number, frame):
+        told.append(number)
         process.send_signal(number)
 
     if threading.current_thread() is not threading.main_thread():  # signals do not come here
-        return process.wait()
+        return process.wait(), None
     before = {i: signal.signal(i, forward) for i in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        return process.wait(), told[0] if told else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

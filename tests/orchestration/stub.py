@@ -10,7 +10,7 @@ import os
 import sys
 import time
 
-EPOCHS, PAUSE_S = 4, 0.02
+EPOCHS, PAUSE_S = 4, float(os.environ.get("STUB_PAUSE_S", "0.02"))
 
 
 def main():
