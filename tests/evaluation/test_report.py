@@ -219,6 +219,16 @@ def test_the_same_input_gives_the_same_picture(inputs):
     assert charts.box_plot(rows, ["liver"], "dice").address == charts.box_plot(rows, ["liver"], "dice").address
 
 
+def test_a_method_that_missed_a_class_everywhere_has_no_box_there():
+    def rows(*values):
+        return [{"case": str(n), "class": name, "hausdorff95_mm": v} for n, pair in enumerate(values) for name, v in pair.items()]
+
+    good, poor = rows({"liver": 1.0, "kidney": 2.0}, {"liver": 3.0, "kidney": 4.0}), rows({"liver": float("inf"), "kidney": 5.0})
+    picture = charts.box_plot({"good": good, "poor": poor}, ["liver", "kidney", "spleen"], "hausdorff95_mm")
+    assert "liver: good 2; kidney: good 3, poor 5" in picture.alt and "spleen" not in picture.alt
+    assert charts.box_plot({"poor": poor}, ["liver"], "hausdorff95_mm") is None
+
+
 # ------------------------------------------------------------------ for everybody
 
 def test_nothing_is_loaded_from_elsewhere(page):

@@ -88,8 +88,8 @@ def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float
         box.set(facecolor=colour, alpha=0.55, hatch=HATCHES[number % len(HATCHES)])
     boxes["boxes"][0].set_label(method)
     for position, own in zip(at, values):
-        spread = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else [0.0]
-        axis.scatter(position + width * np.array(spread), own, s=9, color=colour, edgecolor="black", linewidth=0.3, zorder=3)
+        spread = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else np.zeros(len(own))
+        axis.scatter(position + width * spread, own, s=9, color=colour, edgecolor="black", linewidth=0.3, zorder=3)
 
 
 def _finite_values(rows: Sequence[Mapping], name: str, metric: str) -> list:
