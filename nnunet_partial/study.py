@@ -16,32 +16,19 @@ from typing import Mapping, Optional, Sequence
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration import methods
 
-TEACHER = "nnUNetTrainerIndividual"
+TEACHER = methods.TEACHER
 # unbuffered, so that progress shows; and glibc keeps what it freed, or a CPU training spends a quarter of its time on
 # page faults of tensors that come and go
 _ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33)}
 
 
-@dataclass(frozen=True)
-class Method:
-    """A row of the table. ``trainer`` is trained with the study's plans; ``taught``: it needs one teacher per source;
-    ``labelled``: it trains on labels that the teachers have completed."""
-    name: str
-    trainer: str
-    taught: bool = False
-    labelled: bool = False
-
-
-METHODS = {i.name: i for i in (Method("naive nnU-Net", "nnUNetTrainerNaive"), Method("Partial", "nnUNetTrainerPartial"),
-                               Method("MSKD", "nnUNetTrainerMSKD", True), Method("MSKDLW", "nnUNetTrainerMSKDLW", True),
-                               Method("MSKDPlus", "nnUNetTrainerMSKDPlus", True),
-                               Method("SelfTraining", "nnUNetTrainerSelfTraining", True, True),
-                               Method("CT", "nnUNetTrainerCoTrainingCT", True, True),
-                               Method("WA", "nnUNetTrainerCoTrainingWA", True, True),
-                               Method("CT + WA", "nnUNetTrainerCoTrainingCTWA", True, True),
-                               Method("CT + WA + RM", "nnUNetTrainerCoTraining", True, True),
-                               Method("CT + WA + RM + IBN", "nnUNetTrainerCoTrainingIBN", True, True))}
+# row of a table -> name that nnunet_partial compare knows the method by; the rows of co-training are those of its paper
+_ROWS = {"naive nnU-Net": "naive", "Partial": "partial", "MSKD": "mskd", "MSKDLW": "mskdlw", "MSKDPlus": "mskdplus",
+         "SelfTraining": "selftraining", "CT": "cotraining-ct", "WA": "cotraining-wa", "CT + WA": "cotraining-ctwa",
+         "CT + WA + RM": "cotraining", "CT + WA + RM + IBN": "cotraining-ibn"}
+METHODS = {row: methods.METHODS[name] for row, name in _ROWS.items()}
 
 
 @dataclass

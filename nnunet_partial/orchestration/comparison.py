@@ -147,7 +147,7 @@ class Planner:
             return list(dict.fromkeys(self._atso(seed, fold).model for fold in self.options.folds))
         if method.kind == "full":
             return [self.model(method.trainer, self.plans(seed), self.full_dataset)]
-        return [self.model(method.trainer, self.plans(seed, *((COMPLETED,) if "labels" in method.needs else ())))]
+        return [self.model(method.trainer, self.plans(seed, *((COMPLETED,) if method.labelled else ())))]
 
     def evaluation(self, name: str, seed: int) -> Path:
         return self.out / "evaluation" / name / f"s{seed}"
@@ -226,9 +226,9 @@ class Planner:
         if method.kind == "full":
             dataset = self.full_dataset
             needs = [_plans_step(seed, dataset)]
-        if "labels" in method.needs:
+        if method.labelled:
             needs, plans = [self._plans_of_completed(seed), self._labels(seed, fold)], self.plans(seed, COMPLETED)
-        elif "teachers" in method.needs:
+        elif method.taught:
             needs += self._teachers(seed, fold)
         return self._train(f"s{seed}-{name}-train", "training", method.trainer, plans, fold, needs, dataset)
 

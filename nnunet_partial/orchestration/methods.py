@@ -24,8 +24,14 @@ class Method:
     kind: str = "trainer"
 
     @property
-    def needs_teachers(self) -> bool:
+    def taught(self) -> bool:
+        """Whether it needs trained teachers."""
         return bool(self.needs) or self.kind == "fused"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it trains on labels that the teachers have completed."""
+        return "labels" in self.needs
 
 
 _LABELS, _TEACHERS = ("teachers", "labels"), ("teachers",)

@@ -212,8 +212,8 @@ def test_every_method_is_a_trainer_that_exists():
 
 def test_any_trainer_can_be_named():
     found = find_methods(["partial", "trainer=MyTrainer", "trainer=Taught:labels"])
-    assert found["MyTrainer"].trainer == "MyTrainer" and not found["MyTrainer"].needs_teachers
-    assert found["Taught"].needs == ("teachers", "labels")
+    assert found["MyTrainer"].trainer == "MyTrainer" and not found["MyTrainer"].taught
+    assert found["Taught"].taught and found["Taught"].labelled
 
 
 @pytest.mark.parametrize("names,message", [(["partial", "partial"], "twice"), (["nonsense"], "no such method"),
