@@ -274,3 +274,53 @@ def test_real_masks_one_inside_the_other_against_simpleitk():
         # the truth lies within the prediction, so one direction is 0 and the filter's maximum is the other one
         arrays = [sitk.GetArrayFromImage(i) for i in (pred, truth)]
         assert hausdorff_mean(*arrays, truth.GetSpacing()[::-1]) == pytest.approx(itk.GetHausdorffDistance() / 2, rel=1e-5)
+
+
+def itk_image(array, spacing_mm):
+    image = sitk.GetImageFromArray(array.astype(np.uint8))
+    image.SetSpacing(tuple(float(i) for i in spacing_mm[::-1]))
+    return image
+
+
+HAND_MADE = {
+    "boxes side by side": (mask((9, 14, 11), np.s_[1:4, 2:6, 1:4]), mask((9, 14, 11), np.s_[5:8, 8:13, 6:10])),
+    "one inside the other": (mask((9, 14, 11), np.s_[2:4, 4:7, 3:6]), mask((9, 14, 11), np.s_[1:7, 2:11, 1:9])),
+    "two parts against one": (mask((9, 14, 11), np.s_[1:3, 2:5, 1:4], np.s_[6:8, 9:12, 7:10]), mask((9, 14, 11), np.s_[1:3, 2:5, 1:4])),
+    "one voxel against a box": (voxel((9, 14, 11), 8, 13, 10), mask((9, 14, 11), np.s_[1:4, 2:6, 1:4])),
+    "one voxel against one": (voxel((9, 14, 11), 0, 0, 0), voxel((9, 14, 11), 5, 1, 10)),
+    "the same voxel": (voxel((9, 14, 11), 4, 4, 4), voxel((9, 14, 11), 4, 4, 4)),
+    "one slice against three": (mask((9, 14, 11), np.s_[4:5, 3:9, 2:8]), mask((9, 14, 11), np.s_[3:6, 3:9, 2:8])),
+}
+
+
+@pytest.mark.parametrize("spacing_mm", [SPACING_MM, (0.7, 3.0, 1.3), (8.0, 0.5, 0.5)], ids=str)
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_hand_made_anisotropic_masks_against_simpleitk_and_surface_distance(name, spacing_mm):
+    pred, truth = HAND_MADE[name]
+    images = [itk_image(i, spacing_mm) for i in (pred, truth)]
+    there, back = itk_directed_hausdorff(*images), itk_directed_hausdorff(*images[::-1])
+    itk = sitk.HausdorffDistanceImageFilter()
+    itk.Execute(*images)
+    assert max(there, back) == pytest.approx(itk.GetHausdorffDistance(), rel=1e-5, abs=1e-6)
+    assert hausdorff_mean(pred, truth, spacing_mm) == pytest.approx((there + back) / 2, rel=1e-5, abs=1e-6)
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(*images)
+    assert dice(pred, truth, spacing_mm) == pytest.approx(overlap.GetDiceCoefficient())
+    reference = surface_distance.compute_surface_distances(truth, pred, spacing_mm)
+    assert hausdorff95(pred, truth, spacing_mm) == pytest.approx(surface_distance.compute_robust_hausdorff(reference, 95))
+    assert average_surface_distance(pred, truth, spacing_mm) == pytest.approx(
+        np.mean(surface_distance.compute_average_surface_distance(reference)))
+    for tolerance_mm in (0.4, 2.0, 9.0):
+        assert surface_dice(pred, truth, spacing_mm, tolerance_mm) == pytest.approx(
+            surface_distance.compute_surface_dice_at_tolerance(reference, tolerance_mm))
+
+
+@pytest.mark.parametrize("name", HAND_MADE)
+def test_an_empty_mask_is_decided_here_for_the_references_refuse_it(name):
+    """SimpleITK raises; what is said instead stands in the table of metrics.py."""
+    full, empty = HAND_MADE[name][0], np.zeros((9, 14, 11), bool)
+    for pred, truth in ((full, empty), (empty, full)):
+        with pytest.raises(RuntimeError):
+            sitk.HausdorffDistanceImageFilter().Execute(itk_image(pred, SPACING_MM), itk_image(truth, SPACING_MM))
+        assert [i(pred, truth, SPACING_MM) for i in DISTANCES] == [math.inf] * 3
+        assert dice(pred, truth, SPACING_MM) == surface_dice(pred, truth, SPACING_MM, 2.0) == 0
