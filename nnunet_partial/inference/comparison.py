@@ -116,7 +116,8 @@ def _sliding_window(contender: Contender, device: torch.device) -> tuple:
     folder = checkpoint.parent.parent
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
-    predictor = load_predictor(TeacherFiles(contender.name, folder, checkpoint, classes), device, contender.mirroring)
+    with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches the trainer
+        predictor = load_predictor(TeacherFiles(contender.name, folder, checkpoint, classes), device, contender.mirroring)
     predictor.list_of_parameters = [predictor.network.state_dict()]  # of each fold; nnU-Net loads them before each case
     networks = [(predictor.network, len(dataset_json["channel_names"]), predictor.configuration_manager.patch_size)]
 

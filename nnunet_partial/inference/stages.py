@@ -5,8 +5,10 @@ What a stage was trained on travels in dataset.json, which nnU-Net keeps beside 
     "coarse_to_fine": {"version": 1, "stage": "coarse", "source": "Dataset501_Abdomen", "channels": ["CT"],
                        "file_ending": ".nii.gz", "settings": {"coarse_size": [96, 96, 96], ...}}
 """
+import io
 import os
-from contextlib import nullcontext
+import re
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Callable, Mapping, Optional, Sequence, Union
@@ -109,7 +111,8 @@ def load_stage(model: Union[str, PathLike], stage: str, fold: Any = 0, checkpoin
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     description = Description.read(dataset_json, folder / "dataset.json", stage)
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
-    loaded = load_network(TeacherFiles(stage, folder, file, classes))
+    with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches the trainer
+        loaded = load_network(TeacherFiles(stage, folder, file, classes))
     return Stage(loaded.network, description, dataset_json["labels"], file, device)
 
 
@@ -168,14 +171,16 @@ def predict_folder(folder: PathLike, out: PathLike, coarse: Stage, fine: Stage, 
 
 def cases_of(folder: PathLike, file_ending: str) -> dict:
     """case -> its files, one per channel, of a folder with ``CASE_0000.ending`` as nnU-Net predicts it."""
-    from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
-
     if not os.path.isdir(folder):
         raise UserError(f"{folder} is not a folder.")
-    files = create_lists_from_splitted_dataset_folder(os.fspath(folder), file_ending)
-    if not files:
+    pattern, cases = re.compile(r"(.+)_\d{4}" + re.escape(file_ending)), {}
+    for name in sorted(os.listdir(folder)):  # nnU-Net's own function starts a dozen processes for this
+        match = pattern.fullmatch(name)
+        if match and not name.startswith("."):
+            cases.setdefault(match[1], []).append(os.path.join(folder, name))
+    if not cases:
         raise UserError(f"{folder} holds no image CASE_0000{file_ending}.")
-    return {os.path.basename(i[0])[:-len(file_ending) - 5]: i for i in files}
+    return cases
 
 
 def claim(folder: Path, request: Mapping[str, Any], what: str) -> None:
