@@ -92,11 +92,12 @@ def read_names(path: PathLike) -> list:
     return names
 
 
-def load_checkpoint(path: PathLike, map_location: Any = "cpu") -> dict:
+def load_checkpoint(path: PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict:
     """Read an nnU-Net checkpoint without unpickling arbitrary objects (``weights_only=True``).
 
     Stock nnU-Net stores numpy scalars in its training log; these and nothing else are allowed beside torch's own
-    types. Raises :class:`UserError` for a missing, damaged or unsafe file.
+    types. ``mmap`` leaves tensors on the disk until they are used, which is
+    fast when only the log is wanted. Raises :class:`UserError` for a missing, damaged or unsafe file.
     """
     import torch
 
@@ -106,7 +107,7 @@ def load_checkpoint(path: PathLike, map_location: Any = "cpu") -> dict:
         # torch warns about pickle protocols that it may not support; if so, it fails as well
         with torch.serialization.safe_globals(_numpy_scalar_globals()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except (MemoryError, torch.cuda.OutOfMemoryError):
         raise
     except Exception as error:

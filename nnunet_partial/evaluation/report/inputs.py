@@ -138,7 +138,7 @@ def read_models(name: str, folder: PathLike) -> list:
     for fold in sorted(folder.glob("fold_*")):
         checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
         if checkpoint is not None:
-            logged = load_checkpoint(checkpoint).get("logging", {})
+            logged = load_checkpoint(checkpoint, mmap=True).get("logging", {})
             found.append(Model(name, folder, fold.name[len("fold_"):], _curves(logged), plans))
     if not found:
         raise UserError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)}) in any fold. Train it first.")
