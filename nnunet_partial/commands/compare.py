@@ -84,7 +84,7 @@ def run(arguments):
 
 
 def _options(arguments):
-    from nnunet_partial.orchestration.comparison import Options
+    from nnunet_partial.orchestration.comparison_steps import Options
 
     images, labels = _test_set(arguments)
     folds = arguments.folds or (["0"] if images else ["0", "1", "2", "3", "4"])
@@ -137,7 +137,7 @@ def _executor(arguments, options):
 def _prepare(options):
     """Splits and, for cross-validation, the images of each fold's validation cases."""
     from nnunet_partial.data.comparison import link_validation_images, share_splits
-    from nnunet_partial.orchestration.comparison import validation_images
+    from nnunet_partial.orchestration.comparison_steps import validation_images
 
     share_splits(options.dataset, options.folds, options.full_dataset if "full" in options.methods else None)
     if options.cross_validation:
@@ -148,7 +148,7 @@ def _prepare(options):
 def _demo_options(arguments):
     """Phantoms as ``nnunet_partial demo`` makes them; nnU-Net's folders lie below --out."""
     from nnunet_partial import demo
-    from nnunet_partial.orchestration.comparison import Options
+    from nnunet_partial.orchestration.comparison_steps import Options
 
     made = demo.make_ready(arguments.out, _device(arguments), arguments.quick)
     settings = tuple(f"{k}={v}" for k, v in made.settings.items() if k != "seed")

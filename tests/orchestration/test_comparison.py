@@ -18,7 +18,7 @@ import pytest
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
-from nnunet_partial.orchestration.comparison import Options, Planner, waves
+from nnunet_partial.orchestration.comparison_steps import Options, Planner, waves
 from nnunet_partial.orchestration.methods import METHODS, find_methods
 
 DATASET, FULL = "Dataset777_Stub", "Dataset778_Full"
