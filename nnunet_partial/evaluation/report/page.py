@@ -130,7 +130,7 @@ def render(content: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("nnunet_partial.evaluation.report", "."), autoescape=True,
                                      undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["duration"] = tables.duration
-    return environment.get_template(TEMPLATE).render(**content)
+    return environment.get_template(TEMPLATE).render(**content).lstrip()
 
 
 def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
