@@ -84,14 +84,15 @@ def find_gpus() -> list:
 
 
 def last_lines(log: Path, number: int = LAST_LINES) -> str:
-    """The last lines of a log that say something, in one line."""
+    """The last lines of a log that say something, of its last run alone, in one line."""
     try:
         with open(log, "rb") as handle:
             handle.seek(max(0, os.path.getsize(log) - 20000))
             text = handle.read().decode(errors="replace")
     except OSError:
         return "(no log)"
-    lines = [i.strip() for i in re.split(r"[\r\n]", text) if i.strip()]
+    last_run = re.split(r"(?m)^(?=\$ )", text)[-1]  # every run begins with its command
+    lines = [i.strip() for i in re.split(r"[\r\n]", last_run) if i.strip()]
     return " | ".join(lines[-number:]) or "(empty log)"
 
 

@@ -102,7 +102,7 @@ class nnUNetTrainerATSO(PartialTrainer):
         for leftover in Path(self.output_folder).glob(".tmp-*"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         super().on_train_start()
-        if self.local_rank == 0:
+        if self.local_rank == 0 and not self.training_is_over:
             cases = self.do_split()[0]
             pseudo = set(self._pseudo_labelled(cases))
             write_json({"labels": self.settings.labels, "initial_weights": self.settings.atso.initial_weights,

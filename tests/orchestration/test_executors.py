@@ -88,6 +88,8 @@ def test_the_last_lines_of_a_log(tmp_path):
     log = tmp_path / "log"
     log.write_text("\n".join(f"line {i}" for i in range(100)) + "\n\nprogress 1\rprogress 2\n")
     assert last_lines(log, 2) == "progress 1 | progress 2"
+    log.write_text("$ command\nbroken\n$ command\nworse\n")
+    assert last_lines(log) == "$ command | worse"
     assert last_lines(tmp_path / "none") == "(no log)"
 
 

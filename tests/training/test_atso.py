@@ -14,7 +14,7 @@ import torch
 
 from nnunet_partial.data.label_directory import LabelDirectory, load_labels
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.generations import exclude_cases
+from nnunet_partial.evaluation.generations import PreprocessedSpace, Run, exclude_cases
 from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.inference.preprocessed import restricted_prediction
 from nnunet_partial.inference.pseudo_labels import super_class_numbers
@@ -26,7 +26,7 @@ from nnunet_partial.variants import write_variant
 
 CLASSES = ("liver", "kidney", "pancreas")
 OPTIONS = {"dataset": "Dataset501_Tiny", "configuration": "3d_fullres", "plans": "nnUNetPlans_tiny", "generations": 2,
-           "fine_tune_epochs": 2, "disable_tta": True, "validation": "none"}
+           "fine_tune_epochs": 1, "disable_tta": True, "validation": "none"}
 
 
 # ---- commands in forked processes, which spare importing torch
@@ -97,11 +97,15 @@ def _become(job):
 class Semi:
     """A copy of the tiny dataset: three fully labelled training cases, four that count as unlabelled."""
 
-    def __init__(self, tiny, folder: Path, monkeypatch, garbage: bool = False):
+    def __init__(self, tiny, folder: Path, monkeypatch, garbage: bool = False, hidden: bool = True):
         self.folder, self.monkeypatch = folder, monkeypatch
         self.preprocessed = folder / "nnUNet_preprocessed" / tiny.name
         shutil.copytree(tiny.preprocessed, self.preprocessed)
         (folder / "nnUNet_results" / tiny.name).mkdir(parents=True)
+        if not hidden:  # as it is: every case annotates the organ of its source
+            (self.preprocessed / "splits_final.json").write_text(json.dumps(
+                [{"train": ["kits_005", "lits_000", "nih_010", "plain_015"], "val": ["lits_001"]}]))
+            return
         content = read_json(self.preprocessed / "dataset.json")
         cases = content["nnunet_partial"]["cases"]
         labelled = sorted(i for i in cases if i.startswith("lits"))
@@ -199,6 +203,16 @@ def report_of(run):
 # ---- the real loop
 
 
+def test_truth_is_compared_on_the_voxels_of_the_labels(tiny, finished):
+    finished.use()
+    space = PreprocessedSpace(Run(finished.run))
+    for case in finished.labelled:
+        seg, properties = load_labels(finished.preprocessed / "nnUNetPlans_3d_fullres", case)
+        file = finished.preprocessed / "gt_segmentations" / f"{case}.nii.gz"
+        brought = space.seg(file, properties, seg.shape[1:])
+        assert np.array_equal(brought, np.maximum(seg[:][0], 0)) and brought.any()
+
+
 def test_the_order_of_labelling(finished):
     """Which model labelled which case in which generation, from what was recorded where it happened."""
     trained_on = {}
@@ -231,7 +245,7 @@ def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(ti
 
     moments = {"m0-train": exists("*-m0__*/fold_0/checkpoint_latest.pth"),
                "g1s1-label": exists("generation_1/subset_1/records/*.json"),
-               "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_latest.pth"), "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
+               "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_best.pth"), "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
                "g2s2-label": exists("generation_2/subset_2/.lock"), "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
                "report": exists("report/cache/generation_final.json")}
     executor = Forked(moments)
@@ -300,6 +314,31 @@ def test_the_disagreement_filter_leaves_out_what_changed_most(finished, tmp_path
     assert exclude_cases(current, "disagreement", 0.5, tmp_path / "same.json", current) == \
         sorted(sorted(finished.unlabelled)[:2])  # nothing changed: by name
     assert len(exclude_cases(current, "confidence", 0.25, tmp_path / "c.json")) == 1
+
+
+def test_partly_labelled_reference_cases_at_super_class_level(tiny, tmp_path, monkeypatch):
+    """No case is fully labelled: M0 learns what each annotates; then only what a case lacks is pseudo-labelled."""
+    here = Semi(tiny, tmp_path, monkeypatch, hidden=False)
+    (tmp_path / "super.json").write_text(json.dumps({"paired": ["kidney", "pancreas"]}))
+    executor = Forked()
+    here.loop(executor, strategy="self-learning", subsets=1, generations=1, fine_tune_epochs=1, filter="confidence",
+              filter_share=0.34, super_classes=str(tmp_path / "super.json")).run()
+    run = here.run.with_name("atso_3d_fullres_fold0")
+    cases = [f"{s}_{i}" for s, i in (("kits", "005"), ("lits", "000"), ("nih", "010"), ("plain", "015"))]
+    assert here.training_cases("m0")["pseudo_labelled"] == [] and here.training_cases("m0")["labelled"] == cases[:3]
+    assert here.training_cases("g1s1")["labelled"] == []
+    excluded = read_json(run / "labels" / "generation_1_excluded.json")["excluded"]
+    assert len(excluded) == 1 and here.training_cases("g1s1")["pseudo_labelled"] == [i for i in cases if i not in excluded]
+    labels = LabelDirectory.read(run / "labels" / "generation_1")
+    records = read_json(labels.folder_of("lits_000") / "provenance.json")["cases"]
+    assert records["lits_000"]["annotated"] == ["liver"] and records["lits_000"]["pseudo"] == ["kidney", "pancreas"]
+    assert records["plain_015"]["pseudo"] == list(CLASSES)
+    truth = load_labels(here.preprocessed / "nnUNetPlans_3d_fullres", "lits_000")[0][:]
+    assert np.array_equal(load_labels(labels.folder_of("lits_000"), "lits_000")[0][:] == 1, truth == 1)
+    assert here.training_cases("final-full")["initial_weights"].endswith("-g1s1__3d_fullres/fold_0/checkpoint_final.pth")
+    assert here.training_cases("final-full")["pseudo_labelled"] == cases
+    plans = read_json(next(here.preprocessed.glob("*-g1s1.json")))["nnunet_partial"]["atso"]
+    assert plans["super_classes"] == {"paired": ["kidney", "pancreas"]}
 
 
 # ---- the trainer
