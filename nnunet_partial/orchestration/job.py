@@ -172,14 +172,30 @@ def read_result(folder: Path, token: Optional[str] = None) -> Optional[dict]:
     return result if token in (None, result.get("token")) else None
 
 
-def end(folder: Path, token: str) -> None:
-    """Tell a job that runs on this machine to end."""
+def end(folder: Path, token: str, patience_s: float = 2.0) -> None:
+    """Tell a job of this machine to end, or see to it that it never begins."""
+    limit = time.monotonic() + patience_s
+    while read_result(folder, token) is None and time.monotonic() < limit:
+        if _tell(folder, token):
+            return
+        lock = try_lock(folder / LOCK)
+        if lock is not None:
+            with lock:  # it has not begun, and a token that is not its own keeps it from beginning
+                write_json({**read_json(folder / JOB), "token": None}, folder / JOB)
+            return
+        time.sleep(0.05)  # it is about to write where it runs
+
+
+def _tell(folder: Path, token: str) -> bool:
+    """Send SIGTERM to the process of a job; whether there was one."""
     try:
         started = json.loads((folder / STARTED).read_text(encoding="utf-8"))
-        if started["token"] == token and started["host"] == platform.node() and read_result(folder, token) is None:
-            os.kill(started["pid"], signal.SIGTERM)
+        if started["token"] != token or started["host"] != platform.node():
+            return False
+        os.kill(started["pid"], signal.SIGTERM)
+        return True
     except (FileNotFoundError, json.JSONDecodeError, ProcessLookupError, PermissionError):
-        pass
+        return False
 
 
 if __name__ == "__main__":

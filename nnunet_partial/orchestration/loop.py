@@ -145,13 +145,25 @@ class Loop:
         self.journal.write()
 
     def _remove_discarded(self) -> None:
-        for stage in self.stages:
-            if self.journal.state(stage.name) == DISCARDED:
-                for path in (*stage.owned, self._job_folder(stage)):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for stage in self.stages:
-            if self.journal.state(stage.name) == DISCARDED:
-                self.journal.forget(stage.name)
+        discarded = [i for i in self.stages if self.journal.state(i.name) == DISCARDED]
+        for stage in discarded:
+            self._refuse_if_alive(stage)
+        for stage in discarded:
+            for path in (*stage.owned, self._job_folder(stage)):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for stage in discarded:
+            self.journal.forget(stage.name)
+
+    def _refuse_if_alive(self, stage: Stage) -> None:
+        """A loop that was killed may have left a stage to itself: what it writes must not be removed under it."""
+        folder = self._job_folder(stage)
+        handle = runner.try_lock(folder / runner.LOCK) if folder.is_dir() else None
+        if handle is None and folder.is_dir():
+            started = read_json(folder / runner.STARTED) if (folder / runner.STARTED).is_file() else {}
+            raise UserError(f"{stage.name} still runs (process {started.get('pid', '?')} on {started.get('host', '?')}). Wait "
+                            f"for it to end, or end it, and start again.")
+        if handle is not None:
+            handle.close()
 
     # ---- doing
 

@@ -45,6 +45,26 @@ def test_a_stage_that_outlived_its_loop_is_waited_for_and_not_started_twice(plac
     assert log.count("$ nnUNetv2_train") == 1 and log.count("Epoch 0") == 1
 
 
+def test_what_a_stage_still_writes_is_not_removed_under_it(place):
+    place.environment["STUB_PAUSE_S"] = "1"
+    process = place.start(generations=1)
+    place.wait_for(lambda: (place.run / "jobs" / "m0-train" / "started.json").is_file())
+    place.kill(process, whole_tree=False)
+    result = place.loop("--from-generation", 0, generations=1, check=False)
+    assert result.returncode == 2 and "m0-train still runs (process" in result.stderr
+    del place.environment["STUB_PAUSE_S"]
+    place.wait_for(lambda: not is_held(place.run / "jobs" / "m0-train" / "lock"))
+    place.loop("--from-generation", 0, generations=1, executor="debug")
+    assert set(place.states().values()) == {"done"}
+
+
+def test_a_job_that_is_withdrawn_before_it_begins_never_does(tmp_path):
+    content = {"token": "a", "argv": ["touch", str(tmp_path / "ran")], "log": str(tmp_path / "log"), "environment": {}}
+    job.write_json(content, tmp_path / "job.json")
+    job.end(tmp_path, "a")
+    assert job.main(str(tmp_path), "a") == 0 and not (tmp_path / "ran").exists()
+
+
 def test_an_interrupt_ends_the_stage_too_and_the_loop_goes_on_later(place):
     process = place.start(generations=1)
     place.wait_for(lambda: (place.run / "jobs" / "m0-train" / "started.json").is_file())
