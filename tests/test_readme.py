@@ -89,7 +89,7 @@ def test_the_example_in_each_help_is_accepted(verb):
 @pytest.mark.parametrize("page", PAGES, ids=lambda i: i.name)
 def test_trainers_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
-    named, own = set(re.findall(r"\bnnUNetTrainer[A-Z]\w*", text)), set(re.findall(r"^class (\w+)", text, re.MULTILINE))
+    named, own = set(re.findall(r"\bnnUNetTrainer[A-Z][A-Za-z0-9]*", text)), set(re.findall(r"^class (\w+)", text, re.MULTILINE))
     assert named - own <= set(trainers.__all__)
 
 
