@@ -31,7 +31,7 @@ def _add_prepare(parser):
     parser.add_argument("--id", type=int, required=True, help="id of the dataset that is made")
     parser.add_argument("--name", help="its name (default: that of the source with Coarse or Fine behind it)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
-    parser.add_argument("--processes", type=int, default=2, help="for planning and preprocessing (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, help="for coarse volumes, planning and preprocessing (default: 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace volumes made from something else")
     _add_models(parser, "--coarse")
 

@@ -7,16 +7,16 @@ goes: dataset.json comes last, and volumes newer than their source are not made 
 """
 import os
 import shutil
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import SimpleITK as sitk
-from tqdm import tqdm
 
 from nnunet_partial import paths
 from nnunet_partial.data import images
+from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
@@ -26,9 +26,9 @@ from nnunet_partial.inference.pseudo_labels import sha256
 from nnunet_partial.inference.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage, claim
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
-from nnunet_partial.settings import read_settings
+from nnunet_partial.settings import RunSettings, read_settings
 from nnunet_partial.study import run
-from nnunet_partial.variants import write_variant
+from nnunet_partial.variants import NETWORK_CHANGES, write_variant
 
 ENDING = ".nii.gz"
 
@@ -63,11 +63,12 @@ def prepare(stage: str, dataset: Union[int, str], dataset_id: int, name: Optiona
     Raises :class:`UserError` for a bad setting, a source that cannot be used, or an id that is taken, before it writes.
     """
     own, variant = split_changes(dict(changes))
+    read_settings(RunSettings, {k: v for k, v in variant.items() if k not in NETWORK_CHANGES}, "--set")
     derivation = derive(stage, dataset, dataset_id, name, own, coarse)
     if overwrite and (derivation.folder / REQUEST).is_file():  # nothing that we have not made
         shutil.rmtree(derivation.folder)
     claim(derivation.folder, derivation.request(), "volumes made from something else")
-    write_volumes(derivation, progress)
+    write_volumes(derivation, processes, progress)
     if not plan:
         return derivation.folder
     plan_and_preprocess(derivation, dataset_id, processes)
@@ -117,21 +118,34 @@ def _check_coarse(coarse: Stage, source: RawDataset, settings: CoarseToFineSetti
 # ------------------------------------------------------------------ volumes
 
 
-def write_volumes(derivation: Derivation, progress: bool = True) -> None:
-    """Images, labels and at last dataset.json."""
+def write_volumes(derivation: Derivation, processes: int = 1, progress: bool = True) -> None:
+    """Images, labels and at last dataset.json. With a trained coarse stage one process, which holds it, does it all."""
     file = derivation.folder / "dataset.json"
     cases = derivation.source.cases.values()
     todo = [i for i in cases if not _is_done(derivation, i)]
     if todo and file.is_file():
         file.unlink()  # not a dataset until its last volume is there
-    for case in tqdm(todo, desc=f"{derivation.description.stage} volumes", disable=None if progress else True, unit="case"):
-        try:
-            write_case(derivation, case)
-        except UserError as error:
-            raise UserError(f"case {case.name}: {error}") from None
+    map_cases(_write_named, [_job(derivation, i) for i in todo], 1 if derivation.coarse else processes,
+              f"{derivation.description.stage} volumes", progress)
     content = _dataset_json(derivation)
     if not file.is_file() or read_json(file) != content:
         write_json(content, file)
+
+
+def _job(derivation: Derivation, case: RawCase) -> tuple:
+    """What a process needs of one case, without all others."""
+    known = derivation.annotations
+    own = Annotations(known.classes, {case.name: known.of(case.name)} if known.is_partial else None, known.ignore_label,
+                      known.file)
+    return replace(derivation, source=replace(derivation.source, cases={case.name: case}, content={}), annotations=own), case
+
+
+def _write_named(job: tuple) -> None:
+    derivation, case = job
+    try:
+        write_case(derivation, case)
+    except UserError as error:
+        raise UserError(f"case {case.name}: {error}") from None
 
 
 def _outputs(derivation: Derivation, case: RawCase) -> tuple:

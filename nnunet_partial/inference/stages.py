@@ -131,8 +131,8 @@ def joint_settings(coarse: Stage, fine: Stage) -> CoarseToFineSettings:
               ("the channels", coarse.description.channels, fine.description.channels)]
     for name, first, second in pairs:
         if first != second:
-            raise UserError(f"{coarse.checkpoint} and {fine.checkpoint} do not belong together: {name} are {first} and {second}. "
-                            f"Prepare the fine stage with this coarse model.")
+            raise UserError(f"{coarse.checkpoint} and {fine.checkpoint} do not belong together: {name} are {first} and "
+                            f"{second}. Prepare the fine stage with this coarse model.")
     return fine.description.settings
 
 

@@ -183,8 +183,9 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """For each kind of sample (B,) bool what turns a mean over the batch into the mean over samples of that kind: the
         size of the batch over their number, 0 if there are none. Over several devices, which hold different numbers and
         whose gradients are averaged, the number is the mean over devices."""
-        numbers = torch.tensor([float(i.sum()) for i in kinds], device=self.device)
+        numbers = torch.tensor([float(i.sum()) for i in kinds])  # on the host: one device need not wait for itself
         if self.is_ddp:
+            numbers = numbers.to(self.device)
             distributed.all_reduce(numbers)
             numbers /= distributed.get_world_size()
         return [len(kinds[0]) / i if i else 0.0 for i in numbers.tolist()]

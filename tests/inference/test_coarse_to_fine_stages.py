@@ -85,10 +85,13 @@ def coarse(place):
 
 @pytest.fixture(scope="module")
 def fine(place, coarse):
-    """The fine dataset and its trained model, a single network."""
+    """The fine dataset and its trained model, a single network; trained in this process, without final validation."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
     command("coarse-to-fine", "prepare", "fine", 511, "--id", 522, "--coarse", 521, "--processes", 1, "--device", "cpu",
             *TINY)
-    command("coarse-to-fine", "train", 522, "--device", "cpu", "--trainer", "nnUNetTrainerCrossTeachingFSL")
+    get_trainer_from_args("522", "3d_fullres", 0, "nnUNetTrainerCrossTeachingFSL", "nnUNetPlans_c2f", False,
+                          torch.device("cpu")).run_training()
     return next(place.results.glob("Dataset522_ScansFine/nnUNetTrainerCrossTeachingFSL__nnUNetPlans_c2f__3d_fullres"))
 
 
@@ -186,13 +189,13 @@ def test_a_case_that_fails_leaves_no_dataset(place, monkeypatch, tmp_path, capsy
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
     source = write_source(tmp_path / "raw", 512)
     write(np.zeros((4, 5, 6), np.float32), source / "imagesTr" / "none_0_0000.nii.gz")
-    error = refused(capsys, "coarse-to-fine", "prepare", "coarse", "512", "--id", "531", *SIZES)
+    error = refused(capsys, "coarse-to-fine", "prepare", "coarse", "512", "--id", "531", "--processes", "1", *SIZES)
     assert "case none_0" in error and "same value everywhere" in error
     folder = tmp_path / "raw" / "Dataset531_ScansCoarse"
     assert not (folder / "dataset.json").exists() and not list(folder.rglob(".tmp-*"))
     write(scan(0)[0], source / "imagesTr" / "none_0_0000.nii.gz")
     write(scan(1)[1], source / "labelsTr" / "part_0.nii.gz")  # a kidney on a case that annotates the liver alone
-    error = refused(capsys, "coarse-to-fine", "prepare", "coarse", "512", "--id", "532", *SIZES)
+    error = refused(capsys, "coarse-to-fine", "prepare", "coarse", "512", "--id", "532", "--processes", "1", *SIZES)
     assert "part_0.nii.gz" in error and "value 2" in error
 
 
@@ -214,6 +217,7 @@ def test_bad_input_is_one_line(place, coarse, fine, capsys, tmp_path):
     assert "needs --coarse" in refused(capsys, *prepare, "fine", 511, "--id", 523)
     assert "must be three positive numbers" in refused(capsys, *prepare, "coarse", 511, "--id", 523, "--set",
                                                        "coarse_size=16,16")
+    assert "unknown setting nonsense" in refused(capsys, *prepare, "coarse", 511, "--id", 523, "--set", "nonsense=1")
     assert "coarse-to-fine train 521 --fold 3" in refused(capsys, *prepare, "fine", 511, "--id", 523, "--coarse", 521,
                                                           "--fold", 3, "--device", "cpu")
     assert "coarse stage" in refused(capsys, "coarse-to-fine", "predict", "-i", tmp_path, "-o", tmp_path / "out", "--coarse",

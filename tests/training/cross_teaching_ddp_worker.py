@@ -27,24 +27,29 @@ def part(batch, samples):
                  [batch.cases[i] for i in samples], batch.truth[samples])
 
 
-def main(rank, rendezvous, batch_file, plans):
-    from nnunetv2.run.run_training import get_trainer_from_args
-
+def main(rank, rendezvous, *files_and_plans):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=int(rank), world_size=2)
+    for batch_file, plans in zip(files_and_plans[::2], files_and_plans[1::2]):
+        one_step(int(rank), batch_file, plans)
+    distributed.destroy_process_group()
+
+
+def one_step(rank, batch_file, plans):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
     name = "nnUNetTrainerCrossTeaching"
     trainer = get_trainer_from_args("501", "3d_fullres", 0, name, plans, False, torch.device("cpu"))
     trainer.initialize()
-    assert trainer._first_sample() == int(rank)
+    assert trainer._first_sample() == rank
     content = torch.load(batch_file, weights_only=False)
     for name, member in trainer.members.items():
         unwrap(member.network).load_state_dict(content["networks"][name])
     # a second step fails if a parameter of the first got no gradient on some rank
-    gradients(trainer, part(content["batch"], [int(rank)]))
-    own = gradients(trainer, part(content["batch"], [int(rank)]))
-    if int(rank) == 0:
+    gradients(trainer, part(content["batch"], [rank]))
+    own = gradients(trainer, part(content["batch"], [rank]))
+    if rank == 0:
         torch.save(own, f"{batch_file}.gradients")
-    distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -416,29 +416,31 @@ trainer.run_training()
         continued.configuration_manager, 1, 4, mobile=True).state_dict())
 
 
-@pytest.mark.parametrize("annotated, deep_supervision", [((FULLY, UNLABELLED), True), ((PARTLY, FULLY), False)])
-def test_two_processes_have_the_gradients_of_one(tiny, trainer, own_results, tmp_path, annotated, deep_supervision):
+def test_two_processes_have_the_gradients_of_one(tiny, trainer, own_results, tmp_path):
     """Also where one process has all labels, and where heads that deep supervision alone uses get no gradient."""
     spec = importlib.util.spec_from_file_location("cross_teaching_ddp_worker", WORKER)
     worker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(worker)
-    plans = write_variant(tiny.id, f"ctddp{int(deep_supervision)}", {"deep_supervision": deep_supervision}, tiny.plans,
-                          overwrite=True).stem
-    made = ready(trainer(PROPOSED, plans))
-    batch = batch_of(made, *annotated)
-    expected = worker.gradients(made, batch)
-    file = tmp_path / "batch.pth"
-    torch.save({"networks": {k: unwrap(m.network).state_dict() for k, m in made.members.items()}, "batch": batch}, file)
-    argv = [[sys.executable, str(WORKER), str(rank), str(tmp_path / "rendezvous"), str(file), plans] for rank in range(2)]
+    expected = {}
+    for deep_supervision, annotated in ((True, (FULLY, UNLABELLED)), (False, (PARTLY, FULLY))):
+        plans = write_variant(tiny.id, f"ctddp{int(deep_supervision)}", {"deep_supervision": deep_supervision}, tiny.plans,
+                              overwrite=True).stem
+        made = ready(trainer(PROPOSED, plans))
+        batch, file = batch_of(made, *annotated), tmp_path / f"{plans}.pth"
+        expected[file, plans] = worker.gradients(made, batch)
+        torch.save({"networks": {k: unwrap(m.network).state_dict() for k, m in made.members.items()}, "batch": batch}, file)
+    given = [str(i) for pair in expected for i in pair]
+    argv = [[sys.executable, str(WORKER), str(rank), str(tmp_path / "rendezvous"), *given] for rank in range(2)]
     processes = [subprocess.Popen(i, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for i in argv]
     errors = [i.communicate(timeout=900)[1] for i in processes]
     assert [i.returncode for i in processes] == [0, 0], errors
-    found = torch.load(f"{file}.gradients", weights_only=False)
-    for name, parameters in expected.items():
-        largest = max(i.abs().max() for i in parameters.values())
-        for key, gradient in parameters.items():
-            # the lowest output has weight 0 on one process and 1e-6 under DDP, which needs every parameter to be used
-            torch.testing.assert_close(found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest))
+    for (file, _), networks in expected.items():
+        found = torch.load(f"{file}.gradients", weights_only=False)
+        for name, parameters in networks.items():
+            largest = max(i.abs().max() for i in parameters.values())
+            for key, gradient in parameters.items():
+                # the lowest output has weight 0 on one process and 1e-6 under DDP, which needs every parameter to be used
+                torch.testing.assert_close(found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest))
 
 
 # ---- bad input
