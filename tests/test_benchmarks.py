@@ -41,11 +41,19 @@ def test_what_has_no_result_is_not_measured(run_all, tmp_path):
     assert f"0 met, 0 missed, {len(every)} not measured" in run_all.page(every)
 
 
-def test_any_result_that_says_bar_and_met_is_read(run_all, tmp_path):
-    content = {"swap": {"bar": 20, "speed_ratio": 31.5, "met": True}, "rows": [{"bar": "<= 2 %", "share": 0.031, "met": False}],
-               "other": {"bar": 3}}
+def test_a_label_swap_that_copies_an_image_is_a_miss(run_all, tmp_path):
+    content = {"bar": 20.0, "ratio": 31.5, "image_bytes_copied_by_swap": 7, "images_unchanged": True}
     (tmp_path / "label_swap.json").write_text(json.dumps(content))
-    assert [(i.what, i.measured, i.met) for i in rows(run_all, "label_swap")] == [("swap", "31.5", True), ("rows 0", "0.031", False)]
+    assert [(i.measured, i.met) for i in rows(run_all, "label_swap")] == [("32 x", True), ("7", False)]
+
+
+def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
+    assert [i.met for i in run_all.study_rows()] == [None]
+    content = {"loop_share_percent": {"atso": 1.2, "stso": 2.4}, "bar_loop_share_percent": 2.0}
+    (tmp_path / "atso_acdc.json").write_text(json.dumps(content))
+    (tmp_path / "other.json").write_text("[]")
+    row, = run_all.study_rows()
+    assert (row.measured, row.met) == ("atso 1.2 %, stso 2.4 %", False) and "atso_acdc" in row.what
 
 
 @pytest.mark.parametrize("name", ["step_time", "conversion", "metrics", "marginal_loss", "inference", "coarse_to_fine", "label_swap",
