@@ -1,4 +1,4 @@
-"""A generation's label swap against preprocessing the cases again: seconds, and bytes written.
+"""A generation's label swap against preprocessing the cases again, and what the loop itself costs.
 
     python benchmarks/label_swap.py --out benchmarks/results/label_swap.json
 
@@ -7,6 +7,9 @@ images (what ATSO does), or nnU-Net's preprocessing of image and new label file,
 from the labels in memory or on disk as they get them, use one process, and run in turn, round by round, on phantom scans of
 clinical size; quoted is the median of the ratios (bar: 20 x). That no image byte is copied is seen from what is written,
 and from the images, which must not have changed.
+
+The loop's own share of the wall time (bar: 2 %) is that of the real loop over stand-ins of its commands, which sleep; the
+studies of benchmarks/atso.py say what it was in real runs.
 """
 import argparse
 import contextlib
@@ -26,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-BAR = 20.0
+BAR, BAR_SHARE = 20.0, 0.02
 CLASSES = ("liver", "kidney", "pancreas")
 
 
@@ -36,11 +39,14 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=120)
     parser.add_argument("--pixels", type=int, default=320)
+    parser.add_argument("--pause", type=float, default=10.0, help="seconds of one step of a stand-in stage, which has 1 to 4")
     parser.add_argument("--folder", help="where to work, default a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/label_swap.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = measure(Path(folder), arguments)
+        results = {"command": " ".join(["python", "benchmarks/label_swap.py", *sys.argv[1:]]),
+                   "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
+                   "loop": loop_share(Path(folder) / "loop", arguments.pause), "swap": measure(Path(folder), arguments)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))
@@ -151,15 +157,45 @@ def fingerprint(images):
 
 
 def summary(arguments, rounds, unchanged, size):
-    ratios = [i["preprocess"]["seconds"] / i["swap"]["seconds"] for i in rounds]
-    return {"command": "python benchmarks/label_swap.py", "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
-            "shape_zyx": [arguments.slices, arguments.pixels, arguments.pixels], "cases": arguments.cases,
-            "image_bytes": size, "images_unchanged": unchanged, "rounds": rounds,
+    ratio = statistics.median(i["preprocess"]["seconds"] / i["swap"]["seconds"] for i in rounds)
+    copied = max(i["swap"]["image_bytes"] for i in rounds)
+    return {"what": "a generation's label swap against preprocessing again", "bar": f">= {BAR:.0f} x faster, no image byte copied",
+            "measured": f"{ratio:.1f} x, {copied} image bytes copied", "met": ratio >= BAR and copied == 0 and unchanged,
+            "shape_zyx": [arguments.slices, arguments.pixels, arguments.pixels], "cases": arguments.cases, "speed_up": ratio,
+            "image_bytes": size, "image_bytes_copied": copied, "images_unchanged": unchanged, "rounds": rounds,
             "swap_seconds_per_case": statistics.median(i["swap"]["seconds"] for i in rounds) / arguments.cases,
-            "preprocess_seconds_per_case": statistics.median(i["preprocess"]["seconds"] for i in rounds) / arguments.cases,
-            "ratio": statistics.median(ratios), "bar": BAR,
-            "image_bytes_copied_by_swap": rounds[0]["swap"]["image_bytes"],
-            "passed": statistics.median(ratios) >= BAR and unchanged and rounds[0]["swap"]["image_bytes"] == 0}
+            "preprocess_seconds_per_case": statistics.median(i["preprocess"]["seconds"] for i in rounds) / arguments.cases}
+
+
+# ------------------------------------------------------------------ the loop's own share
+
+def loop_share(folder, pause):
+    """The real loop with the local executor over stand-ins of the commands, which sleep: what it adds to their time."""
+    root, dataset = Path(__file__).absolute().parent.parent, "Dataset777_Stub"
+    programs, preprocessed = folder / "programs", folder / "nnUNet_preprocessed" / dataset
+    for made in (programs, preprocessed, folder / "nnUNet_results" / dataset, folder / "nnUNet_raw"):
+        made.mkdir(parents=True)
+    stand_in = (root / "tests" / "orchestration" / "stub.py").read_text()
+    for name in ("nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "nnunet_partial"):
+        (programs / name).write_text(f"#!{sys.executable} -SE\n{stand_in}")
+        (programs / name).chmod(0o755)
+    cases = {f"case_{i}": {"source": "b", "annotated": ["liver"][:i == 0]} for i in range(7)}
+    (preprocessed / "dataset.json").write_text(json.dumps(
+        {"labels": {"background": 0, "liver": 1}, "nnunet_partial": {"version": 1, "cases": cases}}))
+    (preprocessed / "nnUNetPlans.json").write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"2d": {}}}))
+    environment = {**os.environ, "NNUNET_PARTIAL_PROGRAMS": str(programs), "STUB_PAUSE_S": str(pause),
+                   **{i: str(folder / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}}
+    started = time.perf_counter()
+    subprocess.run([sys.executable, str(root / "scripts" / "atso_loop.py"), "--dataset", "777", "--configuration", "2d",
+                    "--device", "cpu", "--generations", "1", "--validation", "none"], check=True, env=environment,
+                   stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - started
+    journal = json.loads(next(folder.rglob("journal.json")).read_text())
+    waited, stages = journal["loops"][0]["in_stages"], len(journal["stages"])
+    share = (wall - waited) / wall
+    return {"what": f"ATSO loop's own share of the wall time, {stages} stages of {waited / stages:.0f} s in the mean",
+            "bar": f"<= {BAR_SHARE:.0%}", "measured": f"{share:.2%}", "met": share <= BAR_SHARE, "stages": stages,
+            "wall_seconds": wall, "seconds_in_stages": waited, "seconds_per_stage": (wall - waited) / stages}
 
 
 if __name__ == "__main__":
