@@ -1,5 +1,6 @@
 """The command line of ``scripts/atso_loop.py``."""
 import argparse
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Optional, Sequence
@@ -101,7 +102,11 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         loop.executor = make_executor(arguments.executor, loop.layout.folder, gpus=_gpus(arguments, device),
                                       slurm=read_slurm(arguments.slurm), retries=arguments.retries,
                                       processes=arguments.processes)
-        model = loop.run(arguments.from_generation)
+        try:
+            model = loop.run(arguments.from_generation)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here.", file=sys.stderr)
+            raise SystemExit(130) from None
         print(f"model: {model}\nreport: {loop.layout.report / 'index.html'}")
 
 
