@@ -14,8 +14,9 @@ from nnunet_partial.inference import coarse_to_fine as c2f
 
 ORGANS = ("liver", "kidney")
 SIZES = ["--set", "coarse_size=16,16,16", "--set", "patch_size=16,8,16", "--set", "fine_size=16,8,16"]
-TINY = [i for name, value in {"num_epochs": 1, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1,
-                              "features": "4,8", "batch_size": 2, "seed": 3, "deep_supervision": "false"}.items()
+TINY = [i for name, value in {"num_epochs": 3, "num_iterations_per_epoch": 40, "num_val_iterations_per_epoch": 1,
+                              "features": "8,16", "batch_size": 2, "seed": 3, "deep_supervision": "false",
+                              "optimizer": "adamw", "initial_lr": 0.005}.items()
         for i in ("--set", f"{name}={value}")]
 TURNED = (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, -1.0, 0.0)  # slices run from left to right
 # fully labelled, partly labelled and unlabelled cases; name -> annotated classes
@@ -250,6 +251,11 @@ def test_predict_keeps_the_exact_geometry_and_goes_on(coarse, fine, scans, tmp_p
         for get in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
             assert getattr(mask, get)() == getattr(image, get)()
         assert set(np.unique(sitk.GetArrayFromImage(mask))) <= {0, 1, 2}
+    for case, seed in (("plain", 50), ("turned", 51)):  # two blocks told apart by their grey values
+        found, truth = read(tmp_path / "out" / f"{case}.nii.gz"), scan(seed)[1]
+        for value in (1, 2):
+            overlap = 2 * ((found == value) & (truth == value)).sum() / ((found == value).sum() + (truth == value).sum())
+            assert overlap > 0.5
     costs = read_json(tmp_path / "costs.json")["methods"]["coarse to fine"]
     assert [i["case"] for i in costs["cases"]] == ["plain", "small", "turned"]
     kept = {i: i.stat().st_mtime_ns for i in (tmp_path / "out").glob("*.nii.gz")}
