@@ -302,14 +302,20 @@ class Planner:
         """What a reader must know to trust the figures."""
         o = self.options
         if not o.cross_validation:
-            return ["All methods had the same plans, training cases, steps and seeds; each model is the one at the end of its "
-                    "training. The test cases were used for nothing but these figures."]
+            return ["Every training had the same plans, cases, steps and seed, and each model is the one at its end; how many "
+                    "trainings a method takes is under What each method costs. The test cases were used for nothing but these "
+                    "figures.", *self._note_on_atso()]
         notes = ["There is no fully labelled test set: figures are of cross-validation, on the classes that each case annotates. "
                  "A structure that is invented where it is not annotated costs nothing here."]
         if any(i.startswith("cotraining") for i in self.methods):
             notes.append("CoTraining chooses between its two networks by the annotated classes of the validation cases, which "
                          "are the cases of these figures; its figures are a little too good for that.")
-        return notes
+        return [*notes, *self._note_on_atso()]
+
+    def _note_on_atso(self) -> list:
+        if "atso" not in self.methods or self.options.atso_fine_tune_epochs is None:
+            return []
+        return [f"ATSO's models after the first were trained for {self.options.atso_fine_tune_epochs} epochs each."]
 
 
 class _Atso:
