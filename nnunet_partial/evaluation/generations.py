@@ -110,6 +110,8 @@ def write_report(folder: PathLike, pictures: int = 6) -> Path:
     from nnunet_partial.evaluation.generations_page import write_page
 
     run = Run(folder)
+    for leftover in run.report.rglob(".tmp-*"):  # of a report that was killed while it was written
+        leftover.unlink(missing_ok=True)
     changes = all_changes(run)
     scores = all_scores(run, changes)
     summary = summarise(run, changes, scores)

@@ -38,6 +38,8 @@ class Loop:
         """Do what is left, and return the folder of the model that the run returns."""
         inputs = self.check()
         with self.locked():
+            for leftover in self.layout.folder.glob(".tmp-*"):  # of a loop that was killed while it wrote
+                leftover.unlink(missing_ok=True)
             self._refuse_strangers()
             self.journal = Journal.open(self.layout.journal, self.options.to_json(), inputs)
             write_json(self.planner.manifest(), self.layout.manifest)

@@ -104,7 +104,7 @@ class Place:
         return {k: v["state"] for k, v in self.journal()["stages"].items()}
 
     @staticmethod
-    def wait_for(condition, seconds=60.0):
+    def wait_for(condition, seconds=180.0):
         """Until ``condition()`` is true."""
         end = time.monotonic() + seconds
         while not condition():

@@ -38,7 +38,7 @@ def read(path):
 
 def write(text, path):
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.tmp"  # what a killed one left is written over
     with open(temporary, "w") as handle:
         handle.write(text)
     os.replace(temporary, path)

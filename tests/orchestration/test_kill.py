@@ -23,17 +23,19 @@ def test_killed_in_every_stage_and_started_again_equals_the_uninterrupted_run(un
     order = random.Random(0)
     # every stage once, with all that was started, before it can be over; and more at any time, half of them the loop alone
     moments = [(i, order.uniform(0, 0.03), True) for i in stages]
-    moments += [(i, order.uniform(0, 0.4), i.endswith("1-train")) for i in stages if i.endswith("-train")]
+    moments += [(i, order.uniform(0, 0.15), i.endswith("1-train")) for i in stages if i.endswith("-train")]
     hit = {}
     for stage, delay, whole_tree in sorted(moments, key=lambda i: stages.index(i[0])):
         hit[stage] = kill_in(place, stage, delay, whole_tree) or hit.get(stage, False)
     assert len(moments) >= 25
-    missed = [i for i in stages if not hit[i]]  # one that was left to itself may be over before the next look
+    missed = [i for i in stages if not hit[i]]  # the first look at a stage may come when it is over
     assert len(missed) <= 2, missed
+    print(f"{len(moments)} kills, missed {missed}")
     last = place.loop()
     assert last.stdout.splitlines()[-1].startswith("report: ")
     assert set(place.states().values()) == {"done"}
     assert place.results() == uninterrupted.results()
+    assert not list(place.run.glob(".tmp-*"))
 
 
 def test_a_stage_that_outlived_its_loop_is_waited_for_and_not_started_twice(place):
