@@ -111,6 +111,7 @@ class _Running:
     handle: Any = None  # of submitit, or the job's id; None for one that is waited for by its lock
     slot: Any = None
     gone_since: Optional[float] = None
+    adopted: bool = False
 
 
 class _FileExecutor(ABC):
@@ -153,7 +154,10 @@ class _FileExecutor(ABC):
         try:
             while waiting or running:
                 while waiting and free:
-                    running.append(self._begin(waiting.pop(0), free.pop(0), share))
+                    begun = self._begin(waiting.pop(0), free.pop(0), share)
+                    running.append(begun)  # before it starts, so that an interrupt of that ends it too
+                    if not begun.adopted:
+                        self.start(begun)
                 for one in [i for i in running if self._ended(i)]:
                     running.remove(one)
                     free.append(one.slot)
@@ -178,7 +182,7 @@ class _FileExecutor(ABC):
         return [seconds[i.name] for i in jobs]
 
     def _begin(self, job: Job, slot: Any, share: int) -> _Running:
-        """Start a job, or find the one of this name and command that runs already."""
+        """A job to start, or the one of this name and command that runs already."""
         folder = self.folder / "jobs" / job.name
         lock = runner.try_lock(folder / runner.LOCK)
         if lock is None:
@@ -189,7 +193,6 @@ class _FileExecutor(ABC):
             running = _Running(job, folder, uuid.uuid4().hex, slot=slot)
             (folder / runner.RESULT).unlink(missing_ok=True)
             self._write(running, share)
-        self.start(running)
         return running
 
     def _write(self, running: _Running, share: int, **more) -> None:
@@ -204,7 +207,7 @@ class _FileExecutor(ABC):
             raise UserError(f"{job.name} runs already, as another command: {shlex.join(found['argv'])}. Wait for it to "
                             f"end, or end it.")
         print(f"  {job.name} is running already; waiting for it.", flush=True)
-        return _Running(job, folder, found["token"], found.get("job_id"), slot)
+        return _Running(job, folder, found["token"], found.get("job_id"), slot, adopted=True)
 
     def _queued(self, folder: Path, job: Job) -> bool:
         """Whether the job was handed over before and has not begun."""

@@ -47,19 +47,53 @@ def main(folder: str, token: str) -> int:
             print(f"{folder.name}: overtaken by a newer start, nothing done.")
             return 0
         started = time.time()
-        write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
-        code, told = run_command(job["argv"], Path(job["log"]), job["environment"], job.get("share", 1), handle)
-        if told is not None and code != 0:
-            raise SystemExit(128 + told)
+        with _Forwarding() as forwarding:  # before anybody can know whom to tell
+            write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
+            code = run_command(job["argv"], Path(job["log"]), job["environment"], forwarding, job.get("share", 1), handle)
+        if forwarding.told is not None and code != 0:
+            raise SystemExit(128 + forwarding.told)
         ended = time.time()
         write_json({"token": token, "exit_code": code, "seconds": ended - started, "ended": ended,
                     "host": platform.node()}, folder / RESULT)
         return code
 
 
-def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], share: int = 1, lock=None) -> tuple:
-    """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; returns its exit
-    code and the signal by which this process was told to end meanwhile, or None."""
+class _Forwarding:
+    """While it is entered, what tells this process to end tells its command too, also if the command does not exist yet.
+
+    ``told`` is that signal, or None. In other threads than the main one, where signals do not come, it does nothing.
+    """
+
+    def __init__(self):
+        self.told: Optional[int] = None
+        self._process: Optional[subprocess.Popen] = None
+        self._before: dict = {}
+
+    def __enter__(self) -> "_Forwarding":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {i: signal.signal(i, self._forward) for i in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *error) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _forward(self, number, frame) -> None:
+        self.told = self.told or number
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    def wait(self, process: subprocess.Popen) -> int:
+        """The exit code of ``process``."""
+        self._process = process
+        if self.told is not None:
+            process.send_signal(self.told)
+        return process.wait()
+
+
+def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], forwarding: _Forwarding, share: int = 1,
+                lock=None) -> int:
+    """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
     own = {**os.environ, **_ENVIRONMENT, **environment}
     own.update({k: v for k, v in worker_counts(own, share).items() if k not in own})
@@ -68,29 +102,11 @@ def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], 
         program = find_program(argv[0], own.get("PATH", ""))
         if program is None:
             print(f"the command {argv[0]} is not installed in this environment.", file=handle, flush=True)
-            return NOT_STARTED, None
+            return NOT_STARTED
         keep = {} if lock is None or os.name == "nt" else {"pass_fds": (lock.fileno(),)}
         process = subprocess.Popen([program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle,
                                    stderr=subprocess.STDOUT, env=own, **keep)
-        return _wait(process)
-
-
-def _wait(process: subprocess.Popen) -> tuple:
-    """Wait for ``process``; what tells this process to end tells it too. Its exit code, and that signal or None."""
-    told = []
-
-    def forward(number, frame):
-        told.append(number)
-        process.send_signal(number)
-
-    if threading.current_thread() is not threading.main_thread():  # signals do not come here
-        return process.wait(), None
-    before = {i: signal.signal(i, forward) for i in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        return process.wait(), told[0] if told else None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return forwarding.wait(process)
 
 
 def find_program(name: str, path: str) -> Optional[str]:

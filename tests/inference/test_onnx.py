@@ -64,5 +64,5 @@ def test_a_difference_is_measured_and_refused(onnx, tmp_path):
 
 def test_missing_packages_are_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"needs the package onnx(runtime)?: .*nnunet_partial\[onnx\]"):
+    with pytest.raises(UserError, match=r"needs the package onnx(runtime|script)?: .*nnunet_partial\[onnx\]"):
         export_onnx(network("student"), tmp_path / "model.onnx", 2, (8, 8, 8))

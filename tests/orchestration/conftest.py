@@ -81,10 +81,12 @@ class Place:
         return result
 
     def start(self, *more, **kwargs):
-        """The loop in the background, at the head of a process group of its own."""
+        """The loop in the background, at the head of a process group of its own. An interrupt reaches it even where the
+        tests run with interrupts ignored, as behind nohup."""
         with open(self.folder / "loop.log", "a") as log:
             return subprocess.Popen(self.argv(*more, **kwargs), stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                                    start_new_session=True)
+                                    start_new_session=True,
+                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
     @staticmethod
     def kill(process, whole_tree):
