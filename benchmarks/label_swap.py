@@ -8,7 +8,8 @@ from the labels in memory or on disk as they get them, use one process, and run 
 clinical size; quoted is the median of the ratios (bar: 20 x). That no image byte is copied is seen from what is written,
 and from the images, which must not have changed.
 
-The loop's own share of the wall time (bar: 2 %) is that of the real loop over stand-ins of its commands, which sleep; the
+The loop's own share of the wall time (bar: 2 %) is that of the real loop over stand-ins of its commands, which sleep for a minute
+or two each, far less than real stages take (the share is the cost of starting a stage, about a second, over its length); the
 studies of benchmarks/atso.py say what it was in real runs.
 """
 import argparse
@@ -39,7 +40,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--slices", type=int, default=120)
     parser.add_argument("--pixels", type=int, default=320)
-    parser.add_argument("--pause", type=float, default=10.0, help="seconds of one step of a stand-in stage, which has 1 to 4")
+    parser.add_argument("--pause", type=float, default=35.0, help="seconds of one step of a stand-in stage, which has 1 to 4")
     parser.add_argument("--folder", help="where to work, default a temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/label_swap.json"))
     arguments = parser.parse_args()
