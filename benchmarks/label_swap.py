@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ def main():
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         results = {"command": " ".join(["python", "benchmarks/label_swap.py", *sys.argv[1:]]),
+                   "versions": {"python": platform.python_version(), **{i: version(i) for i in ("nnunetv2", "nnunet_partial")}},
                    "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
                    "loop": loop_share(Path(folder) / "loop", arguments.pause), "swap": measure(Path(folder), arguments)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
