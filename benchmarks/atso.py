@@ -16,14 +16,12 @@ Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started aga
 """
 import argparse
 import csv
-import os
-import platform
-import random
 import re
-import shutil
 import statistics
 import sys
 from pathlib import Path
+
+import studies  # beside this file
 
 from nnunet_partial import paths
 from nnunet_partial.data.merge import merge_datasets
@@ -40,11 +38,11 @@ ROWS = ("supervised-only", "supervised as long", "self-learning", "STSO", "ATSO"
 COLUMNS = {"test": "DSC, test", "reference": "DSC, reference set", "to_m0": "DSC to M0, reference set",
            "test_to_m0": "DSC to M0, test"}
 STUDIES = {
-    "hippocampus": {"labels": ("anterior", "posterior"), "channel": "MRI", "configuration": "3d_fullres", "test": 53,
+    "hippocampus": {"labels": ("anterior", "posterior"), "configuration": "3d_fullres", "test": 53,
                     "labelled": 0.1, "variant": {"features": [8, 16, 32, 64], "batch_size": 4}},
-    "LeftAtrium": {"labels": ("atrium",), "channel": "MRI", "configuration": "3d_fullres", "test": 16, "labelled": None,
+    "LeftAtrium": {"labels": ("atrium",), "configuration": "3d_fullres", "test": 16, "labelled": None,
                    "variant": {"features": [8, 16, 32, 64], "batch_size": 2, "patch_size": [40, 64, 80]}},
-    "ACDC": {"labels": ("right ventricle", "myocardium", "left ventricle"), "channel": "MRI", "configuration": "2d",
+    "ACDC": {"labels": ("right ventricle", "myocardium", "left ventricle"), "configuration": "2d",
              "test": 19, "labelled": 0.1, "variant": {"features": [8, 16, 32, 64], "batch_size": 8, "patch_size": [128, 128]}},
 }
 
@@ -81,11 +79,7 @@ def main():
 def study(arguments):
     arguments.base = arguments.work.absolute() / arguments.study
     arguments.configuration = arguments.configuration or STUDIES[arguments.study]["configuration"]
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        (arguments.base / name).mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(arguments.base / name)
-    os.environ.setdefault("nnUNet_n_proc_DA", "0" if arguments.device == "cpu" else "12")
-    os.environ.setdefault("nnUNet_def_n_proc", "1" if arguments.device == "cpu" else "8")
+    studies.use_folders(arguments.base, arguments.device)
     prepared = prepare(arguments)
     results = {seed: one_seed(arguments, prepared, seed) for seed in arguments.seeds}
     report(arguments, prepared, results)
@@ -93,42 +87,16 @@ def study(arguments):
 
 # ------------------------------------------------------------------ data
 
-def data_folder():
-    if "NNUNET_PARTIAL_DATA" not in os.environ:
-        raise UserError("the environment variable NNUNET_PARTIAL_DATA is not set. Set it to the folder that holds "
-                        "Task04_Hippocampus, LeftAtrium and ACDC.")
-    return Path(os.environ["NNUNET_PARTIAL_DATA"]).absolute()
-
-
-def all_cases(name):
-    """case -> (image, label), and the units that are split: unit -> its cases."""
-    if name == "hippocampus":
-        task = data_folder() / "Task04_Hippocampus"
-        cases = {i["image"].split("/")[-1][:-7]: (task / i["image"], task / i["label"])
-                 for i in read_json(task / "dataset.json")["training"]}
-    elif name == "LeftAtrium":
-        folder = data_folder() / "LeftAtrium"
-        cases = {i.name[:-7]: (i, folder / "labels" / i.name) for i in sorted((folder / "images").glob("*.nii.gz"))}
-    else:
-        labels = sorted((data_folder() / "ACDC" / "training").glob("*/*_gt.nii.gz"))
-        cases = {i.name[:-len("_gt.nii.gz")]: (i.with_name(i.name.replace("_gt", "")), i) for i in labels}
-    units = {}
-    for case in sorted(cases):
-        units.setdefault(case.split("_")[0] if name == "ACDC" else case, []).append(case)
-    return cases, units
-
-
 def split_units(arguments, units):
     """(labelled, unlabelled, test) units."""
     design = STUDIES[arguments.study]
     test = arguments.test or design["test"]
     if arguments.study == "LeftAtrium":
-        given = read_json(data_folder() / "LeftAtrium" / "split_16_64.json")
+        given = read_json(studies.data_folder() / "LeftAtrium" / "split_16_64.json")
         labelled, unlabelled = given["labelled"], given["unlabelled"]
         unlabelled, test = unlabelled[:-test], unlabelled[-test:]
     else:
-        names = sorted(units)
-        random.Random(0).shuffle(names)
+        names = studies.shuffled(units)
         test, training = names[:test], names[test:]
         number = arguments.labelled or max(1, round(design["labelled"] * len(training)))
         labelled, unlabelled = training[:number], training[number:]
@@ -137,67 +105,29 @@ def split_units(arguments, units):
 
 def prepare(arguments):
     """Raw datasets, one plan, everything preprocessed, test set and truth: once for all seeds and rows."""
-    design, raw = STUDIES[arguments.study], Path(os.environ["nnUNet_raw"])
-    cases, units = all_cases(arguments.study)
+    design = STUDIES[arguments.study]
+    cases, units = studies.all_cases(arguments.study, arguments.work)
     labelled, unlabelled, test = ([c for unit in part for c in units[unit]] for part in split_units(arguments, units))
     chosen = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
     kept = arguments.base / "split.json"
     if kept.is_file() and read_json(kept) != chosen:
         raise UserError(f"{kept} holds another split. Choose another --work, or the same --labelled, --unlabelled and --test.")
     write_json(chosen, kept)
-    complete = write_complete(raw, design, cases, labelled + unlabelled)
-    if not list(raw.glob(f"Dataset{PARTIAL}_*")):
+    complete = studies.write_complete(COMPLETE, studies.CHANNEL[arguments.study], design["labels"], cases, labelled + unlabelled)
+    if not list(complete.parent.glob(f"Dataset{PARTIAL}_*")):
         specs = [SourceSpec("labelled", COMPLETE, cases=labelled), SourceSpec("unlabelled", COMPLETE, cases=unlabelled)]
         merge_datasets(FULL, "Full", specs, design["labels"])
         hidden = SourceSpec("unlabelled", COMPLETE, labelled=False, cases=unlabelled)
         merge_datasets(PARTIAL, "Partial", [specs[0], hidden], design["labels"])
-    plan(arguments, [f"labelled_{i}" for i in labelled], [f"unlabelled_{i}" for i in unlabelled])
-    images = link(arguments.base / "test" / "imagesTs", {f"{i}_0000.nii.gz": cases[i][0] for i in test})
-    truth = link(arguments.base / "test" / "labelsTs", {f"{i}.nii.gz": cases[i][1] for i in test})
-    content = read_json(complete / "dataset.json")
-    write_json({i: content[i] for i in ("channel_names", "labels", "file_ending")}, truth.parent / "dataset.json")
-    reference = link(arguments.base / "reference", {f"unlabelled_{i}.nii.gz": cases[i][1] for i in unlabelled})
-    return {"images": images, "truth": truth, "reference": reference, "counts": {k: len(v) for k, v in chosen.items()}}
-
-
-def write_complete(raw, design, cases, training):
-    folder = raw / f"Dataset{COMPLETE}_Complete"
-    if not (folder / "dataset.json").is_file():
-        write_json({"channel_names": {"0": design["channel"]},
-                    "labels": {"background": 0, **{n: i + 1 for i, n in enumerate(design["labels"])}},
-                    "numTraining": len(training), "file_ending": ".nii.gz",
-                    "dataset": {i: {"images": [str(cases[i][0])], "label": str(cases[i][1])} for i in training}},
-                   folder / "dataset.json")
-    return folder
-
-
-def link(folder, files):
-    """A folder of links."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, target in files.items():
-        if not (folder / name).is_symlink():
-            (folder / name).symlink_to(target)
-    return folder
-
-
-def plan(arguments, labelled, unlabelled):
-    """Plan on the half-labelled dataset; the fully labelled one gets the same plan."""
-    logs, preprocessed = arguments.base / "logs", Path(os.environ["nnUNet_preprocessed"])
-    partial, full = preprocessed / f"Dataset{PARTIAL}_Partial", preprocessed / f"Dataset{FULL}_Full"
-    environment = {"nnUNet_n_proc_DA": "1"}  # nnU-Net cannot plan with 0
-    configuration = arguments.configuration
-    if not (logs / f".planned_{configuration}").is_file():
-        run(["nnUNetv2_plan_and_preprocess", "-d", PARTIAL, "-c", configuration, "-np", 2, "-npfp", 2], logs / "plan.log",
-            environment)
-        run(["nnUNetv2_extract_fingerprint", "-d", FULL, "-np", 2], logs / "fingerprint.log", environment)
-        run(["nnUNetv2_move_plans_between_datasets", "-s", PARTIAL, "-t", FULL, "-sp", "nnUNetPlans", "-tp", "nnUNetPlans"],
-            logs / "move.log", environment)
-        shutil.copyfile(Path(os.environ["nnUNet_raw"]) / full.name / "dataset.json", full / "dataset.json")
-        run(["nnUNetv2_preprocess", "-d", FULL, "-c", configuration, "-np", 2], logs / "preprocess.log", environment)
-        (logs / f".planned_{configuration}").touch()
+    studies.plan(arguments.base / "logs", arguments.configuration, PARTIAL, FULL)
     # every case trains; the pseudo Dice during training is that of some labelled cases and chooses nothing
-    for folder in (partial, full):
-        write_json([{"train": sorted(labelled + unlabelled), "val": sorted(labelled)[:4]}], folder / "splits_final.json")
+    names = {part: sorted(f"{part}_{i}" for i in chosen[part]) for part in ("labelled", "unlabelled")}
+    for dataset in (PARTIAL, FULL):
+        write_json([{"train": sorted(names["labelled"] + names["unlabelled"]), "val": names["labelled"][:4]}],
+                   paths.preprocessed_dataset(dataset) / "splits_final.json")
+    images, truth = studies.write_test_set(arguments.base / "test", cases, test, complete)
+    reference = studies.link(arguments.base / "reference", {f"unlabelled_{i}.nii.gz": cases[i][1] for i in unlabelled})
+    return {"images": images, "truth": truth, "reference": reference, "counts": {k: len(v) for k, v in chosen.items()}}
 
 
 # ------------------------------------------------------------------ training
@@ -300,7 +230,7 @@ def test_of(arguments, place, dataset, trainer, plans):
 def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     table = {row: {c: spread([r[row].get(c) for r in results.values()]) for c in COLUMNS} for row in rows}
-    content = {"study": arguments.study, "command": command(), "machine": machine(), "versions": versions(),
+    content = {"study": arguments.study, "command": studies.command(__file__), "machine": studies.machine(), "versions": studies.versions(),
                "cases": prepared["counts"], "generations": arguments.generations, "epochs": arguments.epochs,
                "fine_tune_epochs": arguments.fine_tune_epochs, "iterations_per_epoch": arguments.iterations,
                "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "fine_tune_lr": arguments.fine_tune_lr,
@@ -348,30 +278,6 @@ def order(table):
         lowest = all(near["ATSO"] < value for name, value in near.items() if name != "ATSO")
         found.append(f"DSC to M0 lowest for ATSO: {'yes' if lowest else 'no'}.")
     return " ".join(found)
-
-
-def command():
-    """The command as it was given, but for where this machine keeps things."""
-    given = list(sys.argv[1:])
-    for name in ("--work", "--out"):
-        given[given.index(name) + 1] = name.strip("-").upper()
-    return " ".join(["python benchmarks/atso.py", *given])
-
-
-def machine():
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {name}"
-
-
-def versions():
-    import nnunetv2  # noqa: F401
-    import torch
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), "torch": torch.__version__, "nnunetv2": version("nnunetv2"),
-            "nnunet_partial": version("nnunet_partial")}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started aga
 """
 import argparse
 import os
-import random
 import re
 import statistics
 import sys
@@ -19,7 +18,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import accuracy  # beside this file
+import studies  # beside this file
 
 from nnunet_partial.data.merge import merge_datasets
 from nnunet_partial.data.sources import SourceSpec
@@ -29,13 +28,13 @@ from nnunet_partial.settings import parse_assignments
 from nnunet_partial.study import Study, markdown_table, mean_dice, run
 from nnunet_partial.variants import write_variant
 
-DATASET, CONFIGURATION = 631, "3d_fullres"
+COMPLETE, DATASET = 601, 631
 PREFIX = "nnUNetTrainerCrossTeaching"
 ROWS = {"planned U-Net": "nnUNetTrainerPartial", "FSL": f"{PREFIX}FSL", "FSL + KD": f"{PREFIX}FSLKD",
         "SSL + KD": f"{PREFIX}SSLKD", "SSL + PSV": f"{PREFIX}SSLPSV", "SSL + KD + PSV": f"{PREFIX}SSLKDPSV",
         "CTS": f"{PREFIX}CTS", "CTT, no KD": f"{PREFIX}NoKD", "CTT, no PSV": f"{PREFIX}NoPSV",
         "CTT, same decoders": f"{PREFIX}SD", "proposed": PREFIX}
-DESIGN = accuracy.STUDIES["hippocampus"]
+TEST_CASES, NETWORK = 53, {"features": [8, 16, 32, 64], "batch_size": 8}
 LABELS = ("anterior", "posterior")
 
 
@@ -44,6 +43,8 @@ def main():
     parser.add_argument("--work", type=Path, required=True, help="folder for data, models and predictions")
     parser.add_argument("--out", type=Path, required=True, help="results are written to OUT.json and OUT.md")
     parser.add_argument("--labelled", type=float, default=0.15, help="share of the training cases that keep their labels")
+    parser.add_argument("--configuration", default="3d_fullres", choices=("2d", "3d_fullres"))
+    parser.add_argument("--disable-tta", action="store_true", help="predict without mirroring")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=20)
@@ -62,12 +63,7 @@ def main():
 
 
 def study(arguments):
-    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        folder = arguments.work.absolute() / name
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ[name] = str(folder)
-    os.environ.setdefault("nnUNet_n_proc_DA", "0" if arguments.device == "cpu" else "12")
-    os.environ.setdefault("nnUNet_def_n_proc", "1" if arguments.device == "cpu" else "8")
+    studies.use_folders(arguments.work, arguments.device)
     prepared = prepare(arguments)
     results = {}
     for seed in arguments.seeds:
@@ -77,10 +73,9 @@ def study(arguments):
 
 def prepare(arguments):
     """Raw dataset, plan, preprocessed cases and test set: once for all seeds and rows."""
-    cases = accuracy.hippocampus_cases(arguments)
-    names = sorted(cases)
-    random.Random(0).shuffle(names)  # the test cases are those of accuracy.py
-    test, training = names[:DESIGN["test_cases"]], names[DESIGN["test_cases"]:][:arguments.cases]
+    cases, units = studies.all_cases("hippocampus", arguments.work)
+    names = studies.shuffled(units)  # the test cases are those of studies.py
+    test, training = names[:TEST_CASES], names[TEST_CASES:][:arguments.cases]
     number = round(arguments.labelled * len(training))
     if not 5 <= number < len(training):
         raise UserError(f"--labelled {arguments.labelled}: {number} of {len(training)} training cases; at least 5 must be "
@@ -91,32 +86,28 @@ def prepare(arguments):
     if record.is_file() and read_json(record) != split:
         raise UserError(f"{record} names other cases. Choose another --work, or repeat --labelled and --cases.")
     write_json(split, record)
-    raw = Path(os.environ["nnUNet_raw"])
-    complete = accuracy.write_complete(raw, DESIGN, cases, sorted(training), LABELS)
-    if not list(raw.glob(f"Dataset{DATASET}_*/dataset.json")):
-        merge_datasets(DATASET, "FewLabels", [SourceSpec("labelled", accuracy.COMPLETE, cases=labelled),
-                                              SourceSpec("plain", accuracy.COMPLETE, labelled=False, cases=unlabelled)],
+    complete = studies.write_complete(COMPLETE, studies.CHANNEL["hippocampus"], LABELS, cases, sorted(training))
+    if not list(complete.parent.glob(f"Dataset{DATASET}_*/dataset.json")):
+        merge_datasets(DATASET, "FewLabels", [SourceSpec("labelled", COMPLETE, cases=labelled),
+                                              SourceSpec("plain", COMPLETE, labelled=False, cases=unlabelled)],
                        list(LABELS))
-    if not (arguments.work / "logs" / ".planned").is_file():
-        run(["nnUNetv2_plan_and_preprocess", "-d", DATASET, "-c", CONFIGURATION, "-np", 2, "-npfp", 2],
-            arguments.work / "logs" / "plan.log", {"nnUNet_n_proc_DA": "1"})  # nnU-Net cannot plan with 0
-        (arguments.work / "logs" / ".planned").touch()
-    images, truth = accuracy.write_test_set(arguments.work.absolute() / "test", cases, test[:arguments.test_cases],
-                                            read_json(complete / "dataset.json"))
+    studies.plan(arguments.work / "logs", arguments.configuration, DATASET)
+    images, truth = studies.write_test_set(arguments.work.absolute() / "test", cases, test[:arguments.test_cases], complete)
     return {**split, "test": test[:arguments.test_cases], "images": images, "truth": truth}
 
 
 def one_seed(arguments, prepared, seed):
     """Row -> {class: DSC in percent}, with the seconds that it took."""
-    network = {} if arguments.planned_network else DESIGN["variant"]
+    network = {} if arguments.planned_network else NETWORK
     changes = {"num_epochs": arguments.epochs, "num_iterations_per_epoch": arguments.iterations,
                "num_val_iterations_per_epoch": 2, "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr,
                "seed": seed, **network, **parse_assignments(arguments.set)}
     given = "".join(f"-{i}" for i in arguments.set)
     name = f"e{arguments.epochs}x{arguments.iterations}-s{seed}" + re.sub(r"[^A-Za-z0-9]+", "-", given).rstrip("-")
-    plans = write_variant(DATASET, name, changes, configuration=CONFIGURATION, overwrite=True).stem
-    place = Study(DATASET, plans, CONFIGURATION, prepared["images"], prepared["truth"],
-                  arguments.work.absolute() / "study" / name, device=arguments.device)
+    plans = write_variant(DATASET, name, changes, configuration=arguments.configuration, overwrite=True).stem
+    place = Study(DATASET, plans, arguments.configuration, prepared["images"], prepared["truth"],
+                  arguments.work.absolute() / "study" / name, device=arguments.device,
+                  predict_options=["--disable_tta"] * arguments.disable_tta)
     results = {}
     for row in [i for i in ROWS if i in arguments.rows]:
         started = time.monotonic()
@@ -135,7 +126,7 @@ def networks(arguments):
     from nnunet_partial.networks.usenet import ResidualUSENet
 
     plans = sorted(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{DATASET}_*/nnUNetPlans_e*.json"))[-1]
-    planned = PlansManager(str(plans)).get_configuration(CONFIGURATION)
+    planned = PlansManager(str(plans)).get_configuration(arguments.configuration)
     result = {}
     for name, patch, build in (
             ("trained", planned.patch_size, lambda mobile: ResidualUSENet.from_plans(planned, 1, 3, mobile=mobile)),
@@ -154,9 +145,9 @@ def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     mean = {row: {c: statistics.mean(r[row][c] for r in results.values()) for c in [*LABELS, "mean"]} for row in rows}
     spread = {row: statistics.stdev(r[row]["mean"] for r in results.values()) if len(results) > 1 else None for row in rows}
-    given = accuracy.command().replace("accuracy.py", Path(__file__).name)
-    content = {"command": given, "machine": accuracy.machine(), "versions": accuracy.versions(),
-               "labelled_cases": len(prepared["labelled"]), "unlabelled_cases": len(prepared["unlabelled"]),
+    given = studies.command(__file__)
+    content = {"command": given, "machine": studies.machine(), "versions": studies.versions(),
+               "configuration": arguments.configuration, "labelled_cases": len(prepared["labelled"]), "unlabelled_cases": len(prepared["unlabelled"]),
                "test_cases": len(prepared["test"]), "epochs": arguments.epochs, "iterations_per_epoch": arguments.iterations,
                "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "dice_percent": mean,
                "standard_deviation_of_the_mean_over_seeds": spread, "networks": networks(arguments),
@@ -168,7 +159,7 @@ def report(arguments, prepared, results):
                        for k, v in content["networks"].items())
     write_text(f"# Cross-teaching distillation on hippocampus: DSC in percent, {len(prepared['test'])} test cases, mean over "
                f"{len(results)} seeds\n\n{table}\n\n{len(prepared['labelled'])} labelled and {len(prepared['unlabelled'])} "
-               f"unlabelled cases; {arguments.epochs} x {arguments.iterations} steps, {arguments.optimizer} "
+               f"unlabelled cases; {arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {arguments.optimizer} "
                f"{arguments.initial_lr}. Standard deviation of the mean over seeds: "
                f"{', '.join(f'{k} {v:.2f}' for k, v in spread.items() if v is not None) or 'one seed only'}.\n\n"
                f"Teacher over student, {ratios}.\n\n`{given}`\n\n{content['machine']}; {content['versions']}\n",

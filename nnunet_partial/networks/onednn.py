@@ -4,6 +4,7 @@ For a batch of one and few channels (below about 20,000 values in channels x the
 kernel for 3D convolutions where it picks oneDNN for anything larger. Prediction by sliding window sends one patch at a
 time, so a small network runs up to five times slower than it does per patch of a batch.
 """
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -21,6 +22,21 @@ def use_onednn_convolutions(network: nn.Module) -> nn.Module:
             if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
                 module.forward = partial(_convolve, module)
     return network
+
+
+@contextmanager
+def onednn_convolutions(network: nn.Module):
+    """:func:`use_onednn_convolutions` for as long as the context lasts."""
+    before = {module: module.forward for module in network.modules() if "forward" in vars(module)}
+    use_onednn_convolutions(network)
+    try:
+        yield network
+    finally:
+        for module in network.modules():
+            if module in before:
+                module.forward = before[module]
+            elif type(module) is nn.Conv3d:
+                vars(module).pop("forward", None)
 
 
 def _convolve(module: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:

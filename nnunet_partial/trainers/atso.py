@@ -1,5 +1,4 @@
 """ATSO: one model of one generation (Huo et al. 2021, Algorithm 1; METHODS section 4)."""
-import os
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
@@ -35,12 +34,6 @@ class nnUNetTrainerATSO(PartialTrainer):
         return dataset_json
 
     # ------------------------------------------------------------------ where it starts
-
-    def initialize(self) -> None:
-        threads = os.environ.get("OMP_NUM_THREADS", "")
-        if self.device.type == "cpu" and threads.isdigit() and int(threads) > 0:
-            torch.set_num_threads(int(threads))  # nnUNetv2_train takes every core of the machine, whatever it was given
-        super().initialize()
 
     def on_networks_built(self) -> None:
         if self.settings.atso.initial_weights and not any(Path(self.output_folder).glob("checkpoint_*.pth")):

@@ -12,13 +12,11 @@ class nnUNetTrainerNaive(PartialTrainer):
     Validation still scores the annotated classes only.
     """
 
+    learns_from_unlabelled = False
+
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         self.annotations = Annotations(self.dataset_annotations.classes, None, self.dataset_annotations.ignore_label)
         return dataset_json
-
-    def do_split(self) -> tuple:
-        training, validating = super().do_split()
-        return [i for i in training if self.dataset_annotations.of(i).annotated], validating
 
     def metrics_on_folder(self, *args, **kwargs) -> dict:
         self.annotations, taken = self.dataset_annotations, self.annotations

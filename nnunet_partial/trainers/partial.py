@@ -3,4 +3,9 @@ from nnunet_partial.training.base import PartialTrainer
 
 
 class nnUNetTrainerPartial(PartialTrainer):
-    """The planned network on all cases at once; classes that a case does not annotate are merged with background."""
+    """The planned network on all annotated cases at once; classes that a case lacks are merged with background.
+
+    A case without any annotation has no gradient in this loss, so it takes no place in a batch.
+    """
+
+    learns_from_unlabelled = False

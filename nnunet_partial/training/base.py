@@ -5,6 +5,7 @@ what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`Parti
 ``self.network`` is always the network that is deployed.
 """
 import io
+import os
 import random
 import warnings
 from dataclasses import dataclass
@@ -32,10 +33,11 @@ from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
 from nnunet_partial.labels import Annotations
 from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
+from nnunet_partial.networks.onednn import onednn_convolutions
+from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import RunSettings
 from nnunet_partial.training import progress, validation
 from nnunet_partial.training.schedules import CosineScheduler
-from nnunet_partial.networks.unwrap import unwrap
 
 CHECKPOINT_KEY = "nnunet_partial"
 CLIP_GRAD_NORM = 12  # nnU-Net's
@@ -84,6 +86,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     loss_terms: tuple = ("marginal",)
     #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
     needs_labels = False
+    #: whether a training case that annotates nothing teaches the method anything; such cases are left out if not
+    learns_from_unlabelled = True
 
     def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
                  device: torch.device = torch.device("cuda")):
@@ -141,6 +145,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def initialize(self) -> None:
         """Build every network with its optimiser. nnU-Net builds the deployed one; DDP then wraps all of them alike."""
+        threads = os.environ.get("OMP_NUM_THREADS", "")
+        if self.device.type == "cpu" and threads.isdigit() and int(threads) > 0:
+            torch.set_num_threads(int(threads))  # nnUNetv2_train takes every core of the machine, whatever it was given
         if self.settings.seed is not None:
             seed_everything(self.settings.seed + self.local_rank)
         is_ddp, self.is_ddp = self.is_ddp, False
@@ -235,7 +242,15 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if self.fold != "all" and self.dataset_annotations.is_partial and not isfile(splits_file) and self.local_rank == 0:
             with exit_on_user_error():
                 write_json(stratified_splits(self.dataset_annotations, list(self.dataset_annotations.cases)), splits_file)
-        return super().do_split()
+        training, validating = super().do_split()
+        if self.learns_from_unlabelled:
+            return training, validating
+        annotated = [i for i in training if self.dataset_annotations.of(i).annotated]
+        if not annotated:
+            with exit_on_user_error():
+                raise UserError(f"fold {self.fold} has no training case that annotates anything, and {type(self).__name__} learns "
+                                "from annotations alone. Train another fold, or a method that learns from unlabelled cases.")
+        return annotated, validating
 
     def get_dataloaders(self):
         self.annotated_lookup = self._annotated_lookup(self.annotations)
@@ -363,7 +378,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if not self.do_split()[1]:
             self.print_to_log_file("This fold has no case to validate on.")
             return
-        with mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder):
+        with mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder), \
+                onednn_convolutions(unwrap(self.network)):
             super().perform_actual_validation(save_probabilities)
 
     def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_partial.networks.onednn import use_onednn_convolutions
+from nnunet_partial.networks.onednn import onednn_convolutions, use_onednn_convolutions
 from nnunet_partial.networks.usenet import ResidualUSENet
 
 
@@ -34,3 +34,12 @@ def test_what_it_does_not_cover_is_left_to_torch():
     assert not any("forward" in vars(use_onednn_convolutions(i)) for i in layers)
     layer = use_onednn_convolutions(nn.Conv3d(2, 2, 3).double())
     assert layer(torch.randn(1, 2, 4, 4, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_for_as_long_as_a_context_lasts():
+    network = nn.Sequential(nn.Conv3d(2, 2, 3), nn.ReLU(), use_onednn_convolutions(nn.Conv3d(2, 2, 3)))
+    kept = network[2].forward
+    with pytest.raises(KeyError), onednn_convolutions(network):
+        assert all("forward" in vars(i) for i in (network[0], network[2]))
+        raise KeyError
+    assert "forward" not in vars(network[0]) and network[2].forward is kept

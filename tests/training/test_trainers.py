@@ -298,3 +298,16 @@ def test_splits_spread_every_source_over_every_fold(tiny, trainer, own_results):
         assert "plain_015" in fold["train"] and not set(fold["train"]) & set(fold["val"])
     assert sorted(i for fold in splits for i in fold["val"]) == sorted(
         i.stem for i in Path(tiny.preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl") if not i.stem.startswith("plain"))
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerPartial", "nnUNetTrainerNaive"])
+def test_what_learns_from_annotations_alone_is_not_shown_other_cases(tiny, trainer, own_results, name, monkeypatch, capsys):
+    made = trainer(name)
+    training, validating = made.do_split()
+    annotated = {i for i, case in made.dataset_annotations.cases.items() if case.annotated}
+    assert set(training) <= annotated and len(training) > 1 and len(validating) > 1
+    plain = sorted(set(made.dataset_annotations.cases) - annotated)
+    monkeypatch.setattr(type(made).__mro__[2], "do_split", lambda self: (plain, validating))
+    with pytest.raises(SystemExit) as ended:
+        made.do_split()
+    assert ended.value.code == 2 and "has no training case that annotates anything" in capsys.readouterr().err
