@@ -25,7 +25,7 @@ from nnunet_partial.data.sources import SourceSpec
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import read_json, write_json, write_text
 from nnunet_partial.settings import parse_assignments
-from nnunet_partial.study import Study, markdown_table, mean_dice, run
+from nnunet_partial.study import Study, markdown_table, mean_dice
 from nnunet_partial.variants import write_variant
 
 COMPLETE, DATASET = 601, 631

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import surface_distance
-from scipy import ndimage
 
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.metrics import all_metrics

@@ -45,6 +45,8 @@ def add_arguments(parser):
                         "same plans: for the method full")
     parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="of the ranking (default: dice)")
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring in prediction")
+    parser.add_argument("--efficiency", type=int, default=0, metavar="N", help="measure time and memory of prediction on N cases, "
+                        "method beside method (default: 0, not at all)")
     parser.add_argument("--atso-generations", type=int, default=5, help="default: 5")
     parser.add_argument("--atso-fine-tune-epochs", type=int, metavar="N", help="epochs of ATSO's models after the first "
                                                                                "(default: those of the plans)")
@@ -91,7 +93,7 @@ def _options(arguments):
     return Options(arguments.dataset, arguments.configuration, _methods(arguments), _absolute(arguments.out), arguments.plans,
                    arguments.name, tuple(arguments.set), tuple(arguments.seeds), tuple(folds), images, labels,
                    arguments.full_dataset, arguments.metric, _device(arguments), arguments.disable_tta,
-                   arguments.atso_generations, arguments.atso_fine_tune_epochs)
+                   arguments.atso_generations, arguments.atso_fine_tune_epochs, arguments.efficiency)
 
 
 def _methods(arguments):
@@ -157,4 +159,4 @@ def _demo_options(arguments):
                    settings=(*settings, *arguments.set), seeds=tuple(arguments.seeds), test_images=str(test / "imagesTs"),
                    test_labels=str(test / "labelsTs"), metric=arguments.metric, device=made.device, disable_tta=True,
                    atso_generations=min(arguments.atso_generations, 2),
-                   atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1)
+                   atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1, efficiency=arguments.efficiency)

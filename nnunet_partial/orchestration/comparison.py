@@ -17,7 +17,7 @@ from nnunet_partial.orchestration.comparison_steps import Options, Planner, Step
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 
 # what may differ when a comparison is started again
-MAY_CHANGE = ("methods", "seeds", "metric")
+MAY_CHANGE = ("methods", "seeds", "metric", "efficiency")
 
 
 class Comparison:

@@ -30,6 +30,7 @@ class Options:
     ``folds``        folds to train; with a test set their models predict together, without one they validate
     ``test_images``, ``test_labels``  None: cross-validation on the annotated classes
     ``full_dataset`` the same cases with all labels, for the method ``full``
+    ``efficiency``   cases on which the cost of prediction is measured, 0 for none
     """
     dataset: str
     configuration: str
@@ -48,6 +49,7 @@ class Options:
     disable_tta: bool = False
     atso_generations: int = 5
     atso_fine_tune_epochs: Optional[int] = None
+    efficiency: int = 0
 
     def __post_init__(self):
         check_source_name(self.name)
@@ -57,6 +59,8 @@ class Options:
         for name, given in (("--methods", self.methods), ("--seeds", self.seeds), ("--folds", self.folds)):
             if not given or len(set(given)) != len(given):
                 raise UserError(f"{name}: give each once, and at least one.")
+        if self.efficiency < 0:
+            raise UserError(f"--efficiency {self.efficiency}: give a number of cases, or 0.")
         if "full" in self.methods and self.full_dataset is None:
             raise UserError("the method full needs --full-dataset: the same cases with the labels of all classes.")
         if self.test_images is None and "all" in self.folds:
@@ -284,6 +288,24 @@ class Planner:
         """Labels to compare with; without a test set the annotations, whose folder nnU-Net always has."""
         return self.options.test_labels or str(paths.preprocessed_dataset(self.dataset).absolute() / "gt_segmentations")
 
+    def _efficiency(self) -> Path:
+        """What prediction costs, measured once all is trained and predicted, so that nothing runs beside it."""
+        o, out, seed, fold = self.options, self.out / "efficiency.json", self.options.seeds[0], self.options.folds[0]
+        models = {}
+        for name, method in self.methods.items():
+            folders = self.models(name, seed)
+            models.update({method.title: folders[0]} if len(folders) == 1 else
+                          {f"{method.title}, {source}": i for source, i in zip(self.annotations.annotated_sources, folders)})
+        argv = ["nnunet_partial", "efficiency", "-i", o.test_images or validation_images(self.out, fold), "--out", out, "--cases",
+                o.efficiency, "--fold", fold, "--device", o.device, *(["--disable-tta"] if o.disable_tta else []),
+                *(j for name, folder in models.items() for j in ("--model", f"{name}={folder}"))]
+        self._add("efficiency", "efficiency", argv, [out], needs=self._evaluations(),
+                  inputs=tuple(paths.fold_folder(i, fold) / FINAL for i in models.values()))
+        return out
+
+    def _evaluations(self) -> tuple:
+        return tuple(f"s{seed}-{name}-evaluate" for seed in self.options.seeds for name in self.methods)
+
     def _report(self) -> str:
         argv = ["nnunet_partial", "report", "--dataset", self.dataset, "--metric", self.options.metric, "--commands",
                 self.out / "commands.json", "--title", f"Comparison on {self.dataset}"]
@@ -293,8 +315,11 @@ class Planner:
                 argv += [j for i in self.models(name, seed) for j in ("--model", f"{method.title}={i}")]
         argv += ["--images", *([self.options.test_images] if self.options.test_images else
                                [validation_images(self.out, i) for i in self.options.folds])]
+        needs = self._evaluations()
+        if self.options.efficiency:
+            argv += ["--efficiency", self._efficiency()]
+            needs += ("efficiency",)
         argv += [j for i in self.notes() for j in ("--note", i)] + ["--out", self.out / "report.html"]
-        needs = tuple(f"s{seed}-{name}-evaluate" for seed in self.options.seeds for name in self.methods)
         return self._add("report", "report", argv, [self.out / "report.html"], needs=needs, light=True,
                          inputs=(self.out / "commands.json",))
 

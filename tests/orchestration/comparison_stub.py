@@ -22,7 +22,7 @@ def main():
     if os.environ.get("STUB_FAILS") in argv:
         sys.exit("the stub was told to fail")
     {"nnUNetv2_train": train, "nnUNetv2_predict_from_modelfolder": predict, "pseudo-label": label, "variant": variant,
-     "fuse": fuse, "evaluate": evaluate, "report": report}[name](argv)
+     "fuse": fuse, "evaluate": evaluate, "efficiency": efficiency, "report": report}[name](argv)
 
 
 def option(argv, name, default=None):
@@ -131,9 +131,17 @@ def evaluate(argv):
     write(digest(*(j for i in several(argv, "--pred") for j in contents(i))), os.path.join(option(argv, "--out"), "metrics.json"))
 
 
+def efficiency(argv):
+    models = [i for n, i in enumerate(argv) if argv[n - 1] == "--model"]
+    weights = [read(os.path.join(i.split("=", 1)[1], f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in models]
+    write(digest(*weights, option(argv, "--cases")), option(argv, "--out"))
+
+
 def report(argv):
     given = [i.split("=", 1) for n, i in enumerate(argv) if argv[n - 1] == "--evaluation"]
     text = "\n".join(f"{name} {read(os.path.join(folder, 'metrics.json'))}" for name, folder in given)
+    if "--efficiency" in argv:
+        text += f"\nefficiency {read(option(argv, '--efficiency'))}"
     write(text, option(argv, "--out"))
     write(text, option(argv, "--out").replace(".html", ".md"))
 

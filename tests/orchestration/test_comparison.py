@@ -203,6 +203,19 @@ def test_atso_returns_the_model_of_its_own_loop(planned):
     assert (options.generations, options.fine_tune_epochs, options.test_labels) == (2, 1, None)
 
 
+def test_efficiency_is_measured_after_everything_else_and_of_every_model(planned):
+    made = planned(("partial", "individual"), efficiency=2, seeds=(4, 5), disable_tta=True)
+    steps = made.steps()
+    *before, measured, report = waves(steps)
+    assert [i.name for i in measured] == ["efficiency"] and [i.name for i in report] == ["report"]
+    argv = measured[0].argv
+    assert argv[argv.index("--cases") + 1] == "2" and "--disable-tta" in argv and argv[argv.index("-i") + 1] == "/test/images"
+    models = dict(i.split("=") for n, i in enumerate(argv) if argv[n - 1] == "--model")
+    assert list(models) == ["Partial", "Individual, kits", "Individual, lits"]
+    assert models["Partial"].endswith("nnUNetTrainerPartial__nnUNetPlans_compare-s4__2d")
+    assert "--efficiency" in report[0].argv and not any(i.part == "efficiency" for i in planned(("partial",)).steps())
+
+
 def test_every_method_is_a_trainer_that_exists():
     import nnunet_partial.trainers as trainers
 
@@ -225,7 +238,7 @@ def test_wrong_methods_are_refused(names, message):
 
 @pytest.mark.parametrize("options,message", [
     ({"test_labels": None}, "belong together"), ({"seeds": (0, 0)}, "--seeds"), ({"folds": ()}, "--folds"),
-    ({"methods": ("full",)}, "--full-dataset"), ({"name": "a__b"}, "not usable"),
+    ({"methods": ("full",)}, "--full-dataset"), ({"efficiency": -1}, "--efficiency -1"), ({"name": "a__b"}, "not usable"),
     ({"test_images": None, "test_labels": None, "folds": ("all",)}, "no case to validate"),
 ])
 def test_wrong_options_are_refused(options, message):
@@ -264,6 +277,15 @@ def test_methods_can_be_added(copy):
     copy.compare(methods=(*METHODS_RUN, "partial"))
     assert [i.split()[0] for i in copy.started()] == ["nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "evaluate", "report"]
     assert "Partial" in (copy.out / "report.html").read_text()
+
+
+def test_efficiency_can_be_added(copy):
+    copy.compare("--efficiency", "1")
+    assert [i.split()[0] for i in copy.started()] == ["efficiency", "report"]
+    assert "efficiency" in (copy.out / "report.html").read_text()
+    copy.forget()
+    copy.compare("--efficiency", "2")
+    assert [i.split()[0] for i in copy.started()] == ["efficiency", "report"]
 
 
 def test_dry_run_prints_every_command_and_starts_none(copy):
