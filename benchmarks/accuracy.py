@@ -40,7 +40,7 @@ DESIGNS = {
              "validation": 1,
              "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "128,128", "co_training.ema_decay": 0.99}},
     "abdomen": {"sources": {"lits": ("liver",), "kits": ("kidney",), "nih": ("pancreas",), "msd": ("spleen",)}, "test": 31,
-                "validation": 2, "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "96,112",
+                "validation": 2, "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "96,128",
                                              "co_training.ema_decay": 0.99}},
 }
 

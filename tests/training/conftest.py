@@ -1,8 +1,18 @@
 """Training in this process, without nnU-Net's final validation (which starts worker processes)."""
+import importlib.util
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from nnunet_partial.files import load_checkpoint
+from nnunet_partial.networks.unwrap import unwrap
+
+DDP_WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +56,118 @@ def teachers(tiny):
         for configuration in ("3d_fullres", "2d"):
             make_trainer(tiny, "nnUNetTrainerIndividual", plans.stem, configuration).run_training()
     return tiny.results
+
+
+@pytest.fixture
+def refused(capsys):
+    """``refused(make)`` -> the one line with which ``make()`` ended, exit code 2."""
+    def check(make):
+        with pytest.raises(SystemExit) as end:
+            make()
+        assert end.value.code == 2
+        lines = [i for i in capsys.readouterr().err.splitlines() if i.startswith("nnunet_partial: error:")]
+        assert len(lines) == 1
+        return lines[0]
+    return check
+
+
+# ------------------------------------------------------------------ killed and continued
+
+@pytest.fixture(scope="session")
+def assert_same():
+    """``assert_same(a, b)``: nested containers are equal; tensors and floats to the last bit unless ``exact`` is False.
+
+    Two runs of one program may differ there in the last bit (biases before a norm, whose gradient is rounding alone); a
+    state that was not restored differs by 1e-4 and more.
+    """
+    def check(a, b, exact=True, path=""):
+        assert type(a) is type(b), path
+        if isinstance(a, dict):
+            assert a.keys() == b.keys(), path
+            for key in a:
+                check(a[key], b[key], exact, f"{path}/{key}")
+        elif isinstance(a, (list, tuple)):
+            assert len(a) == len(b), path
+            for i, (x, y) in enumerate(zip(a, b)):
+                check(x, y, exact, f"{path}/{i}")
+        elif isinstance(a, torch.Tensor):
+            tolerance = {"rtol": 0, "atol": 0} if exact else {"rtol": 1e-5, "atol": 1e-7}
+            torch.testing.assert_close(a, b, **tolerance, equal_nan=True, msg=lambda m: f"{path}: {m}")
+        elif isinstance(a, float) and not exact:
+            assert a == pytest.approx(b, rel=1e-5, nan_ok=True), path
+        else:
+            assert a == b or a != a and b != b, f"{path}: {a} {b}"
+    return check
+
+
+@pytest.fixture(scope="session")
+def train_and_be_killed():
+    """``train_and_be_killed(trainer, plans, at_step)``: a process that dies by SIGKILL where that step begins."""
+    def run(trainer, plans, at_step):
+        program = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from nnunetv2.run.run_training import get_trainer_from_args
+trainer = get_trainer_from_args("501", "3d_fullres", 0, {trainer!r}, {plans!r}, False, torch.device("cpu"))
+train_step, steps = trainer.train_step, []
+def counted(batch):
+    steps.append(None)
+    if len(steps) == {at_step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_step(batch)
+trainer.train_step = counted
+trainer.run_training()
+"""
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+    return run
+
+
+@pytest.fixture(scope="session")
+def final_state():
+    """``final_state(results)``: the only final checkpoint below a folder, without the times of its epochs."""
+    def read(results):
+        file, = Path(results).rglob("checkpoint_final.pth")
+        checkpoint = load_checkpoint(file)
+        for name in ("epoch_start_timestamps", "epoch_end_timestamps"):
+            checkpoint["logging"].pop(name)
+        return checkpoint
+    return read
+
+
+# ------------------------------------------------------------------ two processes
+
+@pytest.fixture(scope="session")
+def ddp_worker():
+    """The module that every process runs."""
+    spec = importlib.util.spec_from_file_location("ddp_worker", DDP_WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def assert_two_processes_agree(ddp_worker, tmp_path):
+    """``(trainer, batch, plans, configuration)``: with half of ``batch`` each, two processes have the gradients of one."""
+    def check(made, batch, plans, configuration="3d_fullres"):
+        file = tmp_path / f"{plans}_{configuration}.pth"
+        # before the gradients, which may move the running means of a batch norm
+        content = {"networks": {k: unwrap(m.network).state_dict() for k, m in made.members.items()}, "batch": batch,
+                   "averages": {k: a.state_dict() for k, a in getattr(made, "averages", {}).items()}}
+        torch.save(content, file)
+        expected = ddp_worker.gradients(made, batch)
+        argv = [[sys.executable, str(DDP_WORKER), str(rank), f"{file}.rendezvous", str(file), type(made).__name__, plans, configuration]
+                for rank in range(2)]
+        processes = [subprocess.Popen(i, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for i in argv]
+        errors = [i.communicate(timeout=900)[1] for i in processes]
+        assert [i.returncode for i in processes] == [0, 0], errors
+        found = torch.load(f"{file}.gradients", weights_only=False)
+        assert expected.keys() == found.keys()
+        for name, parameters in expected.items():
+            assert parameters and parameters.keys() <= found[name].keys()
+            largest = max(i.abs().max() for i in parameters.values())
+            for key, gradient in parameters.items():
+                # the lowest output has weight 0 on one process and 1e-6 under DDP, which needs every parameter to be used
+                torch.testing.assert_close(found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest),
+                                           msg=lambda m: f"{name}/{key}: {m}")
+    return check
