@@ -68,6 +68,6 @@ def _exclude(arguments):
 
 
 def _report(arguments):
-    from nnunet_partial.evaluation.generations import write_report
+    from nnunet_partial.evaluation.generations_page import write_report
 
     print(f"wrote {write_report(arguments.run, arguments.pictures)}")

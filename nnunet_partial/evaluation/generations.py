@@ -1,8 +1,7 @@
 """What became of the generations of an ATSO run: scores, changes of the pseudo labels, how near every model is to M0.
 
-Written to ``RUN/report``: ``summary.csv`` (a line a generation), ``scores.csv`` (model, set and class), ``changes.csv``
-(case and class of every generation), ``times.csv``, ``generations.png``, ``pictures/`` and ``index.html``, which holds all
-of it. Truth is read here and nowhere else. Everything but the times is the same however often the run was interrupted.
+Truth is read here and nowhere else. Everything but the times is the same however often the run was interrupted.
+:mod:`nnunet_partial.evaluation.generations_page` writes it down.
 """
 import csv
 import io
@@ -16,7 +15,7 @@ import numpy as np
 from nnunet_partial import paths
 from nnunet_partial.data.label_directory import LabelDirectory, load_labels, read_record
 from nnunet_partial.evaluation.metrics import dice
-from nnunet_partial.files import PathLike, read_json, read_names, write_json, write_text
+from nnunet_partial.files import PathLike, read_json, read_names, write_json
 
 CHANGES = ("generation", "case", "class", "dice_to_previous", "dice_to_m0", "dice_to_truth")
 SCORES = ("generation", "model", "set", "class", "cases", "dice")
@@ -103,23 +102,6 @@ class Run:
         """The test predictions of a model, if they are done."""
         folder = model["predictions"] and Path(model["predictions"])
         return folder if folder and (folder / "predict_from_raw_data_args.json").is_file() else None
-
-
-def write_report(folder: PathLike, pictures: int = 6) -> Path:
-    """Write the report of a run on what is there of it; returns index.html."""
-    from nnunet_partial.evaluation.generations_page import write_page
-
-    run = Run(folder)
-    for leftover in run.report.rglob(".tmp-*"):  # of a report that was killed while it was written
-        leftover.unlink(missing_ok=True)
-    changes = all_changes(run)
-    scores = all_scores(run, changes)
-    summary = summarise(run, changes, scores)
-    times = stage_times(run)
-    for name, rows, columns in (("changes", changes, CHANGES), ("scores", scores, SCORES), ("summary", summary, SUMMARY),
-                                ("times", times, ("stage", "state", "seconds"))):
-        write_text(as_csv(rows, columns), run.report / f"{name}.csv")
-    return write_page(run, summary, scores, changes, times, pictures)
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:

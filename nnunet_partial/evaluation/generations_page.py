@@ -1,4 +1,8 @@
-"""The page of an ATSO run: one HTML file with curves, tables and pictures inside."""
+"""The report of an ATSO run: tables, curves and pictures, and one HTML file that holds all of it.
+
+Written to ``RUN/report``: ``summary.csv`` (a line a generation), ``scores.csv`` (model, set and class), ``changes.csv``
+(case and class of every generation), ``times.csv``, ``generations.png``, ``pictures/`` and ``index.html``.
+"""
 import base64
 import html
 from pathlib import Path
@@ -7,8 +11,9 @@ from typing import Any, Mapping, Optional, Sequence
 import numpy as np
 
 from nnunet_partial import paths
-from nnunet_partial.evaluation.generations import Run, mean, read_seg
-from nnunet_partial.files import atomic_path, read_json, write_text
+from nnunet_partial.evaluation import generations
+from nnunet_partial.evaluation.generations import CHANGES, SCORES, SUMMARY, Run, mean, read_seg
+from nnunet_partial.files import PathLike, atomic_path, read_json, write_text
 
 TITLES = {"generation": "generation", "test_dice": "test, mean of its models", "best_test_dice": "test, best model",
           "reference_dice": "reference set", "dice_to_previous": "labels against the generation before",
@@ -18,6 +23,21 @@ _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em au
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #ccc}
 td:first-child,th:first-child{text-align:left}img{max-width:100%}figure{margin:1.5em 0}caption{text-align:left;color:#555}
 @media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}img{background:#fff}td,th{border-color:#444}}"""
+
+
+def write_report(folder: PathLike, pictures: int = 6) -> Path:
+    """Write the report of a run on what is there of it; returns index.html."""
+    run = Run(folder)
+    for leftover in run.report.rglob(".tmp-*"):  # of a report that was killed while it was written
+        leftover.unlink(missing_ok=True)
+    changes = generations.all_changes(run)
+    scores = generations.all_scores(run, changes)
+    summary = generations.summarise(run, changes, scores)
+    times = generations.stage_times(run)
+    for name, rows, columns in (("changes", changes, CHANGES), ("scores", scores, SCORES), ("summary", summary, SUMMARY),
+                                ("times", times, ("stage", "state", "seconds"))):
+        write_text(generations.as_csv(rows, columns), run.report / f"{name}.csv")
+    return write_page(run, summary, scores, changes, times, pictures)
 
 
 def write_page(run: Run, summary: Sequence[Mapping], scores: Sequence[Mapping], changes: Sequence[Mapping],
