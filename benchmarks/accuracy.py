@@ -22,7 +22,8 @@ import html
 import re
 from pathlib import Path
 
-import studies  # beside this file
+import studies  # beside this file, as circumstances is
+from circumstances import circumstances
 
 from nnunet_partial import paths
 from nnunet_partial.data.merge import merge_datasets
@@ -145,8 +146,7 @@ def publish(arguments, prepared, page):
         for folder, name in ((str(arguments.work.absolute()), "WORK"), (str(studies.data_folder()), "DATA")):
             text = text.replace(folder, name)
         write_text(text, out.with_suffix(ending))
-    about = {"study": arguments.study, "command": studies.command(__file__), "machine": studies.machine(),
-             "versions": studies.versions(), "configuration": arguments.configuration, "settings": settings(arguments),
+    about = {"study": arguments.study, **circumstances(), "configuration": arguments.configuration, "settings": settings(arguments),
              "training_cases_per_source": prepared["shares"], "test_cases": len(prepared["test"]), "seeds": arguments.seeds}
     write_json({**about, **read_json(out.with_suffix(".json"))}, out.with_suffix(".json"))
     text = out.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2]

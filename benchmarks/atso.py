@@ -21,7 +21,8 @@ import statistics
 import sys
 from pathlib import Path
 
-import studies  # beside this file
+import studies  # beside this file, as circumstances is
+from circumstances import circumstances
 
 from nnunet_partial import paths
 from nnunet_partial.data.merge import merge_datasets
@@ -230,7 +231,7 @@ def test_of(arguments, place, dataset, trainer, plans):
 def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     table = {row: {c: spread([r[row].get(c) for r in results.values()]) for c in COLUMNS} for row in rows}
-    content = {"study": arguments.study, "command": studies.command(__file__), "machine": studies.machine(), "versions": studies.versions(),
+    content = {"study": arguments.study, **circumstances(),
                "cases": prepared["counts"], "generations": arguments.generations, "epochs": arguments.epochs,
                "fine_tune_epochs": arguments.fine_tune_epochs, "iterations_per_epoch": arguments.iterations,
                "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "fine_tune_lr": arguments.fine_tune_lr,

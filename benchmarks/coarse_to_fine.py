@@ -20,6 +20,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from circumstances import circumstances  # beside this file
+
 from nnunet_partial.errors import exit_on_user_error
 from nnunet_partial.files import save_checkpoint, write_json
 from nnunet_partial.inference.coarse_to_fine import CoarseToFineSettings
@@ -64,7 +66,7 @@ def measure(folder: Path, arguments) -> dict:
     if "nnU-Net" not in arguments.skip:
         contenders.append(Contender("plain nnU-Net", (str(write_plain(folder / "plain", arguments)),), mirroring=arguments.tta))
     content = compare(contenders, folder / "images", arguments.device)
-    content.update(volume_zyx=arguments.size, spacing_mm_zyx=SPACING_MM, mirroring=arguments.tta, window=arguments.window,
+    content.update(circumstances(), hardware=content["machine"], volume_zyx=arguments.size, spacing_mm_zyx=SPACING_MM, mirroring=arguments.tta, window=arguments.window,
                    features=arguments.features, ratios=ratios(content))
     return content
 

@@ -17,7 +17,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,8 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
+from circumstances import circumstances  # beside this file
 
 from nnunet_partial import phantoms
 
@@ -59,10 +60,7 @@ def measure(folder: Path, arguments) -> dict:
     layouts, tiny = make_layouts(folder / "full", shape,
                                  arguments.cases), make_layouts(folder / "tiny", (12, 32, 32), 1)
     results = {
-        "command": " ".join(["python", *sys.argv]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {arguments.processes} used", "versions": {
-            "python": platform.python_version(), "SimpleITK": sitk.Version_VersionString(), "numpy": np.__version__
-        }, "shape_zyx": shape, "cases": arguments.cases, "volume_mib": volume_mib, "bar_memory_volumes": BAR_MEMORY,
+        **circumstances(), "processes": arguments.processes, "shape_zyx": shape, "cases": arguments.cases, "volume_mib": volume_mib, "bar_memory_volumes": BAR_MEMORY,
         "layouts": {}
     }
     for name, (converter, source, options) in layouts.items():

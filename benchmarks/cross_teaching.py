@@ -18,7 +18,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import studies  # beside this file
+import studies  # beside this file, as circumstances is
+from circumstances import circumstances
 
 from nnunet_partial.data.merge import merge_datasets
 from nnunet_partial.data.sources import SourceSpec
@@ -145,8 +146,7 @@ def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     mean = {row: {c: statistics.mean(r[row][c] for r in results.values()) for c in [*LABELS, "mean"]} for row in rows}
     spread = {row: statistics.stdev(r[row]["mean"] for r in results.values()) if len(results) > 1 else None for row in rows}
-    given = studies.command(__file__)
-    content = {"command": given, "machine": studies.machine(), "versions": studies.versions(),
+    content = {**circumstances(),
                "configuration": arguments.configuration, "labelled_cases": len(prepared["labelled"]), "unlabelled_cases": len(prepared["unlabelled"]),
                "test_cases": len(prepared["test"]), "epochs": arguments.epochs, "iterations_per_epoch": arguments.iterations,
                "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "dice_percent": mean,
@@ -162,7 +162,7 @@ def report(arguments, prepared, results):
                f"unlabelled cases; {arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {arguments.optimizer} "
                f"{arguments.initial_lr}. Standard deviation of the mean over seeds: "
                f"{', '.join(f'{k} {v:.2f}' for k, v in spread.items() if v is not None) or 'one seed only'}.\n\n"
-               f"Teacher over student, {ratios}.\n\n`{given}`\n\n{content['machine']}; {content['versions']}\n",
+               f"Teacher over student, {ratios}.\n\n`{content['command']}`\n\n{content['machine']}; {content['versions']}\n",
                arguments.out.with_suffix(".md"))
     print(table)
 

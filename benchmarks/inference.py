@@ -12,7 +12,6 @@ labels: Dice of stock's label maps, resampled to the planned spacing as nnU-Net 
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
+from circumstances import circumstances  # beside this file
 
 from nnunet_partial.files import read_json, write_json
 
@@ -137,17 +138,10 @@ def measure(folder: Path, model: Path, arguments) -> dict:
         rounds.append(seconds)
     throughput = statistics.median(i["stock"] / i["pseudo_label"] for i in rounds)
     dice = agreement(folder, stock, ours)
-    return {"command": " ".join(["python", *sys.argv]), "versions": versions(), "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                        "device": arguments.device}, "cases": arguments.cases, "size_zyx": arguments.size,
+    return {**circumstances(), "device": arguments.device, "cases": arguments.cases, "size_zyx": arguments.size,
             "mirroring": arguments.tta, "features": arguments.features, "seconds": rounds,
             "throughput_ratio": throughput, "bar": BAR, "met": throughput >= BAR and statistics.mean(dice) >= MIN_DICE,
             "mean_dice_of_labels": statistics.mean(dice), "dice_of_labels": dice}
-
-
-def versions() -> dict:
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), **{i: version(i) for i in ("torch", "nnunetv2", "nnunet_partial")}}
 
 
 def predict_stock(folder: Path, model: Path, out: Path, arguments) -> None:

@@ -18,18 +18,18 @@ import hashlib
 import io
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+
+from circumstances import circumstances  # beside this file
 
 BAR, BAR_SHARE = 20.0, 0.02
 CLASSES = ("liver", "kidney", "pancreas")
@@ -46,10 +46,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/label_swap.json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        results = {"command": " ".join(["python", "benchmarks/label_swap.py", *sys.argv[1:]]),
-                   "versions": {"python": platform.python_version(), **{i: version(i) for i in ("nnunetv2", "nnunet_partial")}},
-                   "machine": f"{platform.machine()}, {os.cpu_count()} cores, 1 used",
-                   "loop": loop_share(Path(folder) / "loop", arguments.pause), "swap": measure(Path(folder), arguments)}
+        results = {**circumstances(), "loop": loop_share(Path(folder) / "loop", arguments.pause), "swap": measure(Path(folder), arguments)}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     print(json.dumps(results, indent=1))

@@ -13,7 +13,6 @@ with super-classes of two.
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from pathlib import Path
 import torch
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+from circumstances import circumstances  # beside this file
 
 from nnunet_partial.files import write_json
 from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
@@ -56,10 +57,8 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, rows: list) -> dict:
     return {"what": "marginal loss against nnU-Net's loss, forward and backward", "bar": BAR, "rows": rows,
-            "command": " ".join(["python", *sys.argv]), "device": device_name(arguments.device),
-            "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, {cpu_name()}",
-            "load_average": os.getloadavg()[0], "threads": arguments.threads, "dtype": arguments.dtype,
-            "rounds": arguments.rounds, "python": platform.python_version(), "torch": torch.__version__}
+            **circumstances(), "device": arguments.device, "load_average": os.getloadavg()[0], "threads": arguments.threads, "dtype": arguments.dtype,
+            "rounds": arguments.rounds}
 
 
 def measure(arguments: argparse.Namespace, size: tuple, partition: str) -> dict:
@@ -154,16 +153,6 @@ def resident_kib(field: str) -> int:
 def synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "cpu"
-
-
-def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
 
 
 if __name__ == "__main__":

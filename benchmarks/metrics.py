@@ -10,7 +10,6 @@ volumes. The bar is a ratio of 1.2. What a user waits for, reading files include
 """
 import argparse
 import os
-import platform
 import tempfile
 import time
 import warnings
@@ -19,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import surface_distance
+
+from circumstances import circumstances  # beside this file
 
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.metrics import all_metrics
@@ -132,8 +133,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="surface_distance")
     truth, origin = truth_labels()
     result = {"truth": origin, "shape_zyx": list(truth.shape), "spacing_mm": list(SPACING_MM), "bar": BAR,
-              "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
-              "python": platform.python_version(),
+              **circumstances(),
               "cases": {name: compare(pred, truth, arguments.repeats) for name, pred in predictions(truth).items()},
               "seconds_per_case_of_evaluate_folder": time_of_a_folder(predictions(truth)["good"], truth)}
     result["worst_ratio"] = max(i["ratio"] for i in result["cases"].values())

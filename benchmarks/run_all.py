@@ -203,13 +203,15 @@ def run(benchmark: Benchmark) -> str:
 
 def network_cost() -> dict:
     """Parameters and multiply-accumulates of teacher and student at the paper's size; counted, not run."""
+    from circumstances import circumstances  # beside this file
+
     from nnunet_partial.inference.efficiency import cost
     from nnunet_partial.networks.usenet import ResidualUSENet
 
     classes, patch = 14, (96, 64, 96)  # FLARE22: 13 organs
     count = {name: vars(cost(ResidualUSENet(1, classes, mobile=mobile), 1, patch)) for name, mobile in
              (("teacher", False), ("student", True))}
-    return {"bar": 10, "patch": list(patch), "classes": classes, **count}
+    return {**circumstances(), "bar": 10, "patch": list(patch), "classes": classes, **count}
 
 
 def main():

@@ -15,7 +15,6 @@ not change what it costs, except that feature terms are computed in their organ'
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+from circumstances import circumstances  # beside this file
 
 BARS = {"nnUNetTrainerPartial": lambda k: 1.1, "nnUNetTrainerMSKD": lambda k: 1.05 * (3 + k) / 3,
         "nnUNetTrainerMSKDLW": lambda k: 1.05 * (3 + k) / 3, "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
@@ -213,10 +214,6 @@ def most_resident():
 
 
 def report(arguments, plain, seconds, memory):
-    from importlib.metadata import version
-
-    import torch
-
     rows = {}
     for name, spent in seconds.items():
         ratios = [a / b for a, b in zip(spent, seconds["nnUNetTrainer"])]
@@ -226,10 +223,7 @@ def report(arguments, plain, seconds, memory):
                       "peak_memory_mib": round(memory[name] / 2 ** 20),
                       "memory_ratio_to_plain": round(memory[name] / memory["nnUNetTrainer"], 3)}
     configuration = plain.configuration_manager
-    return {"command": " ".join(["python", *sys.argv]), "device": arguments.device,
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-                       f"{torch.cuda.get_device_name() if arguments.device == 'cuda' else 'no GPU'}",
-            "versions": {"python": platform.python_version(), **{i: version(i) for i in ("torch", "nnunetv2", "nnunet_partial")}},
+    return {**circumstances(), "device": arguments.device,
             "patch_size": list(configuration.patch_size), "batch_size": configuration.batch_size,
             "features": configuration.network_arch_init_kwargs["features_per_stage"], "teachers": arguments.sources,
             "rounds": arguments.rounds, "trainers": rows}

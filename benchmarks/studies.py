@@ -1,9 +1,8 @@
-"""What the studies on real data share: the datasets, planning once for several of them, and what a result must say.
+"""What the studies on real data share: the datasets, and planning once for several of them.
 
 Needs NNUNET_PARTIAL_DATA: the folder that holds Task04_Hippocampus, ACDC, LeftAtrium and abdomen_labels.
 """
 import os
-import platform
 import random
 import shutil
 import subprocess
@@ -140,28 +139,3 @@ def plan(logs, configuration, first, second=None):
         shutil.copyfile(raw / "dataset.json", Path(os.environ["nnUNet_preprocessed"]) / raw.name / "dataset.json")
         run(["nnUNetv2_preprocess", "-d", second, "-c", configuration, "-np", 2], logs / "preprocess.log", one_worker)
     done.touch()
-
-
-# ------------------------------------------------------------------ what a result says of itself
-
-def command(script, folders=("--work", "--out")):
-    """The command as it was given, but for where this machine keeps things."""
-    given = list(sys.argv[1:])
-    for name in folders:
-        if name in given:
-            given[given.index(name) + 1] = name.strip("-").upper()
-    return " ".join([f"python benchmarks/{Path(script).name}", *given])
-
-
-def machine():
-    """Processor, cores and GPU."""
-    import torch
-
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{platform.machine()}, {os.cpu_count()} cores, {name}"
-
-
-def versions():
-    from importlib.metadata import version
-
-    return {"python": platform.python_version(), **{i: version(i) for i in ("torch", "nnunetv2", "nnunet_partial")}}

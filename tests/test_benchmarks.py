@@ -15,6 +15,7 @@ def run_all(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("run_all", ROOT / "benchmarks" / "run_all.py")
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "run_all", module)  # dataclasses look their module up
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "RESULTS", tmp_path)
     return module
@@ -84,3 +85,11 @@ def test_the_light_student_is_counted_and_not_run(run_all):
     assert content["teacher"]["parameters"] == pytest.approx(92.06e6, rel=1e-3)
     assert content["student"]["parameters"] == pytest.approx(5.23e6, rel=1e-2)
     assert all(met for *_, met in run_all.read_network_cost(content))
+
+
+def test_a_result_does_not_name_folders(run_all, monkeypatch):
+    from circumstances import command, versions
+
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/accuracy.py", "ACDC", "--work", "/mine", "--seeds", "0", "1", "--out", "/a b"])
+    assert command() == "python benchmarks/accuracy.py ACDC --work WORK --seeds 0 1 --out OUT"
+    assert {"python", "torch", "nnunetv2", "nnunet_partial"} <= set(versions())

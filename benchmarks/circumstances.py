@@ -1,0 +1,49 @@
+"""What every result says of how it came about: command, machine, versions."""
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("torch", "nnunetv2", "nnunet_partial", "numpy", "SimpleITK", "surface-distance")
+_FOLDERS = ("--work", "--out", "--folder")  # where this machine keeps things is nobody's business
+
+
+def circumstances() -> dict:
+    """``command``, ``machine`` and ``versions`` of this process, ready for JSON."""
+    return {"command": command(), "machine": machine(), "versions": versions()}
+
+
+def command() -> str:
+    """The command as it was given, but for the names of folders."""
+    given = list(sys.argv[1:])
+    for name in _FOLDERS:
+        if name in given[:-1]:
+            given[given.index(name) + 1] = name.strip("-").upper()
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
+
+
+def machine() -> str:
+    """Processor, the cores that may be used, and the GPU."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{platform.machine()}, {_processor()}, {len(os.sched_getaffinity(0))} cores, {gpu}"
+
+
+def versions() -> dict:
+    """Python's and those of the packages that are there."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown processor")
