@@ -11,8 +11,8 @@ ACDC         cine MRI: three sources, one each for right ventricle, myocardium a
 abdomen      CT painted on real eight-organ anatomy: four sources (liver; both kidneys as one class; pancreas; spleen)
 
 The cases that are left are fully labelled and used for testing alone. Of each source a few cases are held out of training,
-for nnU-Net's own validation. Writes OUT.html (the page of the comparison), OUT.json and OUT.md (the figures, with what
-they were measured with) and OUT_*.png (for each class the median case as every method sees it).
+for nnU-Net's own validation. Writes OUT.json and OUT.md (the figures, with what they were measured with) and OUT_*.png (for each
+class the median case as every method sees it); the comparison's own page stays in WORK.
 
 Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started again.
 """
@@ -50,7 +50,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=DESIGNS)
     parser.add_argument("--work", type=Path, required=True, help="folder for data, models and predictions")
-    parser.add_argument("--out", type=Path, required=True, help="results are written to OUT.html, OUT.json, OUT.md, OUT_*.png")
+    parser.add_argument("--out", type=Path, required=True, help="results are written to OUT.json, OUT.md, OUT_*.png")
     parser.add_argument("--configuration", default="2d", choices=("2d", "3d_fullres"), help="default: 2d")
     parser.add_argument("--methods", default=",".join(METHODS), help="as nnunet_partial compare takes them (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -85,6 +85,7 @@ def prepare(arguments):
     shares, test = divide(arguments, units)
     labels = [i for organs in sources.values() for i in organs]
     training = [i for share in shares.values() for i in share["train"] + share["val"]]
+    studies.remember(arguments.base / "split.json", {"sources": shares, "test": test})
     complete = studies.write_complete(COMPLETE, studies.CHANNEL[arguments.study], labels, cases, training)
     if not list(complete.parent.glob(f"Dataset{PARTIAL}_*")):
         own = {source: share["train"] + share["val"] for source, share in shares.items()}
@@ -139,9 +140,9 @@ def compare(arguments, prepared):
 # ------------------------------------------------------------------ what is published
 
 def publish(arguments, prepared, page):
-    """The page, its figures and pictures, without the names of this machine's folders."""
+    """The figures and pictures of the page, without the names of this machine's folders."""
     out = arguments.out
-    for ending in (".html", ".json", ".md"):
+    for ending in (".json", ".md"):
         text = page.with_suffix(ending).read_text(encoding="utf-8")
         for folder, name in ((str(arguments.work.absolute()), "WORK"), (str(studies.data_folder()), "DATA")):
             text = text.replace(folder, name)
@@ -155,7 +156,7 @@ def publish(arguments, prepared, page):
                f"per source {prepared['shares']}.\n\n`{about['command']}`\n\n{about['machine']}; {about['versions']}\n",
                out.with_suffix(".md"))
     write_pictures(page, out)
-    print(text)
+    print(f"{text}\npage: {page}")
 
 
 def write_pictures(page, out):

@@ -27,7 +27,7 @@ from circumstances import circumstances
 from nnunet_partial import paths
 from nnunet_partial.data.merge import merge_datasets
 from nnunet_partial.data.sources import SourceSpec
-from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.errors import exit_on_user_error
 from nnunet_partial.files import read_json, write_json, write_text
 from nnunet_partial.settings import parse_assignments
 from nnunet_partial.study import Study, mean_dice, run
@@ -110,10 +110,7 @@ def prepare(arguments):
     cases, units = studies.all_cases(arguments.study, arguments.work)
     labelled, unlabelled, test = ([c for unit in part for c in units[unit]] for part in split_units(arguments, units))
     chosen = {"labelled": labelled, "unlabelled": unlabelled, "test": test}
-    kept = arguments.base / "split.json"
-    if kept.is_file() and read_json(kept) != chosen:
-        raise UserError(f"{kept} holds another split. Choose another --work, or the same --labelled, --unlabelled and --test.")
-    write_json(chosen, kept)
+    studies.remember(arguments.base / "split.json", chosen)
     complete = studies.write_complete(COMPLETE, studies.CHANNEL[arguments.study], design["labels"], cases, labelled + unlabelled)
     if not list(complete.parent.glob(f"Dataset{PARTIAL}_*")):
         specs = [SourceSpec("labelled", COMPLETE, cases=labelled), SourceSpec("unlabelled", COMPLETE, cases=unlabelled)]

@@ -24,7 +24,7 @@ from circumstances import circumstances
 from nnunet_partial.data.merge import merge_datasets
 from nnunet_partial.data.sources import SourceSpec
 from nnunet_partial.errors import UserError, exit_on_user_error
-from nnunet_partial.files import read_json, write_json, write_text
+from nnunet_partial.files import write_json, write_text
 from nnunet_partial.settings import parse_assignments
 from nnunet_partial.study import Study, markdown_table, mean_dice
 from nnunet_partial.variants import write_variant
@@ -83,10 +83,7 @@ def prepare(arguments):
                         f"labelled, and one must not.")
     labelled, unlabelled = sorted(training[:number]), sorted(training[number:])
     split = {"labelled": labelled, "unlabelled": unlabelled}
-    record = arguments.work / "cases.json"
-    if record.is_file() and read_json(record) != split:
-        raise UserError(f"{record} names other cases. Choose another --work, or repeat --labelled and --cases.")
-    write_json(split, record)
+    studies.remember(arguments.work / "cases.json", split)
     complete = studies.write_complete(COMPLETE, studies.CHANNEL["hippocampus"], LABELS, cases, sorted(training))
     if not list(complete.parent.glob(f"Dataset{DATASET}_*/dataset.json")):
         merge_datasets(DATASET, "FewLabels", [SourceSpec("labelled", COMPLETE, cases=labelled),

@@ -95,6 +95,13 @@ def use_folders(base, device):
     os.environ.setdefault("nnUNet_def_n_proc", "1" if device == "cpu" else "8")
 
 
+def remember(file, chosen):
+    """Keep which cases a study uses; refuse a folder that was made with others."""
+    if file.is_file() and read_json(file) != chosen:
+        raise UserError(f"{file} names other cases. Choose another --work, or the numbers of cases that it was made with.")
+    write_json(chosen, file)
+
+
 def write_complete(number, channel, labels, cases, training):
     """The raw dataset of fully labelled training cases that every other one is made from; returns its folder."""
     folder = Path(os.environ["nnUNet_raw"]) / f"Dataset{number}_Complete"
@@ -107,8 +114,10 @@ def write_complete(number, channel, labels, cases, training):
 
 
 def link(folder, files):
-    """A folder of links: name -> target."""
+    """A folder of links, name -> target, and of nothing else."""
     folder.mkdir(parents=True, exist_ok=True)
+    for other in set(os.listdir(folder)) - set(files):
+        (folder / other).unlink()
     for name, target in files.items():
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target)

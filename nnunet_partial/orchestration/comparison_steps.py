@@ -294,8 +294,10 @@ class Planner:
         models = {}
         for name, method in self.methods.items():
             folders = self.models(name, seed)
-            models.update({method.title: folders[0]} if len(folders) == 1 else
-                          {f"{method.title}, {source}": i for source, i in zip(self.annotations.annotated_sources, folders)})
+            if method.kind == "fused":
+                models.update({f"{method.title}, {i}": folder for i, folder in zip(self.annotations.annotated_sources, folders)})
+            else:  # ATSO has a folder a fold; the first is of the fold that is measured
+                models[method.title] = folders[0]
         argv = ["nnunet_partial", "efficiency", "-i", o.test_images or validation_images(self.out, fold), "--out", out, "--cases",
                 o.efficiency, "--fold", fold, "--device", o.device, *(["--disable-tta"] if o.disable_tta else []),
                 *(j for name, folder in models.items() for j in ("--model", f"{name}={folder}"))]

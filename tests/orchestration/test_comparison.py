@@ -213,6 +213,8 @@ def test_efficiency_is_measured_after_everything_else_and_of_every_model(planned
     models = dict(i.split("=") for n, i in enumerate(argv) if argv[n - 1] == "--model")
     assert list(models) == ["Partial", "Individual, kits", "Individual, lits"]
     assert models["Partial"].endswith("nnUNetTrainerPartial__nnUNetPlans_compare-s4__2d")
+    loops = next(i for i in planned(("atso",), efficiency=1, folds=("1", "2")).steps() if i.name == "efficiency").argv
+    assert loops[loops.index("--fold") + 1] == "1" and loops.count("--model") == 1 and "-f1-final__" in loops[-1]
     assert "--efficiency" in report[0].argv and not any(i.part == "efficiency" for i in planned(("partial",)).steps())
 
 
