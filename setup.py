@@ -65,7 +65,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        "test": ["pytest>=7", "pytest-xdist>=3.5", "ptflops==0.6.9"],  # the counter, in the release of the time, behind a published figure
+        # the counter, in the release of the time, is behind a published figure
+        "test": ["pytest>=7", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "ptflops==0.6.9"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.1"],
     },
     entry_points={

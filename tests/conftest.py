@@ -1,6 +1,8 @@
 """Shared fixtures: a tiny partially labelled dataset, planned and preprocessed by stock nnU-Net."""
 import json
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +71,23 @@ def run(*command, check=True, env=None, **kwargs):
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(argv)} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
+
+
+@pytest.fixture(scope="session")
+def forked():
+    """``forked(script, **names)``: a started process that runs a script with these global names, torch already imported.
+
+    A fork of this process itself may wait for ever for a lock that one of its threads held (of blosc2, of torch). The fork
+    server has no threads at work.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "nnunetv2.run.run_training", "nnunet_partial.trainers", "nnunet_partial.cli"])
+
+    def start(script, **names):
+        process = context.Process(target=runpy.run_path, args=(str(script), names, "__main__"))
+        process.start()
+        return process
+    return start
 
 
 @pytest.fixture(scope="session")

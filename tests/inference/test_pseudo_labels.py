@@ -65,7 +65,11 @@ BOXES = {"liver": (slice(1, 5), slice(0, 6), slice(0, 6), 2.0), "kidney": (slice
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Teachers that draw boxes. Yields what was loaded: each model once, on its device."""
+    return draw_boxes(monkeypatch)
+
+
+def draw_boxes(patch):
+    """Teachers that draw boxes. Returns what was loaded: each model once, on its device."""
     loaded = []
 
     def load(files, device, mirroring):
@@ -80,8 +84,8 @@ def drawn(monkeypatch):
             logits[(i, *box)] = height
         return logits
 
-    monkeypatch.setattr(pseudo_labels, "load_predictor", load)
-    monkeypatch.setattr(pseudo_labels, "predict_logits", predict)
+    patch.setattr(pseudo_labels, "load_predictor", load)
+    patch.setattr(pseudo_labels, "predict_logits", predict)
     return loaded
 
 
@@ -185,7 +189,7 @@ def files_of(folder):
     return content, cases, sorted(i.name for i in folder.rglob("*") if i.is_file())
 
 
-def test_killed_anywhere_it_continues(tiny, results, drawn, tmp_path):
+def test_killed_anywhere_it_continues(tiny, results, drawn, tmp_path, forked):
     """SIGKILL at every move of a file into place, one after the other in one directory, and before it."""
     cases = read_json(tiny.preprocessed / "splits_final.json")[0]["train"][:3]
     label(tiny, tmp_path / "whole", cases=cases)
@@ -194,7 +198,9 @@ def test_killed_anywhere_it_continues(tiny, results, drawn, tmp_path):
     for survived in range(moves):
         for after in (False, True):
             out = tmp_path / f"killed_{survived}_{after}"
-            assert run_and_die(lambda: label(tiny, out, cases=cases), survived, after)
+            process = forked(__file__, tiny=tiny, out=out, cases=cases, survived=survived, after=after, environment=dict(os.environ))
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
             if survived + after < moves:
                 with pytest.raises(UserError, match="not finished|does not exist"):
                     label_directory.LabelDirectory.read(out)
@@ -206,11 +212,8 @@ def test_killed_anywhere_it_continues(tiny, results, drawn, tmp_path):
             assert bool(drawn) == (len(done) < len(cases))
 
 
-def run_and_die(work, survived, after):
-    """Run ``work`` in a process that kills itself before (or after) the file move number ``survived``."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1] == signal.SIGKILL
+def die_at_move(survived, after):
+    """From now on this process kills itself before (or after) the file move number ``survived``."""
     replace, moves = os.replace, []
 
     def counted(*args):
@@ -222,10 +225,6 @@ def run_and_die(work, survived, after):
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = counted
-    try:
-        work()
-    finally:
-        os._exit(1)
 
 
 def test_a_changed_model_is_refused_or_done_again(tiny, results, models, drawn, tmp_path):
@@ -316,3 +315,11 @@ def test_bad_input_is_one_line(tiny, results, models, drawn, tmp_path, capsys, m
     refused("spacing [1.0, 1.0, 1.0]", str(stranger), **{"from": str(stranger)})
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     refused("the teacher of source 'kits' is missing", "-tr nnUNetTrainerIndividual")
+
+
+if __name__ == "__main__":  # run by the fork server, with the names of test_killed_anywhere_it_continues
+    os.environ.update(environment)  # noqa: F821
+    torch.set_num_threads(1)
+    draw_boxes(pytest.MonkeyPatch())
+    die_at_move(survived, after)  # noqa: F821
+    label(tiny, out, cases=cases)  # noqa: F821

@@ -4,7 +4,6 @@ import os
 import pickle
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -29,6 +28,8 @@ OPTIONS = {"dataset": "Dataset501_Tiny", "configuration": "3d_fullres", "plans":
            "fine_tune_epochs": 1, "disable_tta": True, "validation": "none"}
 
 
+FORKED_COMMAND = Path(__file__).with_name("forked_command.py")
+
 # ---- commands in forked processes, which spare importing torch
 
 
@@ -39,8 +40,8 @@ class Killed(Exception):
 class Forked:
     """An executor. ``kill``: stage -> (file pattern, folder) whose appearance kills it, once; ``refuse``: a prefix."""
 
-    def __init__(self, kill=(), refuse=None):
-        self.kill, self.refuse, self.begun, self.killed = dict(kill), refuse, [], []
+    def __init__(self, start, kill=(), refuse=None):
+        self.start, self.kill, self.refuse, self.begun, self.killed = start, dict(kill), refuse, [], []
 
     def run(self, jobs):
         for job in jobs:
@@ -52,46 +53,19 @@ class Forked:
 
     def _run(self, job):
         job.log.parent.mkdir(parents=True, exist_ok=True)
-        pid = os.fork()
-        if pid == 0:
-            _become(job)
+        process = self.start(FORKED_COMMAND, argv=list(job.argv), log=str(job.log), environment=dict(os.environ))
         condition = self.kill.pop(job.name, None)
         if condition is not None:
-            while not condition() and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            while not condition() and process.is_alive():
                 time.sleep(0.001)
-            os.kill(pid, signal.SIGKILL)
+            process.kill()
             self.killed.append(job.name)
-        status = os.waitpid(pid, 0)[1]
+        process.join()
         if condition is not None:
-            assert os.WIFSIGNALED(status), f"{job.name} was over before it could be killed"
+            assert process.exitcode == -signal.SIGKILL, f"{job.name} was over before it could be killed"
             raise Killed(job.name)
-        if status:
+        if process.exitcode:
             raise UserError(f"{job.name}: {job.log.read_text()[-1500:]}")
-
-
-def _become(job):
-    """Never returns: runs the command's own entry point in this process."""
-    code = 1
-    try:
-        log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        sys.stdout, sys.stderr = open(1, "w", buffering=1, closefd=False), open(2, "w", buffering=1, closefd=False)
-        sys.argv = list(job.argv)
-        if job.argv[0] == "nnUNetv2_train":
-            from nnunetv2.run.run_training import run_training_entry as entry
-        else:
-            from nnunet_partial.cli import main as entry
-        entry()
-        code = 0
-    except SystemExit as end:
-        code = end.code or 0
-    except BaseException:
-        import traceback
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code)
 
 
 class Semi:
@@ -163,11 +137,10 @@ def module_monkeypatch():
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory, module_monkeypatch):
+def finished(tiny, tmp_path_factory, module_monkeypatch, forked):
     """A run of two generations that nothing disturbed."""
-    torch.set_num_threads(1)
     made = Semi(tiny, tmp_path_factory.mktemp("finished"), module_monkeypatch)
-    made.loop(Forked()).run()
+    made.loop(Forked(forked)).run()
     return made
 
 
@@ -236,7 +209,7 @@ def test_the_order_of_labelling(finished):
             assert model["sha256"] == hashlib.sha256(Path(model["checkpoint"]).read_bytes()).hexdigest()
 
 
-def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(tiny, finished, tmp_path, monkeypatch):
+def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(tiny, finished, tmp_path, monkeypatch, forked):
     here = Semi(tiny, tmp_path, monkeypatch)
     results = here.folder / "nnUNet_results"
 
@@ -248,7 +221,7 @@ def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(ti
                "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_best.pth"), "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
                "g2s2-label": exists("generation_2/subset_2/.lock"), "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
                "report": exists("report/cache/generation_final.json")}
-    executor = Forked(moments)
+    executor = Forked(forked, moments)
     for _ in range(len(moments)):
         with pytest.raises(Killed):
             here.loop(executor).run()
@@ -261,10 +234,10 @@ def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(ti
     assert not list(here.folder.rglob(".tmp-*"))
 
 
-def test_the_truth_of_unlabelled_cases_never_reaches_training(tiny, finished, tmp_path, monkeypatch):
+def test_the_truth_of_unlabelled_cases_never_reaches_training(tiny, finished, tmp_path, monkeypatch, forked):
     here = Semi(tiny, tmp_path, monkeypatch, garbage=True)
     with pytest.raises(Killed):
-        here.loop(Forked(refuse="g2s1-label")).run()
+        here.loop(Forked(forked, refuse="g2s1-label")).run()
     for model in ("m0", "g1s1", "g1s2"):
         assert same_weights(here.weights(model), finished.weights(model)), model
     expected = {k: v for k, v in labels_of(finished.run).items() if "generation_1" in k}
@@ -316,11 +289,11 @@ def test_the_disagreement_filter_leaves_out_what_changed_most(finished, tmp_path
     assert len(exclude_cases(current, "confidence", 0.25, tmp_path / "c.json")) == 1
 
 
-def test_partly_labelled_reference_cases_at_super_class_level(tiny, tmp_path, monkeypatch):
+def test_partly_labelled_reference_cases_at_super_class_level(tiny, tmp_path, monkeypatch, forked):
     """No case is fully labelled: M0 learns what each annotates; then only what a case lacks is pseudo-labelled."""
     here = Semi(tiny, tmp_path, monkeypatch, hidden=False)
     (tmp_path / "super.json").write_text(json.dumps({"paired": ["kidney", "pancreas"]}))
-    executor = Forked()
+    executor = Forked(forked)
     here.loop(executor, strategy="self-learning", subsets=1, generations=1, fine_tune_epochs=1, filter="confidence",
               filter_share=0.34, super_classes=str(tmp_path / "super.json")).run()
     run = here.run.with_name("atso_3d_fullres_fold0")
