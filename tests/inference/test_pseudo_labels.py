@@ -42,6 +42,7 @@ def models(tiny, tmp_path_factory):
                 made = get_trainer_from_args(str(tiny.id), configuration, 0, "nnUNetTrainerIndividual", plans.stem,
                                              False, torch.device("cpu"))
                 made.initialize()
+                made.do_split()  # writes splits_final.json
                 made.save_checkpoint(os.path.join(made.output_folder, "checkpoint_final.pth"))
                 for name in ("plans", "dataset"):
                     content = made.plans_manager.plans if name == "plans" else made.dataset_json
