@@ -17,13 +17,9 @@ from typing import Mapping, Optional, Sequence
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration import methods
+from nnunet_partial.orchestration.job import COMMAND_ENVIRONMENT
 
 TEACHER = methods.TEACHER
-# unbuffered, so that progress shows; and glibc keeps what it freed, or a CPU training spends a quarter of its time on
-# page faults of tensors that come and go
-_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33)}
-
-
 # row of a table -> name that nnunet_partial compare knows the method by; the rows of co-training are those of its paper
 _ROWS = {"naive nnU-Net": "naive", "Partial": "partial", "MSKD": "mskd", "MSKDLW": "mskdlw", "MSKDPlus": "mskdplus",
          "SelfTraining": "selftraining", "CT": "cotraining-ct", "WA": "cotraining-wa", "CT + WA": "cotraining-ctwa",
@@ -118,7 +114,7 @@ def run(command: Sequence, log: Path, environment: Mapping[str, str] = ()) -> fl
     started, last = time.monotonic(), deque(maxlen=15)
     with open(log, "w", encoding="utf-8") as handle, subprocess.Popen(
             [program, *argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-            env={**os.environ, **_ENVIRONMENT, **dict(environment)}) as process:
+            env={**COMMAND_ENVIRONMENT, **os.environ, **dict(environment)}) as process:
         for line in process.stdout:
             handle.write(line)
             last.append(line.rstrip())

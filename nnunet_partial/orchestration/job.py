@@ -26,9 +26,11 @@ from typing import Iterator, Mapping, Optional, Sequence
 from nnunet_partial.files import read_json, write_json
 
 JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
-# unbuffered, so that progress shows; and glibc keeps what it freed, or a CPU training spends a quarter of its time on
-# page faults of tensors that come and go
-_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33)}
+# What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
+# it freed, or a CPU training spends a quarter of its time on page faults of tensors that come and go; and GNU OpenMP's threads
+# sleep after microseconds without work, or two trainings on the same cores wait for each other and take twice as long
+COMMAND_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33),
+                       "GOMP_SPINCOUNT": "2000"}
 _MOST_AUGMENTERS = 12  # nnU-Net's default per GPU
 _MOST_WORKERS = 8  # nnU-Net's default of nnUNet_def_n_proc
 NOT_STARTED = 127  # the shell's exit code for a command that is not found
@@ -95,7 +97,7 @@ def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], 
                 lock=None) -> int:
     """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    own = {**os.environ, **_ENVIRONMENT, **environment}
+    own = {**COMMAND_ENVIRONMENT, **os.environ, **environment}
     own.update({k: v for k, v in worker_counts(own, share).items() if k not in own})
     with open(log, "a", encoding="utf-8") as handle:
         print(f"$ {' '.join(argv)}", file=handle, flush=True)
