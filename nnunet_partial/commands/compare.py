@@ -1,5 +1,6 @@
 """``nnunet_partial compare``."""
 from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
 from nnunet_partial.orchestration.methods import METHODS
 
 DEFAULT_METHODS = "naive,individual,partial,mskdplus,selftraining,cotraining"
@@ -23,8 +24,6 @@ EXAMPLE = """nnunet_partial compare 501 --methods naive,individual,partial,mskdp
 
 def add_arguments(parser):
     from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
-    from nnunet_partial.orchestration.executors import KINDS
-
     parser.add_argument("dataset", nargs="?", help="dataset id or name, planned and preprocessed")
     parser.add_argument("--demo", action="store_true", help="make phantoms, and compare on them; everything lies below --out, "
                         "under 25 minutes on two cores")
@@ -51,14 +50,7 @@ def add_arguments(parser):
     parser.add_argument("--atso-fine-tune-epochs", type=int, metavar="N", help="epochs of ATSO's models after the first "
                                                                                "(default: those of the plans)")
     parser.add_argument("--out", required=True, metavar="DIR", help="predictions, figures, logs and report.html")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
-    parser.add_argument("--executor", default="local", choices=KINDS, help="local: one process per GPU, or one on the CPU; slurm; "
-                        "debug: in line (default: local)")
-    parser.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="option of submitit's SLURM executor; may be "
-                                                                                        "repeated")
-    parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="GPUs to use (default: all)")
-    parser.add_argument("--processes", type=int, default=1, help="jobs side by side on the CPU (default: 1)")
-    parser.add_argument("--retries", type=int, default=0, help="how often a step that failed is run again (default: 0)")
+    add_executor_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
 
 
@@ -78,7 +70,7 @@ def run(arguments):
         print(comparison.overview())
         return
     _prepare(options)
-    comparison.executor = _executor(arguments, options)
+    comparison.executor = executor_of(arguments, Path(options.out))
     page = comparison.run()
     print(f"\n{page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {page}\ntable:  {page.with_suffix('.md')}")
     commands = read_json(Path(options.out) / "commands.json")
@@ -92,7 +84,7 @@ def _options(arguments):
     folds = arguments.folds or (["0"] if images else ["0", "1", "2", "3", "4"])
     return Options(arguments.dataset, arguments.configuration, _methods(arguments), _absolute(arguments.out), arguments.plans,
                    arguments.name, tuple(arguments.set), tuple(arguments.seeds), tuple(folds), images, labels,
-                   arguments.full_dataset, arguments.metric, _device(arguments), arguments.disable_tta,
+                   arguments.full_dataset, arguments.metric, device_of(arguments), arguments.disable_tta,
                    arguments.atso_generations, arguments.atso_fine_tune_epochs, arguments.efficiency)
 
 
@@ -120,22 +112,6 @@ def _absolute(path):
     return os.path.abspath(path)
 
 
-def _device(arguments):
-    from nnunet_partial.orchestration.executors import find_gpus
-
-    return arguments.device or ("cuda" if arguments.executor == "slurm" or arguments.gpus or find_gpus() else "cpu")
-
-
-def _executor(arguments, options):
-    from pathlib import Path
-
-    from nnunet_partial.orchestration.command import read_slurm
-    from nnunet_partial.orchestration.executors import make_executor
-
-    return make_executor(arguments.executor, Path(options.out), gpus=() if options.device != "cuda" else arguments.gpus,
-                         slurm=read_slurm(arguments.slurm), retries=arguments.retries, processes=arguments.processes)
-
-
 def _prepare(options):
     """Splits and, for cross-validation, the images of each fold's validation cases."""
     from nnunet_partial.data.comparison import link_validation_images, share_splits
@@ -152,7 +128,7 @@ def _demo_options(arguments):
     from nnunet_partial import demo
     from nnunet_partial.orchestration.comparison_steps import Options
 
-    made = demo.make_ready(arguments.out, _device(arguments), arguments.quick)
+    made = demo.make_ready(arguments.out, device_of(arguments), arguments.quick)
     settings = tuple(f"{k}={v}" for k, v in made.settings.items() if k != "seed")
     test = made.folder / "test"
     return Options(str(demo.DATASET), "3d_fullres", _methods(arguments), str(made.folder / "comparison"), name=arguments.name,

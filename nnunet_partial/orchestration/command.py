@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from nnunet_partial.errors import UserError, exit_on_user_error
-from nnunet_partial.orchestration.executors import KINDS, find_gpus, make_executor
+from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
 from nnunet_partial.orchestration.loop import Loop
 from nnunet_partial.orchestration.options import FILTERS, STRATEGIES, VALIDATIONS, Options
 
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what(made.add_argument_group("what is done (starting again needs the same)"))
-    _add_how(made.add_argument_group("how it is done (may change from start to start)"))
+    add_executor_options(made.add_argument_group("how it is done (may change from start to start)"))
     _add_verbs(made.add_argument_group("other than running"))
     return made
 
@@ -68,18 +68,6 @@ def _add_what(group) -> None:
                                                                                   "validation cases (default: final)")
 
 
-def _add_how(group) -> None:
-    group.add_argument("--executor", default="local", choices=KINDS, help="local: one process per GPU, in turn on the CPU; "
-                       "slurm; debug: in line (default: local)")
-    group.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="option of a SLURM job, as submitit "
-                       "names it: partition, time (minutes), gpus_per_node, cpus_per_task, mem, account, ...")
-    group.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="local: use these GPUs (default: all)")
-    group.add_argument("--processes", type=int, default=1, help="local, without a GPU: stages side by side (default: 1)")
-    group.add_argument("--retries", type=int, default=0, help="run a stage that failed again, this often (default: 0)")
-    group.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is a GPU, and with slurm; "
-                                                                        "else cpu")
-
-
 def _add_verbs(group) -> None:
     group.add_argument("--dry-run", action="store_true", help="print every command, run none")
     group.add_argument("--status", action="store_true", help="show how far the run is")
@@ -92,16 +80,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     arguments = parser().parse_args(argv)
     with exit_on_user_error():
         options = read_options(arguments)
-        device = _device(arguments)
+        device = device_of(arguments)
         if arguments.dry_run or arguments.status:
             loop = Loop(options, device=device)
             print(loop.status() if arguments.status else loop.dry_run())
             return
         loop = Loop(options, device=device)
         loop.check()
-        loop.executor = make_executor(arguments.executor, loop.layout.folder, gpus=_gpus(arguments, device),
-                                      slurm=read_slurm(arguments.slurm), retries=arguments.retries,
-                                      processes=arguments.processes)
+        loop.executor = executor_of(arguments, loop.layout.folder)
         try:
             model = loop.run(arguments.from_generation)
         except KeyboardInterrupt:
@@ -120,27 +106,6 @@ def read_options(arguments: argparse.Namespace) -> Options:
     if given["super_classes"] and not Path(given["super_classes"]).is_file():
         raise UserError(f"--super-classes {given['super_classes']} does not exist.")
     return Options(**given)
-
-
-def read_slurm(assignments: Sequence[str]) -> dict:
-    """``["time=60", "partition=gpu"]`` -> ``{"time": 60, "partition": "gpu"}``."""
-    options = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise UserError(f"--slurm {text}: write it as key=value, for example --slurm partition=gpu.")
-        options[name.replace("-", "_")] = int(value) if value.isdigit() else value
-    return options
-
-
-def _device(arguments: argparse.Namespace) -> str:
-    if arguments.device:
-        return arguments.device
-    return "cuda" if arguments.executor == "slurm" or arguments.gpus or find_gpus() else "cpu"
-
-
-def _gpus(arguments: argparse.Namespace, device: str) -> Optional[Sequence[int]]:
-    return () if device != "cuda" else arguments.gpus
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.labels import Annotations, CaseAnnotation
-from nnunet_partial.orchestration.command import read_slurm
+from nnunet_partial.orchestration.executor_options import read_slurm
 from nnunet_partial.orchestration.options import Options
 from nnunet_partial.orchestration.split import split_reference
 from nnunet_partial.orchestration.stages import Planner

@@ -1,0 +1,44 @@
+"""The arguments that say how commands are run: by which executor, where, how many side by side."""
+import argparse
+from pathlib import Path
+from typing import Sequence
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration.executors import KINDS, Executor, find_gpus, make_executor
+
+
+def add_executor_options(group) -> None:
+    """Add them to a parser or to a group of one."""
+    group.add_argument("--executor", default="local", choices=KINDS, help="local: one process per GPU, in turn on the CPU; "
+                       "slurm; debug: in line (default: local)")
+    group.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="option of a SLURM job, as submitit "
+                       "names it: partition, time (minutes), gpus_per_node, cpus_per_task, mem, account, ...")
+    group.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="local: use these GPUs (default: all)")
+    group.add_argument("--processes", type=int, default=1, help="local, without a GPU: jobs side by side (default: 1)")
+    group.add_argument("--retries", type=int, default=0, help="run a job that failed again, this often (default: 0)")
+    group.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is a GPU, and with slurm; "
+                                                                        "else cpu")
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device that was asked for, or the best one."""
+    if arguments.device:
+        return arguments.device
+    return "cuda" if arguments.executor == "slurm" or arguments.gpus or find_gpus() else "cpu"
+
+
+def executor_of(arguments: argparse.Namespace, folder: Path) -> Executor:
+    """The executor that was asked for, which keeps what it needs in ``folder``."""
+    return make_executor(arguments.executor, folder, gpus=arguments.gpus if device_of(arguments) == "cuda" else (),
+                         slurm=read_slurm(arguments.slurm), retries=arguments.retries, processes=arguments.processes)
+
+
+def read_slurm(assignments: Sequence[str]) -> dict:
+    """``["time=60", "partition=gpu"]`` -> ``{"time": 60, "partition": "gpu"}``."""
+    options = {}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise UserError(f"--slurm {text}: write it as key=value, for example --slurm partition=gpu.")
+        options[name.replace("-", "_")] = int(value) if value.isdigit() else value
+    return options
