@@ -24,6 +24,7 @@ EXAMPLE = """nnunet_partial compare 501 --methods naive,individual,partial,mskdp
 
 def add_arguments(parser):
     from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
+
     parser.add_argument("dataset", nargs="?", help="dataset id or name, planned and preprocessed")
     parser.add_argument("--demo", action="store_true", help="make phantoms, and compare on them; everything lies below --out, "
                         "under 25 minutes on two cores")
