@@ -16,6 +16,7 @@ from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 RUNNING_MEAN = 0.9  # as nnU-Net smooths its own pseudo Dice
+MOST_OF_THE_START = 0.05
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 
 
@@ -83,6 +84,16 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         super().on_train_start()
         if any(not i.num_updates for i in self.averages.values()):
             self._start_averages()  # pretrained weights come after the networks are built
+        if self.averages:
+            self._warn_of_slow_averages()
+
+    def _warn_of_slow_averages(self) -> None:
+        steps, decay = self.num_epochs * self.num_iterations_per_epoch, self.settings.co_training.ema_decay
+        share = decay ** steps  # of the first weights in the last average
+        if share > MOST_OF_THE_START:
+            self.print_to_log_file(f"WARNING: co_training.ema_decay {decay:g} averages over about {1 / (1 - decay):.0f} steps, and "
+                                   f"this training has {steps}: {share:.0%} of what is deployed would be the weights it began with. "
+                                   f"For so few steps set co_training.ema_decay={0.01 ** (1 / steps):.3f} or lower.")
 
     @property
     def candidates(self) -> dict:

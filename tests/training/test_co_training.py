@@ -1,6 +1,7 @@
 """Self-training and co-training on a label directory of the tiny dataset."""
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,17 @@ def test_averages_are_the_closed_form(tiny, plans, trainer, own_results):
                 expected = expected + 0.001 * 0.999 ** (3 - i) * weights[key].double()
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
     assert made.ramp_up() == gaussian(1.5, 0.5) and made.steps_of_epoch == 3
+
+
+@pytest.mark.parametrize("decay, steps, said", ((0.999, 360, "70% of what is deployed.* set co_training.ema_decay=0.987 or lower"),
+                                                (0.999, 250000, None), (0.987, 360, None), (0, 2, None)))
+def test_an_average_that_would_keep_its_start_is_warned_of(tiny, plans, trainer, own_results, decay, steps, said):
+    settings = {"num_epochs": 2, "num_iterations_per_epoch": steps // 2, "co_training": {"ema_decay": decay}}
+    made = trainer("nnUNetTrainerCoTraining", write_variant(tiny.id, "slow", settings, plans, overwrite=True).stem)
+    made.initialize()
+    made._warn_of_slow_averages()
+    log = open(made.log_file).read()
+    assert re.search(said, log) if said else "WARNING" not in log
 
 
 @pytest.mark.parametrize("name, networks, averages", zip(FAMILY, (2, 2, 1, 2, 2), (2, 0, 1, 2, 2)))
