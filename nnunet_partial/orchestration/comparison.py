@@ -8,7 +8,7 @@ import shlex
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any, Mapping, Optional
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
@@ -29,6 +29,7 @@ class Comparison:
         self.out = Path(options.out)
         self.steps = self.planner.steps()
         self._by_name = {i.name: i for i in self.steps}
+        self._begun, self._ended = set(), set()
 
     def run(self) -> Path:
         """Do what is left and return the page."""
@@ -38,8 +39,7 @@ class Comparison:
             raise UserError(f"another comparison works in {self.out}. Wait for it, end it, or choose another --out.")
         with handle:
             self._check_arguments()
-            for wave in waves(self.steps):
-                self._do([i for i in wave if not self.is_done(i)])
+            self.executor.run(self._next(), self._after)
         return self.out / "report.html"
 
     def overview(self) -> str:
@@ -98,26 +98,46 @@ class Comparison:
 
     # ---- doing
 
-    def _do(self, steps: Sequence[Step]) -> None:
-        light = make_executor("debug", self.out)
-        for executor, chosen in ((self.executor, [i for i in steps if not i.light]), (light, [i for i in steps if i.light])):
-            if chosen:
-                self._run(executor, chosen)
+    def _next(self) -> list:
+        """Jobs of the steps whose needs have ended. What is done already, and light steps, which are run here, end at once."""
+        jobs = []
+        while True:
+            ready = [i for i in self.steps if i.name not in self._begun and self._ended.issuperset(i.needs)]
+            if not ready:
+                return jobs
+            for step in ready:
+                self._begun.add(step.name)
+                if self.is_done(step):
+                    self._ended.add(step.name)
+                    continue
+                job = self._prepare(step)
+                if step.light:
+                    make_executor("debug", self.out).run([job])
+                    self._end(step)
+                else:
+                    jobs.append(job)
 
-    def _run(self, executor: Executor, steps: Sequence[Step]) -> None:
-        for step in steps:
-            if step.part == "report":
-                write_json(self.commands(), self.out / "commands.json")
-            if step.taken is not None:
-                self._check_training(step)
-            self._make_room(step)
-            print(f"{step.name}: {shlex.join(step.argv)}", flush=True)
-        executor.run([Job(i.name, i.argv, self.out / "logs" / f"{i.name}.log") for i in steps])
-        for step in steps:
-            missing = next((i for i in step.outputs if not i.is_file()), None)
-            if missing is not None:
-                raise UserError(f"{step.name} ended well but did not write {missing}. Its output is in "
-                                f"{self.out / 'logs' / step.name}.log.")
+    def _after(self, name: str) -> list:
+        self._end(self._by_name[name])
+        return self._next()
+
+    def _prepare(self, step: Step) -> Job:
+        if step.part == "report":
+            write_json(self.commands(), self.out / "commands.json")
+        if step.taken is not None:
+            self._check_training(step)
+        self._make_room(step)
+        print(f"{step.name}: {shlex.join(step.argv)}", flush=True)
+        return Job(step.name, step.argv, self._log(step))
+
+    def _end(self, step: Step) -> None:
+        missing = next((i for i in step.outputs if not i.is_file()), None)
+        if missing is not None:
+            raise UserError(f"{step.name} ended well but did not write {missing}. Its output is in {self._log(step)}.")
+        self._ended.add(step.name)
+
+    def _log(self, step: Step) -> Path:
+        return self.out / "logs" / f"{step.name}.log"
 
     def _check_training(self, step: Step) -> None:
         """A training goes on from its checkpoint: neither with other settings, nor on other labels or teachers."""

@@ -12,9 +12,10 @@ import sys
 import time
 import uuid
 from abc import ABC, abstractmethod
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Mapping, Optional, Protocol, Sequence
+from typing import Any, Callable, Mapping, Optional, Protocol, Sequence
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
@@ -28,6 +29,7 @@ QUEUE_POLL_S = 10.0
 # a job that left the queue may have written its result on a node whose files are seen here a little later
 GRACE_S = 30.0
 REQUEUES = 20
+MOST_QUEUED = 200  # clusters limit the jobs of a user
 _YEAR_MIN = 365 * 24 * 60  # submitit ends local jobs after 2 minutes unless told otherwise
 _SLURM_MIN = 24 * 60
 
@@ -44,10 +46,12 @@ class Job:
 class Executor(Protocol):
     """Runs jobs."""
 
-    def run(self, jobs: Sequence[Job]) -> list:
+    def run(self, jobs: Sequence[Job], more: Optional[Callable[[str], Sequence[Job]]] = None) -> list:
         """Run ``jobs``, side by side where there is room; returns the seconds that each took.
 
-        All are given the time to end. Raises :class:`UserError` with the last lines of the log of the first that failed.
+        ``more``: called with the name of each job that ended well; returns the jobs that can run now because it has ended.
+        All are given the time to end. Raises :class:`UserError` with the last lines of the log of the first that failed;
+        once one has, ``more`` is not called again.
         """
 
 
@@ -123,7 +127,7 @@ class _FileExecutor(ABC):
     # ---- what they differ in
 
     @abstractmethod
-    def slots(self, jobs: Sequence[Job]) -> list:
+    def slots(self) -> list:
         """A place for each job that may run at the same time."""
 
     @abstractmethod
@@ -142,15 +146,16 @@ class _FileExecutor(ABC):
         """Whether a job that ended without a result is to be started again."""
         return False
 
-    def share(self, jobs: Sequence[Job]) -> int:
-        """Jobs among which this machine's cores are divided."""
+    def share(self, jobs: int) -> int:
+        """Jobs among which this machine's cores are divided, where there are so many jobs."""
         return 1
 
     # ---- the loop
 
-    def run(self, jobs: Sequence[Job]) -> list:
+    def run(self, jobs: Sequence[Job], more: Optional[Callable[[str], Sequence[Job]]] = None) -> list:
         waiting, running, seconds, errors = list(jobs), [], {}, []
-        free, share, attempts = self.slots(jobs), self.share(jobs), {i.name: 0 for i in jobs}
+        free, attempts = self.slots(), Counter()
+        share = self.share(len(free) if more else len(jobs))
         try:
             while waiting or running:
                 while waiting and free:
@@ -164,6 +169,11 @@ class _FileExecutor(ABC):
                     outcome = runner.read_result(one.folder, one.token)
                     if outcome and outcome["exit_code"] == 0:
                         seconds[one.job.name] = float(outcome["seconds"])
+                        if more and not errors:
+                            try:
+                                waiting += more(one.job.name)
+                            except UserError as error:
+                                errors.append(error)
                         continue
                     attempts[one.job.name] += 1
                     limit = REQUEUES if outcome is None and self.interrupted(one) else self.retries
@@ -230,7 +240,7 @@ class _FileExecutor(ABC):
 class DebugExecutor(_FileExecutor):
     """One job after the other, in line."""
 
-    def slots(self, jobs: Sequence[Job]) -> list:
+    def slots(self) -> list:
         return [None]
 
     def start(self, running: _Running) -> None:
@@ -261,11 +271,11 @@ class LocalExecutor(_FileExecutor):
         super().__init__(folder, retries)
         self.gpus, self.processes = list(gpus), processes
 
-    def slots(self, jobs: Sequence[Job]) -> list:
+    def slots(self) -> list:
         return [str(i) for i in self.gpus] or [None] * self.processes
 
-    def share(self, jobs: Sequence[Job]) -> int:
-        return max(1, min(len(self.slots(jobs)), len(jobs)))
+    def share(self, jobs: int) -> int:
+        return max(1, min(len(self.slots()), jobs))
 
     def environment(self, slot: Any) -> dict:
         return {"CUDA_VISIBLE_DEVICES": "" if slot is None else slot}
@@ -290,7 +300,7 @@ class LocalExecutor(_FileExecutor):
 
 
 class SlurmExecutor(_FileExecutor):
-    """Jobs of a SLURM cluster, all at once. The folder must be seen by every node.
+    """Jobs of a SLURM cluster, up to ``MOST_QUEUED`` at once. The folder must be seen by every node.
 
     A job that was ended by its time limit, by preemption or by a failing node is handed in again; a stage goes on where
     it was. Job states come from squeue, which also works on clusters without accounting.
@@ -304,8 +314,8 @@ class SlurmExecutor(_FileExecutor):
         self.options = dict(options)
         self._states, self._asked = {}, 0.0
 
-    def slots(self, jobs: Sequence[Job]) -> list:
-        return [None] * len(jobs)
+    def slots(self) -> list:
+        return [None] * MOST_QUEUED
 
     def start(self, running: _Running) -> None:
         import submitit

@@ -19,6 +19,7 @@ import pytest
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration.comparison_steps import Options, Planner, waves
+from nnunet_partial.orchestration.executors import make_executor
 from nnunet_partial.orchestration.methods import METHODS, find_methods
 
 DATASET, FULL = "Dataset777_Stub", "Dataset778_Full"
@@ -380,6 +381,29 @@ def test_killed_and_started_again_it_continues(place, finished, seed):
 def test_the_local_executor_gives_the_same(place, finished):
     place.compare("--executor", "local")
     assert place.results() == finished.results()
+
+
+class LastFirst:
+    """An executor that runs what was handed to it last, so that nothing ends in the planned order."""
+
+    def __init__(self, folder):
+        self.one, self.order = make_executor("debug", folder), []
+
+    def run(self, jobs, more):
+        waiting = list(jobs)
+        while waiting:
+            self.order.append(waiting.pop())
+            self.one.run([self.order[-1]])
+            waiting += more(self.order[-1].name)
+
+
+def test_a_step_waits_for_nothing_but_what_it_needs(place, finished, monkeypatch):
+    executor = LastFirst(place.out)
+    monkeypatch.setattr("nnunet_partial.commands.compare.executor_of", lambda *_: executor)
+    place.compare()
+    assert place.results() == finished.results()
+    names = [i.name for i in executor.order]
+    assert names.index("s0-selftraining-predict") < names.index("s0-naive-train-fold0")
 
 
 def test_cross_validation_without_a_test_set(place):

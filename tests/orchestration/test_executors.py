@@ -49,6 +49,38 @@ def test_one_job_per_gpu_side_by_side(tmp_path):
     assert given == {"3", "5"}
 
 
+@pytest.mark.parametrize("kind", ("debug", "local"))
+def test_what_a_job_makes_possible_runs_beside_what_still_runs(tmp_path, kind):
+    """The slow job ends when the follower of the quick one has run: waiting for both before any follower would never end."""
+    slow = f"for i in $(seq 600); do test -e {tmp_path}/follower && exit 0; sleep 0.05; done; exit 1"
+    jobs = {"quick": shell(tmp_path, "quick", "true"), "slow": shell(tmp_path, "slow", slow if kind == "local" else "true"),
+            "follower": shell(tmp_path, "follower", f"touch {tmp_path}/follower")}
+    ended = []
+
+    def more(name):
+        ended.append(name)
+        return [jobs["follower"]] if name == "quick" else []
+
+    seconds = make_executor(kind, tmp_path, gpus=(), processes=2).run([jobs["slow"], jobs["quick"]], more)
+    assert len(seconds) == 2 and sorted(ended) == sorted(jobs)
+
+
+def test_after_a_failure_nothing_more_is_asked_for(tmp_path):
+    asked = []
+    jobs = [shell(tmp_path, "bad", "exit 3"), shell(tmp_path, "good", f"touch {tmp_path}/done")]
+    with pytest.raises(UserError, match="bad ended with exit code 3"):
+        make_executor("debug", tmp_path).run(jobs, lambda name: asked.append(name) or [])
+    assert asked == [] and (tmp_path / "done").exists()
+
+    def refuse(name):
+        raise UserError(f"{name} is not what was wanted.")
+
+    (tmp_path / "done").unlink()
+    with pytest.raises(UserError, match="first is not what was wanted"):
+        make_executor("debug", tmp_path).run([shell(tmp_path, "first", "true"), jobs[1]], refuse)
+    assert (tmp_path / "done").exists()
+
+
 def test_wrong_choices_are_refused(tmp_path):
     with pytest.raises(UserError, match="local, slurm, debug"):
         make_executor("cloud", tmp_path)
