@@ -26,6 +26,7 @@ from nnunet_partial.inference import coarse_to_fine as c2f
 from nnunet_partial.inference.coarse_to_fine import CoarseToFineSettings
 from nnunet_partial.inference.pseudo_labels import sha256
 from nnunet_partial.labels import foreground_classes
+from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network
 from nnunet_partial.settings import read_settings
 
@@ -113,7 +114,8 @@ def load_stage(model: Union[str, PathLike], stage: str, fold: Any = 0, checkpoin
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
     with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches the trainer
         loaded = load_network(TeacherFiles(stage, folder, file, classes))
-    return Stage(loaded.network, description, dataset_json["labels"], file, device)
+    network = use_onednn_convolutions(loaded.network) if device.type == "cpu" else loaded.network
+    return Stage(network, description, dataset_json["labels"], file, device)
 
 
 def model_folder(model: Union[str, PathLike], trainer: str = TRAINER) -> Path:

@@ -10,6 +10,10 @@ from functools import partial
 import torch
 from torch import nn
 
+# channels of a depthwise convolution that are convolved together in prediction: oneDNN lays its input and output out anew,
+# which for all channels at once takes twice their memory
+DEPTHWISE_AT_ONCE = 16
+
 
 def use_onednn_convolutions(network: nn.Module) -> nn.Module:
     """Let every plain 3D convolution of ``network`` run through oneDNN, where torch has it; for prediction on the CPU.
@@ -19,7 +23,8 @@ def use_onednn_convolutions(network: nn.Module) -> nn.Module:
     """
     if torch.backends.mkldnn.is_available():
         for module in network.modules():
-            if type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            covered = type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+            if covered and max(module.kernel_size) > 1:  # without neighbours torch multiplies matrices, which needs less memory
                 module.forward = partial(_convolve, module)
     return network
 
@@ -42,5 +47,19 @@ def onednn_convolutions(network: nn.Module):
 def _convolve(module: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
     if x.device.type != "cpu" or x.dtype != torch.float32 or x.dim() != 5:
         return type(module).forward(module, x)
-    return torch.mkldnn_convolution(x, module.weight, module.bias, module.padding, module.stride, module.dilation,
-                                    module.groups)
+    depthwise = module.groups == module.in_channels == module.out_channels
+    if not depthwise or module.groups <= DEPTHWISE_AT_ONCE or torch.is_grad_enabled():
+        return _onednn(module, x, slice(None), module.groups)
+    first = _onednn(module, x, slice(DEPTHWISE_AT_ONCE), DEPTHWISE_AT_ONCE)
+    result = first.new_empty(len(first), module.groups, *first.shape[2:])
+    result[:, :DEPTHWISE_AT_ONCE] = first
+    for i in range(DEPTHWISE_AT_ONCE, module.groups, DEPTHWISE_AT_ONCE):
+        number = min(DEPTHWISE_AT_ONCE, module.groups - i)
+        result[:, i:i + number] = _onednn(module, x, slice(i, i + number), number)
+    return result
+
+
+def _onednn(module: nn.Conv3d, x: torch.Tensor, channels: slice, groups: int) -> torch.Tensor:
+    bias = None if module.bias is None else module.bias[channels]
+    return torch.mkldnn_convolution(x[:, channels], module.weight[channels], bias, module.padding, module.stride,
+                                    module.dilation, groups)

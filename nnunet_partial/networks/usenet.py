@@ -159,11 +159,11 @@ class USENetDecoder(nn.Module):
         self.upsamplings, self.excitations = nn.ModuleList(upsamplings), nn.ModuleList(excitations)
         self.stages, self.seg_layers = nn.ModuleList(stages), nn.ModuleList(seg_layers)
 
-    def forward(self, skips: Sequence[torch.Tensor]) -> Union[torch.Tensor, List[torch.Tensor]]:
-        x, outputs = skips[-1], []
-        levels = zip(self.upsamplings, self.excitations, self.stages, self.seg_layers, reversed(skips[:-1]))
-        for upsampling, excitation, stage, seg_layer, skip in levels:
-            x = stage(torch.cat((excitation(upsampling(x)), excitation(skip)), dim=1))
+    def forward(self, skips: List[torch.Tensor]) -> Union[torch.Tensor, List[torch.Tensor]]:
+        """``skips`` is emptied: in prediction each tensor is released as soon as it has been used."""
+        x, outputs = skips.pop(), []
+        for upsampling, excitation, stage, seg_layer in zip(self.upsamplings, self.excitations, self.stages, self.seg_layers):
+            x = stage(torch.cat((excitation(upsampling(x)), excitation(skips.pop())), dim=1))
             if self.deep_supervision:
                 outputs.append(seg_layer(x))
         return outputs[::-1] if self.deep_supervision else self.seg_layers[-1](x)

@@ -29,8 +29,22 @@ def test_a_whole_network_and_later_weights():
         torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", (16, 17, 40))
+@pytest.mark.parametrize("bias", (True, False))
+def test_depthwise_in_parts(channels, bias):
+    torch.manual_seed(0)
+    layer = nn.Conv3d(channels, channels, 3, (1, 2, 1), 1, groups=channels, bias=bias)
+    x = torch.randn(2, channels, 6, 7, 5)
+    expected = layer.double()(x.double())
+    layer = use_onednn_convolutions(layer.float())
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x).double(), expected, rtol=1e-5, atol=1e-5)
+    layer(x).sum().backward()  # with gradients all channels at once
+    assert layer.weight.grad.abs().min() > 0
+
+
 def test_what_it_does_not_cover_is_left_to_torch():
-    layers = [nn.Conv3d(2, 2, 3, padding="same"), nn.Conv3d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 3)]
+    layers = [nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 3, padding="same"), nn.Conv3d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 3)]
     assert not any("forward" in vars(use_onednn_convolutions(i)) for i in layers)
     layer = use_onednn_convolutions(nn.Conv3d(2, 2, 3).double())
     assert layer(torch.randn(1, 2, 4, 4, 4, dtype=torch.float64)).dtype == torch.float64
