@@ -2,7 +2,8 @@
 
 For a batch of one and few channels (below about 20,000 values in channels x the first two axes) torch picks its reference
 kernel for 3D convolutions where it picks oneDNN for anything larger. Prediction by sliding window sends one patch at a
-time, so a small network runs up to five times slower than it does per patch of a batch.
+time, so a small network runs up to five times slower than it does per patch of a batch. Depthwise convolutions go through
+oneDNN in parts, which bounds the memory of its copies.
 """
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +17,7 @@ DEPTHWISE_AT_ONCE = 16
 
 
 def use_onednn_convolutions(network: nn.Module) -> nn.Module:
-    """Let every plain 3D convolution of ``network`` run through oneDNN, where torch has it; for prediction on the CPU.
+    """Let every plain 3D convolution of more than one voxel run through oneDNN, where torch has it; for prediction on the CPU.
 
     The network is changed and returned. Weights stay where they are, so loading a state dict afterwards works; results
     are the same to rounding.
