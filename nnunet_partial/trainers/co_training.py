@@ -16,7 +16,7 @@ from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 RUNNING_MEAN = 0.9  # as nnU-Net smooths its own pseudo Dice
-MOST_OF_THE_START = 0.05
+MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 
 

@@ -26,9 +26,8 @@ from nnunet_partial.variants import write_variant
 CLASSES = ("liver", "kidney", "pancreas")
 OPTIONS = {"dataset": "Dataset501_Tiny", "configuration": "3d_fullres", "plans": "nnUNetPlans_tiny", "generations": 2,
            "fine_tune_epochs": 1, "disable_tta": True, "validation": "none"}
-
-
 FORKED_COMMAND = Path(__file__).with_name("forked_command.py")
+
 
 # ---- commands in forked processes, which spare importing torch
 
