@@ -1,5 +1,6 @@
 """Files that are either old or new, never half-written; and checkpoints that are read without running code."""
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -8,7 +9,7 @@ import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Collection, Iterator, Optional, Union
+from typing import Any, Callable, Collection, Iterator, Mapping, Optional, Union
 
 from nnunet_partial.errors import UserError
 
@@ -90,6 +91,30 @@ def read_names(path: PathLike) -> list:
     if not names:
         raise UserError(f"{path} names nothing. Write one name a line.")
     return names
+
+
+def claim(file: PathLike, request: Mapping[str, Any], what: str) -> None:
+    """Note in ``file`` what its folder is made from, before anything is made there.
+
+    Raises :class:`UserError`, which calls the content ``what``, if the note says that it is made from something else.
+    """
+    file = Path(file)
+    found: Optional[Mapping] = read_json(file) if file.is_file() else None
+    if found is not None and found != request:
+        wrong = next((i for i in request if found.get(i) != request[i]), "request")
+        raise UserError(f"{file.parent} holds {what}: {wrong} was {str(found.get(wrong))[:80]}, now {str(request[wrong])[:80]}. "
+                        f"Choose another folder or id, or replace it with --overwrite.")
+    if found != request:
+        write_json(request, file)
+
+
+def sha256(file: PathLike) -> str:
+    """Hash of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as handle:
+        for piece in iter(lambda: handle.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict:

@@ -1,4 +1,5 @@
 """``nnunet_partial coarse-to-fine prepare|train|predict``."""
+from nnunet_partial.commands import device
 
 DESCRIPTION = """Find the organs in the whole scan at low resolution, then segment their box in one pass.
 
@@ -40,7 +41,7 @@ def _add_train(parser):
     parser.add_argument("dataset", help="id of a prepared dataset")
     parser.add_argument("--fold", default="0", help="default: 0")
     parser.add_argument("--trainer", default=_TRAINER, help=f"default: {_TRAINER}")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
+    device.add_argument(parser)
 
 
 def _add_predict(parser):
@@ -59,7 +60,7 @@ def _add_models(parser, *stages):
     parser.add_argument("--trainer", default=_TRAINER, help=f"of models named by id (default: {_TRAINER})")
     parser.add_argument("--fold", default="0", help="of the models (default: 0)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
+    device.add_argument(parser)
 
 
 def run(arguments):
@@ -97,7 +98,7 @@ def _train(arguments):
         raise UserError(f"{file.with_name('dataset.json')} is not of a dataset that coarse-to-fine prepare has made.")
     results = paths.root("nnUNet_results") / paths.dataset_name(arguments.dataset)
     place = Study(int(file.parent.name[7:10]), plans, CONFIGURATION, Path(), Path(), results, arguments.fold,
-                  str(_device(arguments)))
+                  device.chosen(arguments))
     place.train(arguments.trainer, plans)
     model = paths.model_folder(arguments.dataset, arguments.trainer, plans, CONFIGURATION)
     following = (f"nnunet_partial coarse-to-fine prepare fine {content['source']} --id N --coarse {model}"
@@ -118,11 +119,11 @@ def _predict(arguments):
         _report(arguments.efficiency, [i.result for i in measured], coarse, fine)
 
 
-def _measuring(measured, device):
+def _measuring(measured, where):
     from nnunet_partial.inference.efficiency import Measurement
 
     def around(case):
-        measured.append(Measurement(case, device))
+        measured.append(Measurement(case, where))
         return measured[-1]
     return around
 
@@ -136,18 +137,9 @@ def _report(file, results, coarse, fine):
 
 
 def _load(arguments, stage):
-    from nnunet_partial.inference.stages import load_stage
-
-    return load_stage(getattr(arguments, stage), stage, arguments.fold, arguments.checkpoint, _device(arguments),
-                      arguments.trainer)
-
-
-def _device(arguments):
     import torch
 
-    from nnunet_partial.errors import UserError
+    from nnunet_partial.inference.stages import load_stage
 
-    name = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device. Use --device cpu.")
-    return torch.device(name)
+    return load_stage(getattr(arguments, stage), stage, arguments.fold, arguments.checkpoint,
+                      torch.device(device.chosen(arguments)), arguments.trainer)

@@ -1,4 +1,5 @@
 """``nnunet_partial efficiency``."""
+from nnunet_partial.commands import device
 
 DESCRIPTION = """Measure what prediction costs, model beside model: wall time, peak memory, the areas under the
 GPU-memory-time and CPU-time curves (the measures of the FLARE challenge), parameters and multiply-accumulates.
@@ -24,22 +25,17 @@ def add_arguments(parser):
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring in nnU-Net's sliding window; coarse to "
                                                                    "fine never mirrors")
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
+    device.add_argument(parser)
 
 
 def run(arguments):
-    import torch
-
     from nnunet_partial.errors import UserError
     from nnunet_partial.inference.comparison import compare
     from nnunet_partial.inference.efficiency import table, write_report
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device. Use --device cpu.")
     if arguments.cases is not None and arguments.cases < 1:
         raise UserError(f"--cases {arguments.cases}: at least one case is needed.")
-    content = compare(_contenders(arguments), arguments.images, device, arguments.cases)
+    content = compare(_contenders(arguments), arguments.images, device.chosen(arguments), arguments.cases)
     write_report(content, arguments.out)
     print(f"{table(content)}wrote {arguments.out}")
 

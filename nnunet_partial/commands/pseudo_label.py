@@ -1,4 +1,5 @@
 """``nnunet_partial pseudo-label``."""
+from nnunet_partial.commands import device
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
 know them, in preprocessed space.
@@ -32,7 +33,7 @@ def add_arguments(parser):
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
-    parser.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is one, else cpu")
+    device.add_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do cases again that were made from something else")
 
 
@@ -82,7 +83,5 @@ def _devices(arguments):
         if missing:
             raise UserError(f"--gpus {missing[0]}: this machine has {torch.cuda.device_count()} GPUs, counted from 0.")
         return [f"cuda:{i}" for i in arguments.gpus]
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: this machine has no CUDA device. Use --device cpu.")
-    return [device] * (arguments.processes if device == "cpu" else 1)
+    name = device.chosen(arguments)
+    return [name] * (arguments.processes if name == "cpu" else 1)

@@ -35,9 +35,23 @@ def stratified_splits(annotations: Annotations, cases: Sequence[str]) -> list:
 def training_cases(folder: Path, annotations: Annotations, fold: Union[int, str]) -> list:
     """Training cases of a fold as the trainers have them; splits_final.json is written if it has to be."""
     if fold == "all":
-        if annotations.is_partial:
-            return list(annotations.cases)
-        return sorted(i.name[:-len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
+        return all_cases(folder, annotations)
+    return _split(folder, annotations, fold)["train"]
+
+
+def validation_cases(folder: Path, annotations: Annotations, fold: Union[int, str]) -> list:
+    """Validation cases of a fold as the trainers have them; those of fold ``all`` are all cases, as in nnU-Net."""
+    return all_cases(folder, annotations) if fold == "all" else _split(folder, annotations, fold)["val"]
+
+
+def all_cases(folder: Path, annotations: Annotations) -> list:
+    """Every case of a preprocessed dataset."""
+    if annotations.is_partial:
+        return list(annotations.cases)
+    return sorted(i.name[:-len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
+
+
+def _split(folder: Path, annotations: Annotations, fold: Union[int, str]) -> dict:
     file = folder / "splits_final.json"
     if not file.is_file():
         if not annotations.is_partial:
@@ -47,7 +61,7 @@ def training_cases(folder: Path, annotations: Annotations, fold: Union[int, str]
     splits = read_json(file)
     if not str(fold).isdigit() or int(fold) >= len(splits):
         raise UserError(f"--fold {fold}: {file} has the folds 0 to {len(splits) - 1}; 'all' takes every case.")
-    return splits[int(fold)]["train"]
+    return splits[int(fold)]
 
 
 def _folds(cases: Sequence[str], sources: Sequence[str]) -> list:

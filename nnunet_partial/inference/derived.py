@@ -19,11 +19,10 @@ from nnunet_partial.data import images
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import atomic_path, read_json, write_json, write_text
+from nnunet_partial.files import atomic_path, claim, read_json, sha256, write_json, write_text
 from nnunet_partial.inference import coarse_to_fine as c2f
 from nnunet_partial.inference.coarse_to_fine import CoarseToFineSettings
-from nnunet_partial.inference.pseudo_labels import sha256
-from nnunet_partial.inference.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage, claim
+from nnunet_partial.inference.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.settings import RunSettings, read_settings
@@ -67,7 +66,7 @@ def prepare(stage: str, dataset: Union[int, str], dataset_id: int, name: Optiona
     derivation = derive(stage, dataset, dataset_id, name, own, coarse)
     if overwrite and (derivation.folder / REQUEST).is_file():  # nothing that we have not made
         shutil.rmtree(derivation.folder)
-    claim(derivation.folder, derivation.request(), "volumes made from something else")
+    claim(derivation.folder / REQUEST, derivation.request(), "volumes made from something else")
     write_volumes(derivation, processes, progress)
     if not plan:
         return derivation.folder

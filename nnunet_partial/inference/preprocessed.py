@@ -19,6 +19,38 @@ from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load
 CHECKPOINT = "checkpoint_final.pth"
 
 
+def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: str) -> Path:
+    """Where the preprocessed cases of ``configuration`` lie; ``folder`` is the dataset's in nnUNet_preprocessed.
+
+    Raises :class:`UserError` for a configuration that the plans lack, or that is not preprocessed.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    name = plans["plans_name"]
+    if plans["configurations"].get(configuration) is None:
+        raise UserError(f"plans {name} have no configuration {configuration!r}. They have: "
+                        f"{', '.join(plans['configurations'])}.")
+    images = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
+    if not images.is_dir():
+        raise UserError(f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name "
+                        f"{name} -c {configuration}")
+    return images
+
+
+def require_case(images: Path, case: str) -> None:
+    """Raises :class:`UserError` for a case that is not among the preprocessed ones."""
+    if not (images / f"{case}_seg.b2nd").is_file():
+        raise UserError(f"{images / case}_seg.b2nd does not exist. Preprocess the dataset again.")
+
+
+def load_case(images: Path, case: str) -> tuple:
+    """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    data, seg, _, properties = nnUNetDatasetBlosc2(str(images), [case]).load_case(case)
+    return np.asarray(data[:]), np.array(seg[:]), properties
+
+
 def find_model(folder: PathLike, fold: Any, classes: Sequence[str], plans: Mapping[str, Any], configuration: str,
                checkpoint: str = CHECKPOINT) -> TeacherFiles:
     """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads JSON only.
@@ -33,7 +65,7 @@ def find_model(folder: PathLike, fold: Any, classes: Sequence[str], plans: Mappi
                         f"name the folder of one fold.")
     model = file.parent.parent
     theirs = read_json(model / "plans.json", "A model folder holds it.")
-    for name, found, expected in preprocessing_pairs(theirs, plans, configuration):
+    for name, found, expected in preprocessing_pairs(theirs, plans, configuration, model):
         if found != expected:
             raise UserError(f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
                             f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "

@@ -3,7 +3,6 @@
 Huang et al. 2020, section 3 (the pseudo-annotated dataset), for any mixture of annotated sets. All of it happens in
 preprocessed space; what comes out is a label directory (:mod:`nnunet_partial.data.label_directory`).
 """
-import hashlib
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,9 +20,9 @@ from nnunet_partial.data import label_directory
 from nnunet_partial.data.parallel import start_worker
 from nnunet_partial.data.splits import training_cases
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_predictor, predict_logits,
-                                                   restricted_prediction)
+from nnunet_partial.files import PathLike, read_json, sha256
+from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_case, load_predictor, predict_logits,
+                                                   preprocessed_images, require_case, restricted_prediction)
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.networks.teachers import TeacherFiles, find_teachers
 from nnunet_partial.settings import RunSettings
@@ -109,13 +108,7 @@ def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: st
     plans = read_json(paths.plans_file(folder.name, plans_name))
     dataset_json = read_json(folder / "dataset.json")
     annotations = Annotations.from_dataset_json(dataset_json, str(folder / "dataset.json"))
-    if plans["configurations"].get(configuration) is None:
-        raise UserError(f"plans {plans_name} have no configuration {configuration!r}. They have: "
-                        f"{', '.join(plans['configurations'])}.")
-    images = folder / _data_identifier(plans, configuration)
-    if not images.is_dir():
-        raise UserError(f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name "
-                        f"{plans_name} -c {configuration}")
+    images = preprocessed_images(folder, plans, configuration)
     files = _find_models(sources, annotations, plans, configuration, fold, checkpoint)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
@@ -123,12 +116,6 @@ def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: st
                         f"{', '.join(annotations.classes)}.")
     return Task(out, images, plans, configuration, dataset_json, [Model(i, sha256(i.checkpoint)) for i in files],
                 tuple(largest_component or ()), mirroring, super_classes)
-
-
-def _data_identifier(plans: Mapping[str, Any], configuration: str) -> str:
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    return PlansManager(dict(plans)).get_configuration(configuration).data_identifier
 
 
 def _find_models(sources: Sequence[str], annotations: Annotations, plans: Mapping[str, Any], configuration: str,
@@ -150,8 +137,7 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
     """Cases that are not done. Raises :class:`UserError` for one that was made from something else."""
     todo = []
     for case in cases:
-        if not (task.images / f"{case}_seg.b2nd").is_file():
-            raise UserError(f"{task.images / case}_seg.b2nd does not exist. Preprocess the dataset again.")
+        require_case(task.images, case)
         record, inputs = label_directory.read_record(task.out, case), task.inputs(case)
         if record is None or record.get("inputs") != inputs:
             if record is not None and not overwrite:
@@ -176,15 +162,6 @@ def _header(task: Task, plans_name: str, fold: Any) -> dict:
 
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def sha256(file: PathLike) -> str:
-    """Hash of a file's content, read in pieces."""
-    digest = hashlib.sha256()
-    with open(file, "rb") as handle:
-        for piece in iter(lambda: handle.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 # ---- processes
@@ -256,7 +233,7 @@ class Labeller:
 
     def __call__(self, case: str) -> None:
         """Write one case to the label directory."""
-        image, truth, properties = _load(self.task.images, case)
+        image, truth, properties = load_case(self.task.images, case)
         inputs = self.task.inputs(case)
         annotated = self.annotations.of(case).annotated
         models = [i for i in self.task.models if _lacking(i, annotated)]
@@ -346,11 +323,3 @@ def voxel_volume_mm3(original_spacing_mm: Sequence[float], transpose: Sequence[i
     ``spacing_mm`` has two entries and leaves the distance of slices as it was."""
     slices = [original_spacing_mm[transpose[0]]] if len(spacing_mm) == 2 else []
     return float(np.prod([*slices, *spacing_mm]))
-
-
-def _load(images: Path, case: str) -> tuple:
-    """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-
-    data, seg, _, properties = nnUNetDatasetBlosc2(str(images), [case]).load_case(case)
-    return np.asarray(data[:]), np.array(seg[:]), properties

@@ -11,7 +11,7 @@ import re
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Mapping, Sequence, Union
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,10 +21,9 @@ from tqdm import tqdm
 from nnunet_partial import paths
 from nnunet_partial.data import images
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, read_json, write_json
+from nnunet_partial.files import PathLike, claim, read_json, sha256
 from nnunet_partial.inference import coarse_to_fine as c2f
 from nnunet_partial.inference.coarse_to_fine import CoarseToFineSettings
-from nnunet_partial.inference.pseudo_labels import sha256
 from nnunet_partial.labels import foreground_classes
 from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network
@@ -163,7 +162,7 @@ def predict_folder(folder: PathLike, out: PathLike, coarse: Stage, fine: Stage, 
     if overwrite:
         for file in (REQUEST, *(f"{i}{ending}" for i in cases)):
             (out / file).unlink(missing_ok=True)
-    claim(out, request, "predictions of other models")
+    claim(out / REQUEST, request, "predictions of other models")
     todo = [i for i in cases if not (out / f"{i}{ending}").is_file()]
     for case in tqdm(todo, desc="coarse to fine", disable=None if progress else True, unit="case"):
         with around(case):
@@ -183,15 +182,3 @@ def cases_of(folder: PathLike, file_ending: str) -> dict:
     if not cases:
         raise UserError(f"{folder} holds no image CASE_0000{file_ending}.")
     return cases
-
-
-def claim(folder: Path, request: Mapping[str, Any], what: str) -> None:
-    """Note in ``folder`` what its files are made from. Raises :class:`UserError` if they are made from something else."""
-    file = folder / REQUEST
-    found: Optional[Mapping] = read_json(file) if file.is_file() else None
-    if found is not None and found != request:
-        wrong = next((i for i in request if found.get(i) != request[i]), "request")
-        raise UserError(f"{folder} holds {what}: {wrong} was {str(found.get(wrong))[:80]}, now {str(request[wrong])[:80]}. "
-                        f"Choose another folder or id, or replace it with --overwrite.")
-    if found != request:
-        write_json(request, file)

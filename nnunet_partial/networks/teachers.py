@@ -100,7 +100,7 @@ def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mappin
     remedy = f"Train it on these plans: {training_command(source, plans, configuration, 0)}"
     teacher_plans = read_json(model / "plans.json", remedy)
     classes, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
-    for name, theirs, ours in preprocessing_pairs(teacher_plans, plans, configuration):
+    for name, theirs, ours in preprocessing_pairs(teacher_plans, plans, configuration, model):
         if theirs != ours:
             raise UserError(f"the teacher of source {source!r} in {model} was trained with {name} {_short(theirs)}, the student "
                             f"has {_short(ours)}. {remedy}")
@@ -111,10 +111,15 @@ def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mappin
     return classes
 
 
-def preprocessing_pairs(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str) -> list:
-    """(name, teacher's value, student's value) of everything that decides how a patch looks."""
+def preprocessing_pairs(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, model: Path) -> list:
+    """(name, teacher's value, student's value) of everything that decides how a patch looks.
+
+    ``model`` is the teacher's folder, whose name tells nnU-Net's configuration; a renamed one counts as ``configuration``.
+    """
+    parts = model.absolute().name.split("__")
+    trained = parts[2] if len(parts) == 3 else configuration
     pairs = [(i, theirs.get(i), ours.get(i)) for i in ("transpose_forward", "foreground_intensity_properties_per_channel")]
-    own, other = _resolved(ours, configuration), _resolved(theirs, configuration)
+    own, other = _resolved(ours, configuration), _resolved(theirs, trained)
     return [(i, other.get(i), own.get(i)) for i in _PREPROCESSING] + pairs
 
 

@@ -1,5 +1,4 @@
 """The loop: does the stages that are not done, one group after the other, and can be killed at any moment."""
-import hashlib
 import os
 import platform
 import shlex
@@ -11,7 +10,7 @@ from typing import Iterator, Optional, Sequence
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import read_json, sha256, write_json
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
@@ -106,7 +105,7 @@ class Loop:
             folder = getattr(self.options, name)
             if folder and not Path(folder).is_dir():
                 raise UserError(f"--{name.replace('_', '-')} {folder} is not a folder.")
-        return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+        return {name: sha256(file) for name, file in files.items()}
 
     # ---- one loop at a time
 

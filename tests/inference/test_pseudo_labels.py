@@ -1,9 +1,7 @@
 """Pseudo labels: who labels what, what is never touched, restarts; prediction against nnU-Net's from raw images."""
-import io
 import os
 import shutil
 import signal
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -12,9 +10,8 @@ import torch
 from nnunet_partial.cli import main
 from nnunet_partial.data import label_directory
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json
+from nnunet_partial.files import read_json, sha256
 from nnunet_partial.inference import preprocessed, pseudo_labels
-from nnunet_partial.variants import write_source_variants
 
 CLASSES = ("liver", "kidney", "pancreas")
 
@@ -25,37 +22,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def models(tiny, tmp_path_factory):
-    """Untrained teachers under their conventional names: source -> model folder."""
-    from nnunetv2.run.run_training import get_trainer_from_args
-
-    results = tmp_path_factory.mktemp("results")
-    before = os.environ["nnUNet_results"]
-    os.environ["nnUNet_results"] = str(results)
-    folders = {}
-    try:
-        for plans in write_source_variants(tiny.id, {}, tiny.plans, overwrite=True):
-            for configuration in ("3d_fullres", "2d"):
-                made = get_trainer_from_args(str(tiny.id), configuration, 0, "nnUNetTrainerIndividual", plans.stem,
-                                             False, torch.device("cpu"))
-                made.initialize()
-                made.do_split()  # writes splits_final.json
-                made.save_checkpoint(os.path.join(made.output_folder, "checkpoint_final.pth"))
-                for name in ("plans", "dataset"):
-                    content = made.plans_manager.plans if name == "plans" else made.dataset_json
-                    label_directory.write_json(content, os.path.join(made.output_folder_base, f"{name}.json"))
-                folders[plans.stem.split("_")[-1], configuration] = made.output_folder_base
-        yield folders
-    finally:
-        os.environ["nnUNet_results"] = before
-
-
-@pytest.fixture
-def results(models, monkeypatch):
-    monkeypatch.setenv("nnUNet_results", os.path.dirname(os.path.dirname(models["lits", "3d_fullres"])))
 
 
 ORGANS_OF_SOURCE = {"lits": "liver", "kits": "kidney", "nih": "pancreas"}
@@ -96,7 +62,7 @@ def label(tiny, out, **changes):
 
 
 def truth_of(tiny, case, identifier="nnUNetPlans_3d_fullres"):
-    return pseudo_labels._load(tiny.preprocessed / identifier, case)[1]
+    return preprocessed.load_case(tiny.preprocessed / identifier, case)[1]
 
 
 def labels_of(folder, case):
@@ -140,7 +106,7 @@ def test_each_case_gets_what_it_lacks_and_keeps_what_it_has(tiny, results, drawn
     models = {i["classes"][0]: i for i in content["models"]}
     assert set(models) == set(CLASSES)
     for model in models.values():
-        assert model["sha256"] == pseudo_labels.sha256(model["checkpoint"])
+        assert model["sha256"] == sha256(model["checkpoint"])
 
 
 def test_outside_the_body_and_ignored_voxels_stay():
@@ -244,7 +210,7 @@ def test_a_changed_model_is_refused_or_done_again(tiny, results, models, drawn, 
         label(tiny, out, sources=[str(model)])
     assert read_json(first)["created"] == created  # nothing was touched
     label(tiny, out, sources=[str(model)], overwrite=True)
-    sha = pseudo_labels.sha256(model / "fold_0" / "checkpoint_final.pth")
+    sha = sha256(model / "fold_0" / "checkpoint_final.pth")
     records = read_json(first)["cases"]
     for case in cases:
         # a case that has the kidney already was not made from this model
@@ -262,21 +228,16 @@ def test_several_processes_give_the_same(tiny, results, tmp_path):
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
-def test_prediction_agrees_with_nnunets_from_raw_images(tiny, results, models, tmp_path, configuration):
+def test_prediction_agrees_with_nnunets_from_raw_images(tiny, results, models, stock, configuration):
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     folder, case = models["nih", configuration], "lits_000"
-    with redirect_stdout(io.StringIO()):
-        stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
-        stock.initialize_from_trained_model_folder(folder, (0,))
-        image = str(tiny.folders.raw / tiny.name / "imagesTr" / f"{case}_0000.nii.gz")
-        expected, = stock.predict_from_files_sequential([[image]], None)
+    expected = stock(folder, case)
 
     plans = read_json(tiny.preprocessed / f"{tiny.plans}.json")
     predictor = preprocessed.load_predictor(preprocessed.find_model(folder, 0, CLASSES, plans, configuration),
                                             torch.device("cpu"))
-    data, _, properties = pseudo_labels._load(tiny.preprocessed / f"nnUNetPlans_{configuration}", case)
+    data, _, properties = preprocessed.load_case(tiny.preprocessed / f"nnUNetPlans_{configuration}", case)
     logits = preprocessed.predict_logits(predictor, data)
     found = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, properties)

@@ -247,6 +247,17 @@ def test_a_teacher_that_does_not_fit_is_refused(tiny, teachers, trainer, tmp_pat
     assert str(model) in error and "nnUNetv2_train" in error and all(i in error for i in words)
 
 
+def test_a_teacher_of_another_configuration_is_refused(tiny, teachers, trainer, tmp_path, refused):
+    """nnU-Net's folders are named after the configuration; the plans of both hold every configuration."""
+    import shutil
+
+    model = tmp_path / f"nnUNetTrainerIndividual__{tiny.plans}_kits__2d"
+    shutil.copytree(teachers / f"nnUNetTrainerIndividual__{tiny.plans}_kits__3d_fullres", model)
+    plans = change_plans(tiny, "flat", mskd={"teachers": {"kits": str(model)}})
+    error = refused(lambda: trainer("nnUNetTrainerMSKD", plans))
+    assert str(model) in error and "spacing [2.0, 2.0]" in error and "[2.5, 2.0, 2.0]" in error
+
+
 def test_a_plain_nnunet_model_serves_as_teacher(tiny, teachers, trainer, tmp_path):
     """Stock trainer, stock checkpoint (numpy scalars in its log), folder somewhere else."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer

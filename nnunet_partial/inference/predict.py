@@ -1,0 +1,78 @@
+"""Masks of a dataset's own cases from their preprocessed files: on the scans' voxels, without preprocessing them again.
+
+The prediction is that of :mod:`nnunet_partial.inference.preprocessed`; the way back to the scan's geometry is nnU-Net's.
+"""
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence, Union
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nnunet_partial import paths
+from nnunet_partial.data.splits import all_cases
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, atomic_path, claim, read_json, sha256, write_json
+from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_case, load_predictor, predict_logits,
+                                                   preprocessed_images, require_case)
+from nnunet_partial.labels import Annotations
+
+REQUEST = "prediction.json"  # in the folder of the masks: what they are made from
+
+
+def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike, out: PathLike, *,
+                  fold: Union[int, str] = 0, plans: str = "nnUNetPlans", checkpoint: str = CHECKPOINT,
+                  cases: Optional[Sequence[str]] = None, mirroring: bool = True, device: str = "cpu",
+                  overwrite: bool = False, progress: bool = True) -> list:
+    """Write one mask a case, in its scan's geometry and the dataset's label values; return the cases that were done.
+
+    ``model``      a model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder. It may
+                   know some of the dataset's classes only, as a teacher does, and comes from any trainer
+    ``cases``      names (None: every case of the dataset)
+    ``overwrite``  do cases again that are in ``out``; without it they are skipped, or an error if made from something else
+    Raises :class:`UserError` for anything missing or unfit, before predicting.
+    """
+    folder, out = paths.preprocessed_dataset(dataset), Path(out)
+    dataset_json = read_json(folder / "dataset.json")
+    annotations = Annotations.from_dataset_json(dataset_json, str(folder / "dataset.json"))
+    content = read_json(paths.plans_file(folder.name, plans))
+    images = preprocessed_images(folder, content, configuration)
+    files = find_model(model, fold, annotations.classes, content, configuration, checkpoint)
+    cases = sorted(all_cases(folder, annotations) if cases is None else cases)
+    for case in cases:
+        require_case(images, case)
+    ending = dataset_json["file_ending"]
+    request = {"dataset": folder.name, "data_identifier": images.name, "checkpoint": str(files.checkpoint.absolute()),
+               "sha256": sha256(files.checkpoint), "mirroring": mirroring}
+    _claim(out, request, ending, overwrite)
+    write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending")}, out / "dataset.json")
+    todo = [i for i in cases if not (out / (i + ending)).is_file()]
+    if todo:
+        values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
+        predictor = load_predictor(files, torch.device(device), mirroring)
+        for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
+            image, _, properties = load_case(images, case)
+            _write(predictor, values, predict_logits(predictor, image), properties, out / (case + ending))
+    return todo
+
+
+def _claim(out: Path, request: Mapping[str, Any], ending: str, overwrite: bool) -> None:
+    masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
+    if masks and not (out / REQUEST).is_file():  # truth, for example
+        raise UserError(f"{out} holds files that this command has not made, such as {masks[0].name}. Choose another folder.")
+    if overwrite:
+        for file in (out / REQUEST, *masks):
+            file.unlink(missing_ok=True)
+    claim(out / REQUEST, request, "predictions made from something else")
+
+
+def _write(predictor, values: np.ndarray, logits: torch.Tensor, properties: Mapping[str, Any], file: Path) -> None:
+    """``values``: the dataset's value of each of the model's."""
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+
+    mask = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, properties,
+        num_threads_torch=torch.get_num_threads())
+    writer = predictor.plans_manager.image_reader_writer_class()
+    with atomic_path(file) as temporary:
+        writer.write_seg(values.astype(np.uint8 if values.max() < 256 else np.uint16)[mask], temporary, properties)

@@ -1,0 +1,114 @@
+"""Masks of a dataset's own cases from preprocessed files, against nnU-Net's own prediction of the raw images."""
+import os
+import shutil
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunet_partial.cli import main
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json
+from nnunet_partial.inference import predict
+
+CLASSES = ("liver", "kidney", "pancreas")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def predicted(tiny, model, out, configuration="3d_fullres", **changes):
+    return predict.predict_cases(tiny.id, configuration, model, out, plans=tiny.plans, progress=False, **changes)
+
+
+def read(file):
+    image = sitk.ReadImage(str(file))
+    return sitk.GetArrayFromImage(image), image
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "2d"])
+def test_masks_are_those_of_stock_prediction(tiny, models, stock, tmp_path, configuration):
+    """The same voxels in the same geometry, with the dataset's values of a model that knows the pancreas alone."""
+    model, cases = models["nih", configuration], ["lits_000", "kits_005"]
+    (tmp_path / "names.txt").write_text("\n".join(cases))
+    assert main(["predict", str(tiny.id), "--configuration", configuration, "--model", str(model), "--plans", tiny.plans, "-o",
+                 str(tmp_path / "out"), "--cases", str(tmp_path / "names.txt"), "--device", "cpu"]) == 0
+    for case in cases:
+        expected = stock(model, case)
+        found, mask = read(tmp_path / "out" / f"{case}.nii.gz")
+        assert set(np.unique(expected)) == {0, 1} and found.dtype == np.uint8
+        assert np.array_equal(found, np.where(expected == 1, 1 + CLASSES.index("pancreas"), 0))
+        image = sitk.ReadImage(str(tiny.folders.raw / tiny.name / "imagesTr" / f"{case}_0000.nii.gz"))
+        for name in ("GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(mask, name)() == getattr(image, name)()
+    assert read_json(tmp_path / "out" / "dataset.json")["labels"] == {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3}
+
+
+def test_which_cases(tiny, models, tmp_path, monkeypatch, capsys):
+    """Every case, or those of the fold as the trainers have them."""
+    asked = []
+    monkeypatch.setattr(predict, "predict_cases", lambda *_, cases, **__: asked.append(cases) or [])
+    command = ["predict", str(tiny.id), "--configuration", "3d_fullres", "--model", "M", "-o", str(tmp_path), "--device", "cpu"]
+    split = read_json(tiny.preprocessed / "splits_final.json")[1]
+    for given in ([], ["--cases", "training", "--fold", "1"], ["--cases", "validation", "--fold", "1"]):
+        assert main([*command, *given]) == 0
+    assert asked == [None, split["train"], split["val"]]
+    monkeypatch.undo()
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--cases", str(tmp_path / "no.txt")])
+    assert end.value.code == 2 and "no.txt cannot be read" in capsys.readouterr().err
+    done = predicted(tiny, models["lits", "2d"], tmp_path / "out", "2d", mirroring=False)
+    assert done == sorted(read_json(tiny.preprocessed / "dataset.json")["nnunet_partial"]["cases"])
+
+
+def test_interrupted_it_goes_on_and_another_model_is_refused(tiny, models, tmp_path, monkeypatch):
+    out, cases = tmp_path / "out", ["kits_005", "lits_000", "nih_010"]
+    write, written = predict._write, []
+
+    def interrupted(*arguments):
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(*arguments))
+
+    monkeypatch.setattr(predict, "_write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predicted(tiny, models["lits", "3d_fullres"], out, cases=cases, mirroring=False)
+    assert sorted(i.name for i in out.glob("*.nii.gz")) == ["kits_005.nii.gz"]
+    monkeypatch.setattr(predict, "_write", write)
+    assert predicted(tiny, models["lits", "3d_fullres"], out, cases=cases, mirroring=False) == cases[1:]
+    assert predicted(tiny, models["lits", "3d_fullres"], out, cases=cases, mirroring=False) == []
+    before = (out / "lits_000.nii.gz").read_bytes()
+    for model, changes in ((models["kits", "3d_fullres"], {"mirroring": False}), (models["lits", "3d_fullres"], {})):
+        with pytest.raises(UserError, match="made from something else.*--overwrite"):
+            predicted(tiny, model, out, cases=cases, **changes)
+    assert (out / "lits_000.nii.gz").read_bytes() == before
+    assert predicted(tiny, models["kits", "3d_fullres"], out, cases=cases, mirroring=False, overwrite=True) == cases
+    assert set(np.unique(read(out / "lits_000.nii.gz")[0])) <= {0, 2}
+
+
+def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys):
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    shutil.copy(tiny.folders.raw / tiny.name / "labelsTr" / "lits_000.nii.gz", truth)
+    (tmp_path / "names").write_text("lits_999")
+    model = models["lits", "3d_fullres"]
+    for changes, words in (({"--model": str(tmp_path / "none")}, ("fold_0/checkpoint_final.pth", "Train it")),
+                           ({"--model": models["lits", "2d"]}, ("trained with spacing",)),
+                           ({"--configuration": "3d_lowres"}, ("no configuration '3d_lowres'",)),
+                           ({"--plans": "nnUNetPlans_no"}, ("nnUNetPlans_no",)),
+                           ({"--cases": "validation", "--fold": "9"}, ("--fold 9", "folds 0 to 4")),
+                           ({"--cases": str(tmp_path / "names")}, ("lits_999_seg.b2nd does not exist",)),
+                           ({"-o": str(truth)}, ("not made", "lits_000.nii.gz"))):
+        arguments = {"--configuration": "3d_fullres", "--model": model, "--plans": tiny.plans, "-o": str(tmp_path / "out"),
+                     "--device": "cpu", **changes}
+        with pytest.raises(SystemExit) as end:
+            main(["predict", str(tiny.id), *(i for pair in arguments.items() for i in pair)])
+        errors = capsys.readouterr().err.strip().splitlines()
+        assert end.value.code == 2 and len(errors) == 1 and all(i in errors[0] for i in words), (changes, errors)
+        assert not (tmp_path / "out").exists() and os.listdir(truth) == ["lits_000.nii.gz"]
