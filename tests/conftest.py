@@ -90,6 +90,17 @@ def forked():
     return start
 
 
+@pytest.fixture
+def one_thread():
+    """Sums over several threads are not reproducible to the last bit."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def nnunet_folders(tmp_path_factory):
     """nnU-Net's three folders, set in the environment for the whole session."""

@@ -44,15 +44,14 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
     ending = dataset_json["file_ending"]
     request = {"dataset": folder.name, "data_identifier": images.name, "checkpoint": str(files.checkpoint.absolute()),
                "sha256": sha256(files.checkpoint), "mirroring": mirroring}
+    predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
     _claim(out, request, ending, overwrite)
     write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending")}, out / "dataset.json")
     todo = [i for i in cases if not (out / (i + ending)).is_file()]
-    if todo:
-        values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
-        predictor = load_predictor(files, torch.device(device), mirroring)
-        for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
-            image, _, properties = load_case(images, case)
-            _write(predictor, values, predict_logits(predictor, image), properties, out / (case + ending))
+    values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
+    for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
+        image, _, properties = load_case(images, case)
+        _write(predictor, values, predict_logits(predictor, image), properties, out / (case + ending))
     return todo
 
 

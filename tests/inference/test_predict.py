@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import SimpleITK as sitk
-import torch
 
 from nnunet_partial.cli import main
 from nnunet_partial.errors import UserError
@@ -13,14 +12,7 @@ from nnunet_partial.files import read_json
 from nnunet_partial.inference import predict
 
 CLASSES = ("liver", "kidney", "pancreas")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def predicted(tiny, model, out, configuration="3d_fullres", **changes):
@@ -98,7 +90,11 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
     shutil.copy(tiny.folders.raw / tiny.name / "labelsTr" / "lits_000.nii.gz", truth)
     (tmp_path / "names").write_text("lits_999")
     model = models["lits", "3d_fullres"]
+    damaged = tmp_path / "damaged"
+    shutil.copytree(model, damaged)
+    (damaged / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")
     for changes, words in (({"--model": str(tmp_path / "none")}, ("fold_0/checkpoint_final.pth", "Train it")),
+                           ({"--model": str(damaged)}, ("damaged or not a checkpoint", "train the model again")),
                            ({"--model": models["lits", "2d"]}, ("trained with spacing",)),
                            ({"--configuration": "3d_lowres"}, ("no configuration '3d_lowres'",)),
                            ({"--plans": "nnUNetPlans_no"}, ("nnUNetPlans_no",)),

@@ -14,16 +14,7 @@ from nnunet_partial.files import read_json, sha256
 from nnunet_partial.inference import preprocessed, pseudo_labels
 
 CLASSES = ("liver", "kidney", "pancreas")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 ORGANS_OF_SOURCE = {"lits": "liver", "kits": "kidney", "nih": "pancreas"}
 # organ -> box (z, y, x) and logit of its teacher there; the kidney's box overlaps the pancreas', which is surer
 BOXES = {"liver": (slice(1, 5), slice(0, 6), slice(0, 6), 2.0), "kidney": (slice(6, 10), slice(0, 6), slice(0, 6), 1.0),

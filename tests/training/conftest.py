@@ -16,12 +16,8 @@ DDP_WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Sums over several threads are not reproducible to the last bit."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def always_one_thread(one_thread):
+    """Every test here compares trainings."""
 
 
 @pytest.fixture
