@@ -42,10 +42,10 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
     for case in cases:
         require_case(images, case)
     ending = dataset_json["file_ending"]
-    request = {"dataset": folder.name, "data_identifier": images.name, "checkpoint": str(files.checkpoint.absolute()),
+    request = {"dataset": folder.name, "data_identifier": images.name, "model": files.folder.absolute().name,
                "sha256": sha256(files.checkpoint), "mirroring": mirroring}
     predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
-    _claim(out, request, ending, overwrite)
+    _claim(out, request, cases, ending, overwrite)
     write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending")}, out / "dataset.json")
     todo = [i for i in cases if not (out / (i + ending)).is_file()]
     values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
@@ -55,12 +55,13 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
     return todo
 
 
-def _claim(out: Path, request: Mapping[str, Any], ending: str, overwrite: bool) -> None:
+def _claim(out: Path, request: Mapping[str, Any], cases: Sequence[str], ending: str, overwrite: bool) -> None:
     masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
     if masks and not (out / REQUEST).is_file():  # truth, for example
         raise UserError(f"{out} holds files that this command has not made, such as {masks[0].name}. Choose another folder.")
     if overwrite:
-        for file in (out / REQUEST, *masks):
+        same = (out / REQUEST).is_file() and read_json(out / REQUEST) == request
+        for file in [out / (i + ending) for i in cases] if same else [*masks, out / REQUEST]:
             file.unlink(missing_ok=True)
     claim(out / REQUEST, request, "predictions made from something else")
 

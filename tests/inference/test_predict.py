@@ -82,6 +82,9 @@ def test_interrupted_it_goes_on_and_another_model_is_refused(tiny, models, tmp_p
     assert (out / "lits_000.nii.gz").read_bytes() == before
     assert predicted(tiny, models["kits", "3d_fullres"], out, cases=cases, mirroring=False, overwrite=True) == cases
     assert set(np.unique(read(out / "lits_000.nii.gz")[0])) <= {0, 2}
+    old = (out / "kits_005.nii.gz").stat().st_mtime_ns
+    assert predicted(tiny, models["kits", "3d_fullres"], out, cases=cases[1:], mirroring=False, overwrite=True) == cases[1:]
+    assert (out / "kits_005.nii.gz").stat().st_mtime_ns == old  # of the same model, and not asked for
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys):
