@@ -63,7 +63,10 @@ def fuse(folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probab
     models = [Predictions.read(i, classes) for i in folders]
     ending = content["file_ending"]
     cases = sorted(_cases(models, out, ending))
-    write_json({k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}, out / "dataset.json")
+    own = {k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}
+    if (out / "dataset.json").is_file() and read_json(out / "dataset.json") != own:  # a raw dataset, for example
+        raise UserError(f"{out} holds the dataset.json of something else. Choose another folder.")
+    write_json(own, out / "dataset.json")
     for case in tqdm(cases, desc="fusing", unit="case", disable=None if progress else True):
         if not (out / (case + ending)).is_file():
             _fuse_case(models, case, out / (case + ending))

@@ -46,7 +46,7 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
                "sha256": sha256(files.checkpoint), "mirroring": mirroring}
     predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
     _claim(out, request, cases, ending, overwrite)
-    write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending")}, out / "dataset.json")
+    write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending") if k in dataset_json}, out / "dataset.json")
     todo = [i for i in cases if not (out / (i + ending)).is_file()]
     values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
     for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
@@ -57,11 +57,12 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
 
 def _claim(out: Path, request: Mapping[str, Any], cases: Sequence[str], ending: str, overwrite: bool) -> None:
     masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
-    if masks and not (out / REQUEST).is_file():  # truth, for example
-        raise UserError(f"{out} holds files that this command has not made, such as {masks[0].name}. Choose another folder.")
+    foreign = [*masks, *out.glob("dataset.json")]
+    if foreign and not (out / REQUEST).is_file():  # truth, for example, or a raw dataset
+        raise UserError(f"{out} holds files that this command has not made, such as {foreign[0].name}. Choose another folder.")
     if overwrite:
         same = (out / REQUEST).is_file() and read_json(out / REQUEST) == request
-        for file in [out / (i + ending) for i in cases] if same else [*masks, out / REQUEST]:
+        for file in [out / (i + ending) for i in cases] if same else [*foreign, out / REQUEST]:
             file.unlink(missing_ok=True)
     claim(out / REQUEST, request, "predictions made from something else")
 

@@ -83,3 +83,12 @@ def test_what_does_not_fit_is_refused(models, change, message):
     with pytest.raises(UserError, match=message):
         fuse([a, b], root / "dataset.json", root / "out", progress=False)
     assert not list((root / "out").glob("*.nii.gz"))
+
+
+def test_another_datasets_folder_is_left_alone(models):
+    root, a, b = models
+    (root / "raw").mkdir()
+    (root / "raw" / "dataset.json").write_text('{"labels": {}}')
+    with pytest.raises(UserError, match="dataset.json of something else"):
+        fuse((a, b), root / "dataset.json", root / "raw", progress=False)
+    assert (root / "raw" / "dataset.json").read_text() == '{"labels": {}}' and len(list((root / "raw").iterdir())) == 1

@@ -92,6 +92,9 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
     truth.mkdir()
     shutil.copy(tiny.folders.raw / tiny.name / "labelsTr" / "lits_000.nii.gz", truth)
     (tmp_path / "names").write_text("lits_999")
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / "dataset.json").write_text("precious")
     model = models["lits", "3d_fullres"]
     damaged = tmp_path / "damaged"
     shutil.copytree(model, damaged)
@@ -103,6 +106,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
                            ({"--plans": "nnUNetPlans_no"}, ("nnUNetPlans_no",)),
                            ({"--cases": "validation", "--fold": "9"}, ("--fold 9", "folds 0 to 4")),
                            ({"--cases": str(tmp_path / "names")}, ("lits_999_seg.b2nd does not exist",)),
+                           ({"-o": str(raw)}, ("not made", "dataset.json")),
                            ({"-o": str(truth)}, ("not made", "lits_000.nii.gz"))):
         arguments = {"--configuration": "3d_fullres", "--model": model, "--plans": tiny.plans, "-o": str(tmp_path / "out"),
                      "--device": "cpu", **changes}
@@ -111,3 +115,4 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
         errors = capsys.readouterr().err.strip().splitlines()
         assert end.value.code == 2 and len(errors) == 1 and all(i in errors[0] for i in words), (changes, errors)
         assert not (tmp_path / "out").exists() and os.listdir(truth) == ["lits_000.nii.gz"]
+        assert (raw / "dataset.json").read_text() == "precious" and len(os.listdir(raw)) == 1
