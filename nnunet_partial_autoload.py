@@ -3,6 +3,7 @@
 torch calls :func:`register` through the ``torch.backends`` entry point and treats an exception as a failed
 ``import torch``. This module therefore imports nothing but the standard library, and never raises.
 """
+
 import os
 
 

@@ -6,6 +6,7 @@ so the module behind it must stay importable even when the rest of this package 
 installed with ``pip install -e`` and then moved or deleted must not take torch down with it. The module is
 therefore copied into site-packages in an editable install too, where setuptools would only link it.
 """
+
 import os
 import shutil
 

@@ -14,6 +14,7 @@ the reports alone.
 
 Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started again with the same arguments.
 """
+
 import argparse
 import csv
 import re
@@ -25,26 +26,45 @@ import studies  # beside this file, as circumstances is
 from circumstances import circumstances
 
 from nnunet_partial import paths
-from nnunet_partial.data.merge import merge_datasets
-from nnunet_partial.data.sources import SourceSpec
+from nnunet_partial.data.merge.merge import merge_datasets
+from nnunet_partial.data.merge.sources import SourceSpec
+from nnunet_partial.demo.study import Study, mean_dice, run
 from nnunet_partial.errors import exit_on_user_error
 from nnunet_partial.files import read_json, write_json, write_text
 from nnunet_partial.settings import parse_assignments
-from nnunet_partial.study import Study, mean_dice, run
 from nnunet_partial.variants import write_variant
 
 COMPLETE, PARTIAL, FULL = 602, 612, 622  # dataset ids of all cases, of the half-labelled and the fully labelled training set
 STRATEGIES = {"ATSO": "atso", "STSO": "stso", "self-learning": "self-learning"}
 ROWS = ("supervised-only", "supervised as long", "self-learning", "STSO", "ATSO", "all labels")
-COLUMNS = {"test": "DSC, test", "reference": "DSC, reference set", "to_m0": "DSC to M0, reference set",
-           "test_to_m0": "DSC to M0, test"}
+COLUMNS = {
+    "test": "DSC, test",
+    "reference": "DSC, reference set",
+    "to_m0": "DSC to M0, reference set",
+    "test_to_m0": "DSC to M0, test",
+}
 STUDIES = {
-    "hippocampus": {"labels": ("anterior", "posterior"), "configuration": "3d_fullres", "test": 53,
-                    "labelled": 0.1, "variant": {"features": [8, 16, 32, 64], "batch_size": 4}},
-    "LeftAtrium": {"labels": ("atrium",), "configuration": "3d_fullres", "test": 16, "labelled": None,
-                   "variant": {"features": [8, 16, 32, 64], "batch_size": 2, "patch_size": [40, 64, 80]}},
-    "ACDC": {"labels": ("right ventricle", "myocardium", "left ventricle"), "configuration": "2d",
-             "test": 19, "labelled": 0.1, "variant": {"features": [8, 16, 32, 64], "batch_size": 8, "patch_size": [128, 128]}},
+    "hippocampus": {
+        "labels": ("anterior", "posterior"),
+        "configuration": "3d_fullres",
+        "test": 53,
+        "labelled": 0.1,
+        "variant": {"features": [8, 16, 32, 64], "batch_size": 4},
+    },
+    "LeftAtrium": {
+        "labels": ("atrium",),
+        "configuration": "3d_fullres",
+        "test": 16,
+        "labelled": None,
+        "variant": {"features": [8, 16, 32, 64], "batch_size": 2, "patch_size": [40, 64, 80]},
+    },
+    "ACDC": {
+        "labels": ("right ventricle", "myocardium", "left ventricle"),
+        "configuration": "2d",
+        "test": 19,
+        "labelled": 0.1,
+        "variant": {"features": [8, 16, 32, 64], "batch_size": 8, "patch_size": [128, 128]},
+    },
 }
 
 
@@ -88,6 +108,7 @@ def study(arguments):
 
 # ------------------------------------------------------------------ data
 
+
 def split_units(arguments, units):
     """(labelled, unlabelled, test) units."""
     design = STUDIES[arguments.study]
@@ -101,7 +122,7 @@ def split_units(arguments, units):
         test, training = names[:test], names[test:]
         number = arguments.labelled or max(1, round(design["labelled"] * len(training)))
         labelled, unlabelled = training[:number], training[number:]
-    return labelled[:arguments.labelled], unlabelled[:arguments.unlabelled], test
+    return labelled[: arguments.labelled], unlabelled[: arguments.unlabelled], test
 
 
 def prepare(arguments):
@@ -121,8 +142,10 @@ def prepare(arguments):
     # every case trains; the pseudo Dice during training is that of some labelled cases and chooses nothing
     names = {part: sorted(f"{part}_{i}" for i in chosen[part]) for part in ("labelled", "unlabelled")}
     for dataset in (PARTIAL, FULL):
-        write_json([{"train": sorted(names["labelled"] + names["unlabelled"]), "val": names["labelled"][:4]}],
-                   paths.preprocessed_dataset(dataset) / "splits_final.json")
+        write_json(
+            [{"train": sorted(names["labelled"] + names["unlabelled"]), "val": names["labelled"][:4]}],
+            paths.preprocessed_dataset(dataset) / "splits_final.json",
+        )
     images, truth = studies.write_test_set(arguments.base / "test", cases, test, complete)
     reference = studies.link(arguments.base / "reference", {f"unlabelled_{i}.nii.gz": cases[i][1] for i in unlabelled})
     return {"images": images, "truth": truth, "reference": reference, "counts": {k: len(v) for k, v in chosen.items()}}
@@ -130,11 +153,18 @@ def prepare(arguments):
 
 # ------------------------------------------------------------------ training
 
+
 def one_seed(arguments, prepared, seed):
     """Row -> figures."""
-    changes = {"num_epochs": arguments.epochs, "num_iterations_per_epoch": arguments.iterations,
-               "num_val_iterations_per_epoch": 2, "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr,
-               "seed": seed, **network_changes(arguments)}
+    changes = {
+        "num_epochs": arguments.epochs,
+        "num_iterations_per_epoch": arguments.iterations,
+        "num_val_iterations_per_epoch": 2,
+        "optimizer": arguments.optimizer,
+        "initial_lr": arguments.initial_lr,
+        "seed": seed,
+        **network_changes(arguments),
+    }
     given = re.sub(r"[^A-Za-z0-9]+", "-", "".join(f"-{i}" for i in arguments.set)).rstrip("-")
     name = f"e{arguments.epochs}x{arguments.iterations}-s{seed}{given}"
     for dataset in (PARTIAL, FULL):
@@ -146,13 +176,22 @@ def one_seed(arguments, prepared, seed):
             figures[row] = of_run(folder)
     atso = read_summary(folder_of(plans, arguments, "atso"))
     figures["supervised-only"] = figures_of(atso[0])
-    place = Study(FULL, plans, arguments.configuration, prepared["images"], prepared["truth"], arguments.base / "study" / name,
-                  device=arguments.device, predict_options=() if arguments.tta else ("--disable_tta",))
+    place = Study(
+        FULL,
+        plans,
+        arguments.configuration,
+        prepared["images"],
+        prepared["truth"],
+        arguments.base / "study" / name,
+        device=arguments.device,
+        predict_options=() if arguments.tta else ("--disable_tta",),
+    )
     if "supervised as long" in arguments.rows:
         figures["supervised as long"] = as_long(arguments, place, plans, m0)
     if "all labels" in arguments.rows:
-        full = write_variant(FULL, "full", {"num_epochs": arguments.epochs + arguments.fine_tune_epochs}, plans,
-                             overwrite=True).stem
+        full = write_variant(
+            FULL, "full", {"num_epochs": arguments.epochs + arguments.fine_tune_epochs}, plans, overwrite=True
+        ).stem
         figures["all labels"] = test_of(arguments, place, FULL, "nnUNetTrainerPartial", full)
     print(f"seed {seed}: {figures}", flush=True)
     return figures
@@ -171,18 +210,46 @@ def loop(arguments, prepared, plans, strategy, m0, log):
     """Run one strategy; returns the run's folder and the model folder of M0."""
     name = f"{strategy}-{plans.split('_', 1)[1]}"
     script = Path(__file__).absolute().parent.parent / "scripts" / "atso_loop.py"
-    command = [sys.executable, script, "--dataset", PARTIAL, "--configuration", arguments.configuration, "--plans", plans,
-               "--run", name, "--strategy", strategy, "--generations", arguments.generations, "--fine-tune-epochs",
-               arguments.fine_tune_epochs, "--fine-tune-lr", arguments.fine_tune_lr, "--test-images", prepared["images"],
-               "--test-labels", prepared["truth"], "--reference-truth", prepared["reference"], "--validation", "none",
-               "--device", arguments.device, "--executor", arguments.executor]
+    command = [
+        sys.executable,
+        script,
+        "--dataset",
+        PARTIAL,
+        "--configuration",
+        arguments.configuration,
+        "--plans",
+        plans,
+        "--run",
+        name,
+        "--strategy",
+        strategy,
+        "--generations",
+        arguments.generations,
+        "--fine-tune-epochs",
+        arguments.fine_tune_epochs,
+        "--fine-tune-lr",
+        arguments.fine_tune_lr,
+        "--test-images",
+        prepared["images"],
+        "--test-labels",
+        prepared["truth"],
+        "--reference-truth",
+        prepared["reference"],
+        "--validation",
+        "none",
+        "--device",
+        arguments.device,
+        "--executor",
+        arguments.executor,
+    ]
     command += [] if arguments.tta else ["--disable-tta"]
     command += ["--initial-model", m0] if m0 else []
     for option in arguments.slurm:
         command += ["--slurm", option]
     run(command, arguments.base / "logs" / f"{log}.log")
-    own = paths.model_folder(PARTIAL, "nnUNetTrainerATSO", f"{plans}_{name}-{arguments.configuration}-f0-m0",
-                             arguments.configuration)
+    own = paths.model_folder(
+        PARTIAL, "nnUNetTrainerATSO", f"{plans}_{name}-{arguments.configuration}-f0-m0", arguments.configuration
+    )
     return folder_of(plans, arguments, strategy), m0 or own
 
 
@@ -201,15 +268,27 @@ def of_run(folder):
     """Figures of the model that a run returns, of every generation, and what the loop itself cost."""
     summary, loops = read_summary(folder), read_json(folder / "journal.json")["loops"]
     seconds, waited = (sum(i[name] for i in loops) for name in ("seconds", "in_stages"))
-    return {**figures_of(summary[-1]), "generations": [{"generation": i["generation"], **figures_of(i)} for i in summary],
-            "loop_seconds": seconds, "loop_share_percent": 100 * (seconds - waited) / seconds}
+    return {
+        **figures_of(summary[-1]),
+        "generations": [{"generation": i["generation"], **figures_of(i)} for i in summary],
+        "loop_seconds": seconds,
+        "loop_share_percent": 100 * (seconds - waited) / seconds,
+    }
 
 
 def as_long(arguments, place, plans, m0):
     weights = paths.fold_folder(m0, 0) / "checkpoint_final.pth"
-    longer = write_variant(PARTIAL, "longer", {"num_epochs": arguments.fine_tune_epochs, "initial_lr": arguments.fine_tune_lr,
-                                               "atso": {"initial_weights": str(weights), "final_validation": False}},
-                           plans, overwrite=True).stem
+    longer = write_variant(
+        PARTIAL,
+        "longer",
+        {
+            "num_epochs": arguments.fine_tune_epochs,
+            "initial_lr": arguments.fine_tune_lr,
+            "atso": {"initial_weights": str(weights), "final_validation": False},
+        },
+        plans,
+        overwrite=True,
+    ).stem
     return test_of(arguments, place, PARTIAL, "nnUNetTrainerATSO", longer)
 
 
@@ -217,41 +296,73 @@ def test_of(arguments, place, dataset, trainer, plans):
     """Train a model of another kind, predict and evaluate."""
     fold = paths.fold_folder(paths.model_folder(dataset, trainer, plans, arguments.configuration), 0)
     if not (fold / "checkpoint_final.pth").is_file():
-        run(["nnUNetv2_train", dataset, arguments.configuration, 0, "-tr", trainer, "-p", plans, "-device", arguments.device,
-             "--c"], place.output / "logs" / f"train_{plans}.log")
+        run(
+            [
+                "nnUNetv2_train",
+                dataset,
+                arguments.configuration,
+                0,
+                "-tr",
+                trainer,
+                "-p",
+                plans,
+                "-device",
+                arguments.device,
+                "--c",
+            ],
+            place.output / "logs" / f"train_{plans}.log",
+        )
     rows = place.evaluate(place.predict(trainer, plans, dataset))
     return {"test": mean_dice(rows, STUDIES[arguments.study]["labels"])["mean"]}
 
 
 # ------------------------------------------------------------------ report
 
+
 def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     table = {row: {c: spread([r[row].get(c) for r in results.values()]) for c in COLUMNS} for row in rows}
-    content = {"study": arguments.study, **circumstances(),
-               "cases": prepared["counts"], "generations": arguments.generations, "epochs": arguments.epochs,
-               "fine_tune_epochs": arguments.fine_tune_epochs, "iterations_per_epoch": arguments.iterations,
-               "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "fine_tune_lr": arguments.fine_tune_lr,
-               "network": network_changes(arguments) or "as planned", "dice_percent": table, "order": order(table),
-               "loop_share_percent": loop_shares(results), "bar_loop_share_percent": 2.0,
-               "per_seed": {str(k): v for k, v in results.items()}}
+    content = {
+        "study": arguments.study,
+        **circumstances(),
+        "cases": prepared["counts"],
+        "generations": arguments.generations,
+        "epochs": arguments.epochs,
+        "fine_tune_epochs": arguments.fine_tune_epochs,
+        "iterations_per_epoch": arguments.iterations,
+        "optimizer": arguments.optimizer,
+        "initial_lr": arguments.initial_lr,
+        "fine_tune_lr": arguments.fine_tune_lr,
+        "network": network_changes(arguments) or "as planned",
+        "dice_percent": table,
+        "order": order(table),
+        "loop_share_percent": loop_shares(results),
+        "bar_loop_share_percent": 2.0,
+        "per_seed": {str(k): v for k, v in results.items()},
+    }
     write_json(content, arguments.out.with_suffix(".json"))
     lines = ["| method | " + " | ".join(COLUMNS.values()) + " |", "|---|" + "---|" * len(COLUMNS)]
     lines += ["| " + " | ".join([row, *(shown(table[row][c]) for c in COLUMNS)]) + " |" for row in rows]
     text = "\n".join(lines)
-    write_text(f"# {arguments.study}: few labels, mean {'and standard deviation ' if len(results) > 1 else ''}over "
-               f"{len(results)} seed(s)\n\n{text}\n\n{prepared['counts']}; M0 {arguments.epochs} x {arguments.iterations} steps, "
-               f"{arguments.generations} generations of {arguments.fine_tune_epochs} x {arguments.iterations}; "
-               f"{content['network']}. {content['order']} The loop's own share of the wall time, in percent (bar 2): "
-               f"{', '.join(f'{k} {v:.1f}' for k, v in content['loop_share_percent'].items())}.\n\n`{content['command']}`\n\n{content['machine']}; "
-               f"{content['versions']}\n", arguments.out.with_suffix(".md"))
+    write_text(
+        f"# {arguments.study}: few labels, mean {'and standard deviation ' if len(results) > 1 else ''}over "
+        f"{len(results)} seed(s)\n\n{text}\n\n{prepared['counts']}; M0 {arguments.epochs} x {arguments.iterations} steps, "
+        f"{arguments.generations} generations of {arguments.fine_tune_epochs} x {arguments.iterations}; "
+        f"{content['network']}. {content['order']} The loop's own share of the wall time, in percent (bar 2): "
+        f"{', '.join(f'{k} {v:.1f}' for k, v in content['loop_share_percent'].items())}.\n\n`{content['command']}`\n\n{content['machine']}; "
+        f"{content['versions']}\n",
+        arguments.out.with_suffix(".md"),
+    )
     print(text)
 
 
 def loop_shares(results):
     """Strategy -> percent of the wall time in which no stage ran, over all seeds."""
-    return {k: statistics.mean(r[k]["loop_share_percent"] for r in results.values()) for k in STRATEGIES
-            if all(k in r for r in results.values())}
+    return {
+        k: statistics.mean(r[k]["loop_share_percent"] for r in results.values())
+        for k in STRATEGIES
+        if all(k in r for r in results.values())
+    }
 
 
 def spread(values):

@@ -1,4 +1,5 @@
 """What every result says of how it came about: command, machine, versions."""
+
 import os
 import platform
 import shlex

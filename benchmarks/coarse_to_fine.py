@@ -11,6 +11,7 @@ coarse network is made to find nothing, so that the box is the paper's 240 x 160
 fine network's mask is noise, which takes longer to clean up than organs. Bars: at least 5 x faster than plain nnU-Net with
 less memory, and under 2 GB of GPU memory (without a GPU: of RAM).
 """
+
 import argparse
 import json
 import tempfile
@@ -19,15 +20,14 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 import torch
-
 from circumstances import circumstances  # beside this file
 
 from nnunet_partial.errors import exit_on_user_error
 from nnunet_partial.files import save_checkpoint, write_json
-from nnunet_partial.inference.coarse_to_fine import CoarseToFineSettings
-from nnunet_partial.inference.comparison import Contender, compare
-from nnunet_partial.inference.efficiency import write_report
-from nnunet_partial.inference.stages import KEY, Description
+from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
+from nnunet_partial.inference.coarse_to_fine.stages import KEY, Description
+from nnunet_partial.inference.efficiency.contenders import Contender, compare
+from nnunet_partial.inference.efficiency.measure import write_report
 from nnunet_partial.trainers.cross_teaching import nnUNetTrainerCrossTeaching
 
 BAR_SPEED, BAR_MB = 5.0, 2000.0
@@ -61,13 +61,22 @@ def measure(folder: Path, arguments) -> dict:
     stages = [write_student(folder / stage, settings, stage) for stage in ("coarse", "fine")]
     contenders = [Contender("coarse to fine", tuple(map(str, stages)))]
     if "student" not in arguments.skip:
-        contenders.append(Contender("student, sliding window", (str(write_student(folder / "student", settings)),),
-                                    mirroring=arguments.tta))
+        contenders.append(
+            Contender("student, sliding window", (str(write_student(folder / "student", settings)),), mirroring=arguments.tta)
+        )
     if "nnU-Net" not in arguments.skip:
         contenders.append(Contender("plain nnU-Net", (str(write_plain(folder / "plain", arguments)),), mirroring=arguments.tta))
     content = compare(contenders, folder / "images", arguments.device)
-    content.update(circumstances(), hardware=content["machine"], volume_zyx=arguments.size, spacing_mm_zyx=SPACING_MM, mirroring=arguments.tta, window=arguments.window,
-                   features=arguments.features, ratios=ratios(content))
+    content.update(
+        circumstances(),
+        hardware=content["machine"],
+        volume_zyx=arguments.size,
+        spacing_mm_zyx=SPACING_MM,
+        mirroring=arguments.tta,
+        window=arguments.window,
+        features=arguments.features,
+        ratios=ratios(content),
+    )
     return content
 
 
@@ -76,11 +85,22 @@ def ratios(content: dict) -> dict:
     totals = {k: v["total"] for k, v in content["methods"].items()}
     own = totals["coarse to fine"]
     memory = "peak_gpu_memory_mb" if own["peak_gpu_memory_mb"] is not None else "peak_memory_mb"
-    result = {k: {"time": v["wall_time_s"] / own["wall_time_s"], "memory": v[memory] / own[memory]}
-              for k, v in totals.items() if v is not own}
+    result = {
+        k: {"time": v["wall_time_s"] / own["wall_time_s"], "memory": v[memory] / own[memory]}
+        for k, v in totals.items()
+        if v is not own
+    }
     plain = result.get("plain nnU-Net")
-    return {**result, "bars": {"memory is": memory, "peak MB": own[memory], "under 2 GB": own[memory] < BAR_MB,
-                               "5 x faster": plain and plain["time"] >= BAR_SPEED, "less memory": plain and plain["memory"] > 1}}
+    return {
+        **result,
+        "bars": {
+            "memory is": memory,
+            "peak MB": own[memory],
+            "under 2 GB": own[memory] < BAR_MB,
+            "5 x faster": plain and plain["time"] >= BAR_SPEED,
+            "less memory": plain and plain["memory"] > 1,
+        },
+    }
 
 
 # ------------------------------------------------------------------ volumes and untrained models
@@ -109,6 +129,7 @@ def write_student(folder: Path, settings: CoarseToFineSettings, stage=None) -> P
 
     def nothing(built):
         built.decoder.seg_layers[-1].weight.data.zero_()  # background wins ties
+
     return write_model(folder, plans, nnUNetTrainerCrossTeaching, extra, nothing if stage == "coarse" else None)
 
 
@@ -128,43 +149,91 @@ def write_model(folder: Path, plans: dict, trainer: type, extra: dict, change=No
     if change:
         change(network)
     write_json(plans, folder / "plans.json")
-    write_json({"channel_names": {"0": "noNorm" if extra else "CT"}, "file_ending": ".nii.gz", "numTraining": 0,
-                "labels": {"background": 0, **{f"organ{i}": i for i in range(1, ORGANS + 1)}}, **extra},
-               folder / "dataset.json")
-    save_checkpoint({"network_weights": network.state_dict(), "trainer_name": trainer.__name__,
-                     "init_args": {"configuration": "3d_fullres", "fold": 0}, "inference_allowed_mirroring_axes": (0, 1, 2)},
-                    folder / "fold_0" / "checkpoint_final.pth")
+    write_json(
+        {
+            "channel_names": {"0": "noNorm" if extra else "CT"},
+            "file_ending": ".nii.gz",
+            "numTraining": 0,
+            "labels": {"background": 0, **{f"organ{i}": i for i in range(1, ORGANS + 1)}},
+            **extra,
+        },
+        folder / "dataset.json",
+    )
+    save_checkpoint(
+        {
+            "network_weights": network.state_dict(),
+            "trainer_name": trainer.__name__,
+            "init_args": {"configuration": "3d_fullres", "fold": 0},
+            "inference_allowed_mirroring_axes": (0, 1, 2),
+        },
+        folder / "fold_0" / "checkpoint_final.pth",
+    )
     return folder
 
 
 def plans_of(normalisation: str, features, patch) -> dict:
     """nnU-Net plans of one 3D configuration at the volume's own spacing."""
     stages = len(features)
-    architecture = {"n_stages": stages, "features_per_stage": list(features), "conv_op": "torch.nn.modules.conv.Conv3d",
-                    "kernel_sizes": [[3, 3, 3]] * stages, "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
-                    "n_conv_per_stage": [2] * stages, "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
-                    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-                    "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-                    "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True}}
-    configuration = {"data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-                     "patch_size": list(patch), "spacing": list(SPACING_MM), "normalization_schemes": [normalisation],
-                     "median_image_size_in_voxels": list(patch), "use_mask_for_norm": [False], "batch_dice": False,
-                     "resampling_fn_data": "resample_data_or_seg_to_shape",
-                     "resampling_fn_seg": "resample_data_or_seg_to_shape",
-                     "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-                     "resampling_fn_data_kwargs": RESAMPLING,
-                     "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True, "order": 1},
-                     "resampling_fn_probabilities_kwargs": {**RESAMPLING, "order": 1},
-                     "architecture": {"network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-                                      "arch_kwargs": architecture,
-                                      "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}}
-    grey_values = {"max": 1000.0, "mean": 0.0, "median": 0.0, "min": -1000.0, "percentile_00_5": -900.0,
-                   "percentile_99_5": 900.0, "std": 150.0}
-    return {"dataset_name": "Dataset999_Benchmark", "plans_name": "nnUNetPlans", "image_reader_writer": "SimpleITKIO",
-            "original_median_spacing_after_transp": list(SPACING_MM), "original_median_shape_after_transp": list(patch),
-            "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "experiment_planner_used": "ExperimentPlanner",
-            "label_manager": "LabelManager", "foreground_intensity_properties_per_channel": {"0": grey_values},
-            "configurations": {"3d_fullres": configuration}}
+    architecture = {
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": [[3, 3, 3]] * stages,
+        "strides": [[1, 1, 1]] + [[2, 2, 2]] * (stages - 1),
+        "n_conv_per_stage": [2] * stages,
+        "n_conv_per_stage_decoder": [2] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+    configuration = {
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(patch),
+        "spacing": list(SPACING_MM),
+        "normalization_schemes": [normalisation],
+        "median_image_size_in_voxels": list(patch),
+        "use_mask_for_norm": [False],
+        "batch_dice": False,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": RESAMPLING,
+        "resampling_fn_seg_kwargs": {**RESAMPLING, "is_seg": True, "order": 1},
+        "resampling_fn_probabilities_kwargs": {**RESAMPLING, "order": 1},
+        "architecture": {
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": architecture,
+            "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+        },
+    }
+    grey_values = {
+        "max": 1000.0,
+        "mean": 0.0,
+        "median": 0.0,
+        "min": -1000.0,
+        "percentile_00_5": -900.0,
+        "percentile_99_5": 900.0,
+        "std": 150.0,
+    }
+    return {
+        "dataset_name": "Dataset999_Benchmark",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "original_median_spacing_after_transp": list(SPACING_MM),
+        "original_median_shape_after_transp": list(patch),
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": grey_values},
+        "configurations": {"3d_fullres": configuration},
+    }
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Where a copy is unavoidable (DICOM) the conversion is compared with the least th
 series and the label with SimpleITK and write both compressed, in as many processes. Both run in turn, round by round;
 quoted is the median of the ratios (bar: 1.3).
 """
+
 import argparse
 import contextlib
 import io
@@ -27,10 +28,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-
 from circumstances import circumstances  # beside this file
 
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 
 BAR_TIME, BAR_MEMORY = 1.3, 3.0
 LIVER = {phantoms.LIVER: 1, phantoms.LIVER_TUMOUR: 2}
@@ -56,19 +56,25 @@ def main():
 
 def measure(folder: Path, arguments) -> dict:
     shape = (arguments.slices, arguments.pixels, arguments.pixels)
-    volume_mib = np.prod(shape) * 2 / 2 ** 20
-    layouts, tiny = make_layouts(folder / "full", shape,
-                                 arguments.cases), make_layouts(folder / "tiny", (12, 32, 32), 1)
+    volume_mib = np.prod(shape) * 2 / 2**20
+    layouts, tiny = make_layouts(folder / "full", shape, arguments.cases), make_layouts(folder / "tiny", (12, 32, 32), 1)
     results = {
-        **circumstances(), "processes": arguments.processes, "shape_zyx": shape, "cases": arguments.cases, "volume_mib": volume_mib, "bar_memory_volumes": BAR_MEMORY,
-        "layouts": {}
+        **circumstances(),
+        "processes": arguments.processes,
+        "shape_zyx": shape,
+        "cases": arguments.cases,
+        "volume_mib": volume_mib,
+        "bar_memory_volumes": BAR_MEMORY,
+        "layouts": {},
     }
     for name, (converter, source, options) in layouts.items():
         copied, seconds, how = converted(converter, source, options, folder / "raw", arguments.processes)
         memory = peak_mib(converter, source, options, folder) - peak_mib(converter, tiny[name][1], options, folder)
         results["layouts"][name] = {
-            "images": how, "image_bytes_copied": copied, "seconds_per_case": seconds / arguments.cases,
-            "memory_volumes_per_worker": memory / volume_mib
+            "images": how,
+            "image_bytes_copied": copied,
+            "seconds_per_case": seconds / arguments.cases,
+            "memory_volumes_per_worker": memory / volume_mib,
         }
     results["dicom_against_simpleitk"] = against_simpleitk(layouts["NIH DICOM"][1], folder, arguments)
     return results
@@ -77,8 +83,16 @@ def measure(folder: Path, arguments) -> dict:
 def make_layouts(folder: Path, shape: tuple, cases: int) -> dict:
     """layout -> (converter, source folder, options)."""
     layouts = {
-        "LiTS .nii.gz": "lits_gz", "LiTS .nii": "lits_nii", "KiTS": "kits", "MSD": "msd", "MSD, 4 channels": "msd4",
-        "BTCV": "btcv", "AMOS22": "amos", "FLARE22": "flare", "TotalSegmentator, 10 masks": "total", "NIH DICOM": "nih"
+        "LiTS .nii.gz": "lits_gz",
+        "LiTS .nii": "lits_nii",
+        "KiTS": "kits",
+        "MSD": "msd",
+        "MSD, 4 channels": "msd4",
+        "BTCV": "btcv",
+        "AMOS22": "amos",
+        "FLARE22": "flare",
+        "TotalSegmentator, 10 masks": "total",
+        "NIH DICOM": "nih",
     }
     sources = {name: folder / short for name, short in layouts.items()}
     for number in range(1, cases + 1):
@@ -93,16 +107,21 @@ def make_layouts(folder: Path, shape: tuple, cases: int) -> dict:
         _write(ct, total / "ct.nii.gz")
         for organ in range(10):
             _write(sitk.Cast(label == organ % 5 + 1, sitk.sitkUInt8), total / "segmentations" / f"organ_{organ}.nii.gz")
-        phantoms.write_dicom_series(ct,
-                                    sources["NIH DICOM"] / f"PANCREAS_{number:04d}" / "a" / "b",
-                                    patient=str(number))
+        phantoms.write_dicom_series(ct, sources["NIH DICOM"] / f"PANCREAS_{number:04d}" / "a" / "b", patient=str(number))
         pancreas = sitk.Cast(label == phantoms.PANCREAS, sitk.sitkUInt8)
         pancreas.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
         _write(pancreas, sources["NIH DICOM"] / f"label{number:04d}.nii.gz")
     converters = {
-        "LiTS .nii.gz": "lits", "LiTS .nii": "lits", "KiTS": "kits", "MSD": "msd", "MSD, 4 channels": "msd",
-        "BTCV": "btcv", "AMOS22": "amos22", "FLARE22": "flare22", "TotalSegmentator, 10 masks": "totalsegmentator",
-        "NIH DICOM": "nih"
+        "LiTS .nii.gz": "lits",
+        "LiTS .nii": "lits",
+        "KiTS": "kits",
+        "MSD": "msd",
+        "MSD, 4 channels": "msd",
+        "BTCV": "btcv",
+        "AMOS22": "amos22",
+        "FLARE22": "flare22",
+        "TotalSegmentator, 10 masks": "totalsegmentator",
+        "NIH DICOM": "nih",
     }
     return {
         name: (converters[name], source, ("--keep-duplicates",) if name == "NIH DICOM" else ())
@@ -124,9 +143,7 @@ def enlarged(number: int, shape: tuple) -> tuple:
     np.maximum(ct, -1024, out=ct)
     noisy = sitk.GetImageFromArray(ct)
     noisy.CopyInformation(grid)
-    label = sitk.Resample(patient.label_image({i: i
-                                               for i in range(1, 6)}), grid, sitk.Transform(), sitk.sitkNearestNeighbor,
-                          0)
+    label = sitk.Resample(patient.label_image({i: i for i in range(1, 6)}), grid, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
     return noisy, label
 
 
@@ -149,27 +166,32 @@ def _write_lits(ct, label, sources, number) -> None:
 
 
 def _write_msd(ct, label, sources, number, cases) -> None:
-    for name, image, modality in (("MSD", ct, {"0": "CT"}), ("MSD, 4 channels", sitk.JoinSeries([ct] * 4),
-                                                             {str(i): f"MR{i}"
-                                                              for i in range(4)})):
+    for name, image, modality in (
+        ("MSD", ct, {"0": "CT"}),
+        ("MSD, 4 channels", sitk.JoinSeries([ct] * 4), {str(i): f"MR{i}" for i in range(4)}),
+    ):
         folder = sources[name]
         _write(image, folder / "imagesTr" / f"case_{number}.nii.gz")
         _write(_changed(label, LIVER), folder / "labelsTr" / f"case_{number}.nii.gz")
-        training = [{"image": f"./imagesTr/case_{i}.nii.gz", "label": f"./labelsTr/case_{i}.nii.gz"}
-                    for i in range(1, cases + 1)]
+        training = [{"image": f"./imagesTr/case_{i}.nii.gz", "label": f"./labelsTr/case_{i}.nii.gz"} for i in range(1, cases + 1)]
         (folder / "dataset.json").write_text(
-            json.dumps({
-                "modality": modality, "labels": {"0": "background", "1": "organ", "2": "tumour"}, "training": training,
-                "test": []
-            }))
+            json.dumps(
+                {
+                    "modality": modality,
+                    "labels": {"0": "background", "1": "organ", "2": "tumour"},
+                    "training": training,
+                    "test": [],
+                }
+            )
+        )
 
 
 def _write_flat(ct, label, sources, number) -> None:
-    for name, image, truth in (("BTCV", f"Training/img/img{number:04d}.nii.gz",
-                                f"Training/label/label{number:04d}.nii.gz"),
-                               ("AMOS22", f"imagesTr/amos_{number:04d}.nii.gz", f"labelsTr/amos_{number:04d}.nii.gz"),
-                               ("FLARE22", f"images/FLARE22_Tr_{number:04d}_0000.nii.gz",
-                                f"labels/FLARE22_Tr_{number:04d}.nii.gz")):
+    for name, image, truth in (
+        ("BTCV", f"Training/img/img{number:04d}.nii.gz", f"Training/label/label{number:04d}.nii.gz"),
+        ("AMOS22", f"imagesTr/amos_{number:04d}.nii.gz", f"labelsTr/amos_{number:04d}.nii.gz"),
+        ("FLARE22", f"images/FLARE22_Tr_{number:04d}_0000.nii.gz", f"labels/FLARE22_Tr_{number:04d}.nii.gz"),
+    ):
         _write(ct, sources[name] / image)
         _write(label, sources[name] / truth)
 
@@ -209,14 +231,13 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])"""
 def peak_mib(converter: str, source: Path, options, folder: Path) -> float:
     """Peak resident memory of a conversion in one process."""
     with tempfile.TemporaryDirectory(dir=folder) as raw:
-        result = subprocess.run([
-            sys.executable, "-c", PEAK, "convert", converter,
-            str(source), "--dataset-id", "7", "--processes", "1", *options
-        ],
-                                env={**os.environ, "nnUNet_raw": raw},
-                                capture_output=True,
-                                text=True,
-                                check=True)
+        result = subprocess.run(
+            [sys.executable, "-c", PEAK, "convert", converter, str(source), "--dataset-id", "7", "--processes", "1", *options],
+            env={**os.environ, "nnUNet_raw": raw},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     return int(result.stdout.splitlines()[-1]) / 1024
 
 
@@ -234,8 +255,7 @@ def least(job: tuple) -> None:
 
 
 def against_simpleitk(source: Path, folder: Path, arguments) -> dict:
-    jobs_of = [(source / f"PANCREAS_{n:04d}" / "a" / "b", source / f"label{n:04d}.nii.gz")
-               for n in range(1, arguments.cases + 1)]
+    jobs_of = [(source / f"PANCREAS_{n:04d}" / "a" / "b", source / f"label{n:04d}.nii.gz") for n in range(1, arguments.cases + 1)]
     ours, theirs = [], []
     for _ in range(arguments.rounds):
         ours.append(converted("nih", source, ("--keep-duplicates",), folder / "raw", arguments.processes)[1])
@@ -245,8 +265,10 @@ def against_simpleitk(source: Path, folder: Path, arguments) -> dict:
                 list(pool.map(least, [(*job, Path(target)) for job in jobs_of]))
             theirs.append(time.perf_counter() - started)
     return {
-        "bar": BAR_TIME, "ratio": statistics.median(a / b for a, b in zip(ours, theirs)), "seconds": ours,
-        "seconds_simpleitk": theirs
+        "bar": BAR_TIME,
+        "ratio": statistics.median(a / b for a, b in zip(ours, theirs)),
+        "seconds": ours,
+        "seconds_simpleitk": theirs,
     }
 
 

@@ -9,6 +9,7 @@ With the table: parameters and multiply-accumulates of student and teacher, at t
 
 Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started again.
 """
+
 import argparse
 import os
 import re
@@ -21,20 +22,29 @@ from pathlib import Path
 import studies  # beside this file, as circumstances is
 from circumstances import circumstances
 
-from nnunet_partial.data.merge import merge_datasets
-from nnunet_partial.data.sources import SourceSpec
+from nnunet_partial.data.merge.merge import merge_datasets
+from nnunet_partial.data.merge.sources import SourceSpec
+from nnunet_partial.demo.study import Study, markdown_table, mean_dice
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import write_json, write_text
 from nnunet_partial.settings import parse_assignments
-from nnunet_partial.study import Study, markdown_table, mean_dice
 from nnunet_partial.variants import write_variant
 
 COMPLETE, DATASET = 601, 631
 PREFIX = "nnUNetTrainerCrossTeaching"
-ROWS = {"planned U-Net": "nnUNetTrainerPartial", "FSL": f"{PREFIX}FSL", "FSL + KD": f"{PREFIX}FSLKD",
-        "SSL + KD": f"{PREFIX}SSLKD", "SSL + PSV": f"{PREFIX}SSLPSV", "SSL + KD + PSV": f"{PREFIX}SSLKDPSV",
-        "CTS": f"{PREFIX}CTS", "CTT, no KD": f"{PREFIX}NoKD", "CTT, no PSV": f"{PREFIX}NoPSV",
-        "CTT, same decoders": f"{PREFIX}SD", "proposed": PREFIX}
+ROWS = {
+    "planned U-Net": "nnUNetTrainerPartial",
+    "FSL": f"{PREFIX}FSL",
+    "FSL + KD": f"{PREFIX}FSLKD",
+    "SSL + KD": f"{PREFIX}SSLKD",
+    "SSL + PSV": f"{PREFIX}SSLPSV",
+    "SSL + KD + PSV": f"{PREFIX}SSLKDPSV",
+    "CTS": f"{PREFIX}CTS",
+    "CTT, no KD": f"{PREFIX}NoKD",
+    "CTT, no PSV": f"{PREFIX}NoPSV",
+    "CTT, same decoders": f"{PREFIX}SD",
+    "proposed": PREFIX,
+}
 TEST_CASES, NETWORK = 53, {"features": [8, 16, 32, 64], "batch_size": 8}
 LABELS = ("anterior", "posterior")
 
@@ -54,8 +64,13 @@ def main():
     parser.add_argument("--test-cases", type=int, help="test on this many cases")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--initial-lr", type=float, default=3e-3)
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further changes of the plans "
-                        "variant, for example cross_teaching.weighting=code")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="further changes of the plans variant, for example cross_teaching.weighting=code",
+    )
     parser.add_argument("--planned-network", action="store_true", help="the planned network, batch and patch size (needs a GPU)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     arguments = parser.parse_args()
@@ -76,36 +91,55 @@ def prepare(arguments):
     """Raw dataset, plan, preprocessed cases and test set: once for all seeds and rows."""
     cases, units = studies.all_cases("hippocampus", arguments.work)
     names = studies.shuffled(units)  # the test cases are those of studies.py
-    test, training = names[:TEST_CASES], names[TEST_CASES:][:arguments.cases]
+    test, training = names[:TEST_CASES], names[TEST_CASES:][: arguments.cases]
     number = round(arguments.labelled * len(training))
     if not 5 <= number < len(training):
-        raise UserError(f"--labelled {arguments.labelled}: {number} of {len(training)} training cases; at least 5 must be "
-                        f"labelled, and one must not.")
+        raise UserError(
+            f"--labelled {arguments.labelled}: {number} of {len(training)} training cases; at least 5 must be "
+            f"labelled, and one must not."
+        )
     labelled, unlabelled = sorted(training[:number]), sorted(training[number:])
     split = {"labelled": labelled, "unlabelled": unlabelled}
     studies.remember(arguments.work / "cases.json", split)
     complete = studies.write_complete(COMPLETE, studies.CHANNEL["hippocampus"], LABELS, cases, sorted(training))
     if not list(complete.parent.glob(f"Dataset{DATASET}_*/dataset.json")):
-        merge_datasets(DATASET, "FewLabels", [SourceSpec("labelled", COMPLETE, cases=labelled),
-                                              SourceSpec("plain", COMPLETE, labelled=False, cases=unlabelled)],
-                       list(LABELS))
+        merge_datasets(
+            DATASET,
+            "FewLabels",
+            [SourceSpec("labelled", COMPLETE, cases=labelled), SourceSpec("plain", COMPLETE, labelled=False, cases=unlabelled)],
+            list(LABELS),
+        )
     studies.plan(arguments.work / "logs", arguments.configuration, DATASET)
-    images, truth = studies.write_test_set(arguments.work.absolute() / "test", cases, test[:arguments.test_cases], complete)
-    return {**split, "test": test[:arguments.test_cases], "images": images, "truth": truth}
+    images, truth = studies.write_test_set(arguments.work.absolute() / "test", cases, test[: arguments.test_cases], complete)
+    return {**split, "test": test[: arguments.test_cases], "images": images, "truth": truth}
 
 
 def one_seed(arguments, prepared, seed):
     """Row -> {class: DSC in percent}, with the seconds that it took."""
     network = {} if arguments.planned_network else NETWORK
-    changes = {"num_epochs": arguments.epochs, "num_iterations_per_epoch": arguments.iterations,
-               "num_val_iterations_per_epoch": 2, "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr,
-               "seed": seed, **network, **parse_assignments(arguments.set)}
+    changes = {
+        "num_epochs": arguments.epochs,
+        "num_iterations_per_epoch": arguments.iterations,
+        "num_val_iterations_per_epoch": 2,
+        "optimizer": arguments.optimizer,
+        "initial_lr": arguments.initial_lr,
+        "seed": seed,
+        **network,
+        **parse_assignments(arguments.set),
+    }
     given = "".join(f"-{i}" for i in arguments.set)
     name = f"e{arguments.epochs}x{arguments.iterations}-s{seed}" + re.sub(r"[^A-Za-z0-9]+", "-", given).rstrip("-")
     plans = write_variant(DATASET, name, changes, configuration=arguments.configuration, overwrite=True).stem
-    place = Study(DATASET, plans, arguments.configuration, prepared["images"], prepared["truth"],
-                  arguments.work.absolute() / "study" / name, device=arguments.device,
-                  predict_options=["--disable_tta"] * arguments.disable_tta)
+    place = Study(
+        DATASET,
+        plans,
+        arguments.configuration,
+        prepared["images"],
+        prepared["truth"],
+        arguments.work.absolute() / "study" / name,
+        device=arguments.device,
+        predict_options=["--disable_tta"] * arguments.disable_tta,
+    )
     results = {}
     for row in [i for i in ROWS if i in arguments.rows]:
         started = time.monotonic()
@@ -120,22 +154,26 @@ def networks(arguments):
     import torch
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from nnunet_partial.inference.efficiency import cost
+    from nnunet_partial.inference.efficiency.measure import cost
     from nnunet_partial.networks.usenet import ResidualUSENet
 
     plans = sorted(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{DATASET}_*/nnUNetPlans_e*.json"))[-1]
     planned = PlansManager(str(plans)).get_configuration(arguments.configuration)
     result = {}
     for name, patch, build in (
-            ("trained", planned.patch_size, lambda mobile: ResidualUSENet.from_plans(planned, 1, 3, mobile=mobile)),
-            ("paper", (96, 64, 96), lambda mobile: ResidualUSENet(1, 14, mobile=mobile))):
+        ("trained", planned.patch_size, lambda mobile: ResidualUSENet.from_plans(planned, 1, 3, mobile=mobile)),
+        ("paper", (96, 64, 96), lambda mobile: ResidualUSENet(1, 14, mobile=mobile)),
+    ):
         with torch.device("meta"):
             costs = {"student": cost(build(True), 1, patch), "teacher": cost(build(False), 1, patch)}
         of_student, of_teacher = costs.values()
-        result[name] = {**{k: asdict(v) for k, v in costs.items()},
-                        "teacher_over_student": {"parameters": of_teacher.parameters / of_student.parameters,
-                                                 "multiply_accumulates": of_teacher.multiply_accumulates
-                                                 / of_student.multiply_accumulates}}
+        result[name] = {
+            **{k: asdict(v) for k, v in costs.items()},
+            "teacher_over_student": {
+                "parameters": of_teacher.parameters / of_student.parameters,
+                "multiply_accumulates": of_teacher.multiply_accumulates / of_student.multiply_accumulates,
+            },
+        }
     return result
 
 
@@ -143,24 +181,37 @@ def report(arguments, prepared, results):
     rows = [i for i in ROWS if i in arguments.rows]
     mean = {row: {c: statistics.mean(r[row][c] for r in results.values()) for c in [*LABELS, "mean"]} for row in rows}
     spread = {row: statistics.stdev(r[row]["mean"] for r in results.values()) if len(results) > 1 else None for row in rows}
-    content = {**circumstances(),
-               "configuration": arguments.configuration, "labelled_cases": len(prepared["labelled"]), "unlabelled_cases": len(prepared["unlabelled"]),
-               "test_cases": len(prepared["test"]), "epochs": arguments.epochs, "iterations_per_epoch": arguments.iterations,
-               "optimizer": arguments.optimizer, "initial_lr": arguments.initial_lr, "dice_percent": mean,
-               "standard_deviation_of_the_mean_over_seeds": spread, "networks": networks(arguments),
-               "per_seed": {str(k): v for k, v in results.items()}}
+    content = {
+        **circumstances(),
+        "configuration": arguments.configuration,
+        "labelled_cases": len(prepared["labelled"]),
+        "unlabelled_cases": len(prepared["unlabelled"]),
+        "test_cases": len(prepared["test"]),
+        "epochs": arguments.epochs,
+        "iterations_per_epoch": arguments.iterations,
+        "optimizer": arguments.optimizer,
+        "initial_lr": arguments.initial_lr,
+        "dice_percent": mean,
+        "standard_deviation_of_the_mean_over_seeds": spread,
+        "networks": networks(arguments),
+        "per_seed": {str(k): v for k, v in results.items()},
+    }
     write_json(content, arguments.out.with_suffix(".json"))
     table = markdown_table(mean, LABELS)
-    ratios = "; ".join(f"{k}: {v['teacher_over_student']['parameters']:.1f} x the parameters and "
-                       f"{v['teacher_over_student']['multiply_accumulates']:.1f} x the multiply-accumulates"
-                       for k, v in content["networks"].items())
-    write_text(f"# Cross-teaching distillation on hippocampus: DSC in percent, {len(prepared['test'])} test cases, mean over "
-               f"{len(results)} seeds\n\n{table}\n\n{len(prepared['labelled'])} labelled and {len(prepared['unlabelled'])} "
-               f"unlabelled cases; {arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {arguments.optimizer} "
-               f"{arguments.initial_lr}. Standard deviation of the mean over seeds: "
-               f"{', '.join(f'{k} {v:.2f}' for k, v in spread.items() if v is not None) or 'one seed only'}.\n\n"
-               f"Teacher over student, {ratios}.\n\n`{content['command']}`\n\n{content['machine']}; {content['versions']}\n",
-               arguments.out.with_suffix(".md"))
+    ratios = "; ".join(
+        f"{k}: {v['teacher_over_student']['parameters']:.1f} x the parameters and "
+        f"{v['teacher_over_student']['multiply_accumulates']:.1f} x the multiply-accumulates"
+        for k, v in content["networks"].items()
+    )
+    write_text(
+        f"# Cross-teaching distillation on hippocampus: DSC in percent, {len(prepared['test'])} test cases, mean over "
+        f"{len(results)} seeds\n\n{table}\n\n{len(prepared['labelled'])} labelled and {len(prepared['unlabelled'])} "
+        f"unlabelled cases; {arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {arguments.optimizer} "
+        f"{arguments.initial_lr}. Standard deviation of the mean over seeds: "
+        f"{', '.join(f'{k} {v:.2f}' for k, v in spread.items() if v is not None) or 'one seed only'}.\n\n"
+        f"Teacher over student, {ratios}.\n\n`{content['command']}`\n\n{content['machine']}; {content['versions']}\n",
+        arguments.out.with_suffix(".md"),
+    )
     print(table)
 
 

@@ -10,6 +10,7 @@ The bar is 1.1 for both.
 Each size is measured with every class annotated, with none, with samples that annotate different halves of the organs, and
 with super-classes of two.
 """
+
 import argparse
 import json
 import os
@@ -20,10 +21,9 @@ import time
 from pathlib import Path
 
 import torch
+from circumstances import circumstances  # beside this file
 from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-
-from circumstances import circumstances  # beside this file
 
 from nnunet_partial.files import write_json
 from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
@@ -56,20 +56,31 @@ def main() -> None:
 
 
 def report(arguments: argparse.Namespace, rows: list) -> dict:
-    return {"what": "marginal loss against nnU-Net's loss, forward and backward", "bar": BAR, "rows": rows,
-            **circumstances(), "device": arguments.device, "load_average": os.getloadavg()[0], "threads": arguments.threads, "dtype": arguments.dtype,
-            "rounds": arguments.rounds}
+    return {
+        "what": "marginal loss against nnU-Net's loss, forward and backward",
+        "bar": BAR,
+        "rows": rows,
+        **circumstances(),
+        "device": arguments.device,
+        "load_average": os.getloadavg()[0],
+        "threads": arguments.threads,
+        "dtype": arguments.dtype,
+        "rounds": arguments.rounds,
+    }
 
 
 def measure(arguments: argparse.Namespace, size: tuple, partition: str) -> dict:
     times = paired_times(arguments, size, partition)
     memory = {name: memory_in_own_process(arguments, size, partition, name) for name in ("nnunet", "ours")}
-    row = {"size": list(size), "partition": partition,
-           **{f"{name}_ms": round(1e3 * statistics.median(times[name]), 2) for name in times},
-           "time_ratio": round(statistics.median(b / a for a, b in zip(times["nnunet"], times["ours"])), 3),
-           **{f"{name}_peak_mib": round(memory[name] / 2 ** 20, 1) for name in memory},
-           # None: too small to show in pages of memory
-           "memory_ratio": round(memory["ours"] / memory["nnunet"], 3) if memory["nnunet"] else None}
+    row = {
+        "size": list(size),
+        "partition": partition,
+        **{f"{name}_ms": round(1e3 * statistics.median(times[name]), 2) for name in times},
+        "time_ratio": round(statistics.median(b / a for a, b in zip(times["nnunet"], times["ours"])), 3),
+        **{f"{name}_peak_mib": round(memory[name] / 2**20, 1) for name in memory},
+        # None: too small to show in pages of memory
+        "memory_ratio": round(memory["ours"] / memory["nnunet"], 3) if memory["nnunet"] else None,
+    }
     row["within_bar"] = max(row["time_ratio"], row["memory_ratio"] or 0) <= BAR
     print(json.dumps(row), flush=True)
     return row
@@ -80,11 +91,16 @@ def case(arguments: argparse.Namespace, size: tuple, partition: str) -> tuple:
     generator = torch.Generator().manual_seed(0)
     num_samples, num_classes, *spatial = size
     logits = (3 * torch.randn(size, generator=generator)).to(arguments.device, getattr(torch, arguments.dtype)).requires_grad_()
-    organs = torch.rand((num_samples, 1, *spatial), generator=generator) < .2  # most of an abdomen is background
+    organs = torch.rand((num_samples, 1, *spatial), generator=generator) < 0.2  # most of an abdomen is background
     target = (organs * torch.randint(1, num_classes, organs.shape, generator=generator)).float().to(arguments.device)
     groups = partition_of(num_samples, num_classes, partition)
-    theirs = DC_and_CE_loss({"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False}, {}, weight_ce=1,
-                            weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
+    theirs = DC_and_CE_loss(
+        {"batch_dice": True, "smooth": 1e-5, "do_bg": False, "ddp": False},
+        {},
+        weight_ce=1,
+        weight_dice=1,
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
     ours = MarginalDiceCELoss(batch_dice=True)
 
     def run(name: str) -> None:
@@ -124,8 +140,22 @@ def paired_times(arguments: argparse.Namespace, size: tuple, partition: str) -> 
 
 
 def memory_in_own_process(arguments: argparse.Namespace, size: tuple, partition: str, name: str) -> int:
-    command = [sys.executable, __file__, "--memory-of", name, "--size", ",".join(map(str, size)), "--partition", partition,
-               "--device", arguments.device, "--dtype", arguments.dtype, "--threads", str(arguments.threads)]
+    command = [
+        sys.executable,
+        __file__,
+        "--memory-of",
+        name,
+        "--size",
+        ",".join(map(str, size)),
+        "--partition",
+        partition,
+        "--device",
+        arguments.device,
+        "--dtype",
+        arguments.dtype,
+        "--threads",
+        str(arguments.threads),
+    ]
     # every tensor in pages of its own, given back when it is freed: otherwise the peak counts what malloc keeps
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout.split()[-1])

@@ -7,13 +7,14 @@
 Writes benchmarks/results/table.md. A bar that was missed is named, and so is a benchmark without a result. The accuracy
 studies (accuracy.py, cross_teaching.py) need real data and hours, and are no part of this.
 """
+
 import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterable, Optional
 
 from nnunet_partial.files import write_json, write_text
 
@@ -24,11 +25,12 @@ RESULTS = HERE / "results"
 @dataclass(frozen=True)
 class Row:
     """One bar. ``met`` None: not measured."""
+
     benchmark: str
     what: str
     bar: str
     measured: str
-    met: Optional[bool]
+    met: bool | None
 
     @property
     def verdict(self) -> str:
@@ -38,6 +40,7 @@ class Row:
 @dataclass(frozen=True)
 class Benchmark:
     """``read`` makes rows of a result; ``promised`` are the bars (what, bar) that are named while there is none."""
+
     name: str
     read: Callable[[dict], Iterable[tuple]]
     promised: tuple
@@ -54,11 +57,16 @@ class Benchmark:
 
 # ------------------------------------------------------------------ reading: (what, bar, measured, met)
 
+
 def read_step_time(content):
     for trainer, values in content["trainers"].items():
         if values.get("bar"):
-            yield (f"step of {trainer} against plain nnU-Net", f"<= {values['bar']:.2f} x", f"{values['ratio_to_plain']:.2f} x",
-                   values["ratio_to_plain"] <= values["bar"])
+            yield (
+                f"step of {trainer} against plain nnU-Net",
+                f"<= {values['bar']:.2f} x",
+                f"{values['ratio_to_plain']:.2f} x",
+                values["ratio_to_plain"] <= values["bar"],
+            )
 
 
 def read_marginal_loss(content):
@@ -66,31 +74,55 @@ def read_marginal_loss(content):
     for key, what in (("time_ratio", "time"), ("memory_ratio", "memory")):
         values = [i[key] for i in rows if i.get(key) is not None]
         within = sum(i <= bar for i in values)
-        yield (f"marginal loss against nnU-Net's, {what}, {len(values)} sizes and partitions", f"<= {bar} x",
-               f"{min(values):.2f} to {max(values):.2f} x, {within} of {len(values)} within", within == len(values))
+        yield (
+            f"marginal loss against nnU-Net's, {what}, {len(values)} sizes and partitions",
+            f"<= {bar} x",
+            f"{min(values):.2f} to {max(values):.2f} x, {within} of {len(values)} within",
+            within == len(values),
+        )
 
 
 def read_conversion(content):
     in_place = {k: v["image_bytes_copied"] for k, v in content["layouts"].items() if v["images"] == "in place"}
-    yield (f"image bytes copied where the format allows it ({', '.join(in_place)})", "0", str(sum(in_place.values())),
-           not any(in_place.values()))
+    yield (
+        f"image bytes copied where the format allows it ({', '.join(in_place)})",
+        "0",
+        str(sum(in_place.values())),
+        not any(in_place.values()),
+    )
     memory = [v["memory_volumes_per_worker"] for v in content["layouts"].values() if "memory_volumes_per_worker" in v]
-    yield ("memory of a converting worker, in volumes", f"<= {content['bar_memory_volumes']:.0f}", f"{max(memory):.2f}",
-           max(memory) <= content["bar_memory_volumes"])
+    yield (
+        "memory of a converting worker, in volumes",
+        f"<= {content['bar_memory_volumes']:.0f}",
+        f"{max(memory):.2f}",
+        max(memory) <= content["bar_memory_volumes"],
+    )
     dicom = content["dicom_against_simpleitk"]
-    yield ("DICOM against reading and compressing with SimpleITK", f"<= {dicom['bar']} x", f"{dicom['ratio']:.2f} x",
-           dicom["ratio"] <= dicom["bar"])
+    yield (
+        "DICOM against reading and compressing with SimpleITK",
+        f"<= {dicom['bar']} x",
+        f"{dicom['ratio']:.2f} x",
+        dicom["ratio"] <= dicom["bar"],
+    )
 
 
 def read_metrics(content):
-    yield ("all metrics of a case against surface-distance", f"<= {content['bar']} x", f"{content['worst_ratio']:.2f} x",
-           content["worst_ratio"] <= content["bar"])
+    yield (
+        "all metrics of a case against surface-distance",
+        f"<= {content['bar']} x",
+        f"{content['worst_ratio']:.2f} x",
+        content["worst_ratio"] <= content["bar"],
+    )
 
 
 def read_inference(content):
     dice = content["mean_dice_of_labels"]
-    yield ("pseudo-labelling against nnUNetv2_predict from raw images, throughput at equal labels",
-           f">= {content['bar']:.0f} x, mean Dice >= 0.99", f"{content['throughput_ratio']:.2f} x, mean Dice {dice:.4f}", content["met"])
+    yield (
+        "pseudo-labelling against nnUNetv2_predict from raw images, throughput at equal labels",
+        f">= {content['bar']:.0f} x, mean Dice >= 0.99",
+        f"{content['throughput_ratio']:.2f} x, mean Dice {dice:.4f}",
+        content["met"],
+    )
 
 
 def read_coarse_to_fine(content):
@@ -98,16 +130,24 @@ def read_coarse_to_fine(content):
     size = "512 x 512 x 300 volume"
     speed, memory = (f"{plain[i]:.2f} x" if plain else "-" for i in ("time", "memory"))
     yield (f"coarse to fine against sliding-window nnU-Net, {size}, time", ">= 5 x faster", speed, bars["5 x faster"])
-    yield (f"coarse to fine against sliding-window nnU-Net, {size}, {bars['memory is'].replace('_', ' ')}", "less", memory,
-           bars["less memory"])
+    yield (
+        f"coarse to fine against sliding-window nnU-Net, {size}, {bars['memory is'].replace('_', ' ')}",
+        "less",
+        memory,
+        bars["less memory"],
+    )
     yield (f"coarse to fine, {bars['memory is'].replace('_', ' ')}", "< 2000 MB", f"{bars['peak MB']:.0f} MB", bars["under 2 GB"])
 
 
 def read_network_cost(content):
     for what in ("parameters", "multiply_accumulates"):
         ratio = content["teacher"][what] / content["student"][what]
-        yield (f"{what.replace('_', '-')} of the teacher over the student's, at the paper's size", f">= {content['bar']} x",
-               f"{ratio:.1f} x", ratio >= content["bar"])
+        yield (
+            f"{what.replace('_', '-')} of the teacher over the student's, at the paper's size",
+            f">= {content['bar']} x",
+            f"{ratio:.1f} x",
+            ratio >= content["bar"],
+        )
 
 
 def read_label_swap(content):
@@ -121,22 +161,43 @@ def read_stated(content, *parts):
 
 
 BENCHMARKS = (
-    Benchmark("step_time", read_step_time, (("step of MS-KD with K teachers against plain nnU-Net", "<= 1.05 x (3 + K)/3"),
-                                            ("step of co-training", "<= 1.05 x 8/3")), ("--features", "32", "64", "128")),
-    Benchmark("label_swap", read_label_swap, (("a generation's label swap against preprocessing again",
-                                               ">= 20 x faster, no image byte copied"),
-                                              ("ATSO loop's own share of the wall time", "<= 2 %"))),
+    Benchmark(
+        "step_time",
+        read_step_time,
+        (
+            ("step of MS-KD with K teachers against plain nnU-Net", "<= 1.05 x (3 + K)/3"),
+            ("step of co-training", "<= 1.05 x 8/3"),
+        ),
+        ("--features", "32", "64", "128"),
+    ),
+    Benchmark(
+        "label_swap",
+        read_label_swap,
+        (
+            ("a generation's label swap against preprocessing again", ">= 20 x faster, no image byte copied"),
+            ("ATSO loop's own share of the wall time", "<= 2 %"),
+        ),
+    ),
     Benchmark("conversion", read_conversion, (("image bytes copied where the format allows it", "0"),)),
     Benchmark("marginal_loss", read_marginal_loss, (("marginal loss against nnU-Net's", "<= 1.1 x time and memory"),)),
     Benchmark("metrics", read_metrics, (("all metrics of a case against surface-distance", "<= 1.2 x"),)),
-    Benchmark("inference", read_inference, (("pseudo-labelling against nnUNetv2_predict from raw images", ">= 2 x, mean Dice >= 0.99"),)),
-    Benchmark("coarse_to_fine", read_coarse_to_fine, (("coarse to fine against sliding-window nnU-Net", ">= 5 x faster, less memory"),
-                                                      ("coarse to fine, peak memory", "< 2000 MB"))),
+    Benchmark(
+        "inference", read_inference, (("pseudo-labelling against nnUNetv2_predict from raw images", ">= 2 x, mean Dice >= 0.99"),)
+    ),
+    Benchmark(
+        "coarse_to_fine",
+        read_coarse_to_fine,
+        (
+            ("coarse to fine against sliding-window nnU-Net", ">= 5 x faster, less memory"),
+            ("coarse to fine, peak memory", "< 2000 MB"),
+        ),
+    ),
     Benchmark("network_cost", read_network_cost, (("teacher over student, parameters and multiply-accumulates", ">= 10 x"),)),
 )
 
 
 # ------------------------------------------------------------------ the table
+
 
 def rows_of(benchmark: Benchmark, problem: str = "") -> list:
     """The rows of a benchmark's result; if there is none or it cannot be read, its promised bars as not measured."""
@@ -161,24 +222,35 @@ def study_rows() -> list:
             shares, bar = content["loop_share_percent"], content["bar_loop_share_percent"]
         except (KeyError, TypeError, ValueError):
             continue
-        rows.append(Row("atso", f"{what}, study {file.stem}", f"<= {bar:.0f} %", ", ".join(f"{k} {v:.1f} %" for k, v in shares.items()),
-                        max(shares.values()) <= bar))
+        rows.append(
+            Row(
+                "atso",
+                f"{what}, study {file.stem}",
+                f"<= {bar:.0f} %",
+                ", ".join(f"{k} {v:.1f} %" for k, v in shares.items()),
+                max(shares.values()) <= bar,
+            )
+        )
     return rows
 
 
 def table(rows: Iterable[Row]) -> str:
     lines = ["| benchmark | what | bar | measured | |", "|---|---|---|---|---|"]
-    lines += [f"| {i.benchmark} | {i.what} | {i.bar} | {i.measured} | {'**' if i.met is False else ''}{i.verdict}"
-              f"{'**' if i.met is False else ''} |" for i in rows]
+    lines += [
+        f"| {i.benchmark} | {i.what} | {i.bar} | {i.measured} | {'**' if i.met is False else ''}{i.verdict}"
+        f"{'**' if i.met is False else ''} |"
+        for i in rows
+    ]
     return "\n".join(lines)
 
 
 def page(rows: list) -> str:
     counts = {i: sum(row.verdict == i for row in rows) for i in ("met", "MISSED", "not measured")}
     machines = sorted({f"{i.name}: {m}" for i in BENCHMARKS if (m := _machine(i.result))})
-    return (f"# Benchmarks against their bars\n\n{counts['met']} met, {counts['MISSED']} missed, {counts['not measured']} not measured. "
-            f"Written by `python benchmarks/run_all.py`.\n\n{table(rows)}\n\nMeasured on:\n\n"
-            + "".join(f"- {i}\n" for i in machines))
+    return (
+        f"# Benchmarks against their bars\n\n{counts['met']} met, {counts['MISSED']} missed, {counts['not measured']} not measured. "
+        f"Written by `python benchmarks/run_all.py`.\n\n{table(rows)}\n\nMeasured on:\n\n" + "".join(f"- {i}\n" for i in machines)
+    )
 
 
 def _machine(result: Path) -> str:
@@ -205,12 +277,14 @@ def network_cost() -> dict:
     """Parameters and multiply-accumulates of teacher and student at the paper's size; counted, not run."""
     from circumstances import circumstances  # beside this file
 
-    from nnunet_partial.inference.efficiency import cost
+    from nnunet_partial.inference.efficiency.measure import cost
     from nnunet_partial.networks.usenet import ResidualUSENet
 
     classes, patch = 14, (96, 64, 96)  # FLARE22: 13 organs
-    count = {name: vars(cost(ResidualUSENet(1, classes, mobile=mobile), 1, patch)) for name, mobile in
-             (("teacher", False), ("student", True))}
+    count = {
+        name: vars(cost(ResidualUSENet(1, classes, mobile=mobile), 1, patch))
+        for name, mobile in (("teacher", False), ("student", True))
+    }
     return {**circumstances(), "bar": 10, "patch": list(patch), "classes": classes, **count}
 
 

@@ -12,6 +12,7 @@ The dataset is a phantom with K single-organ sources, made in a temporary folder
 architecture with random weights whose bias is set so that they call a tenth of the voxels their organ: what they say does
 not change what it costs, except that feature terms are computed in their organ's region only.
 """
+
 import argparse
 import json
 import os
@@ -23,12 +24,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-
 from circumstances import circumstances  # beside this file
 
-BARS = {"nnUNetTrainerPartial": lambda k: 1.1, "nnUNetTrainerMSKD": lambda k: 1.05 * (3 + k) / 3,
-        "nnUNetTrainerMSKDLW": lambda k: 1.05 * (3 + k) / 3, "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
-        "nnUNetTrainerCoTraining": lambda k: 1.05 * 8 / 3}
+BARS = {
+    "nnUNetTrainerPartial": lambda k: 1.1,
+    "nnUNetTrainerMSKD": lambda k: 1.05 * (3 + k) / 3,
+    "nnUNetTrainerMSKDLW": lambda k: 1.05 * (3 + k) / 3,
+    "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
+    "nnUNetTrainerCoTraining": lambda k: 1.05 * 8 / 3,
+}
 TAUGHT = ("nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus")
 LABELLED = ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining")  # trained on the teachers' pseudo labels
 
@@ -64,6 +68,7 @@ def main():
 
 # ------------------------------------------------------------------ a dataset and its teachers
 
+
 def set_folders(folder):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
@@ -85,22 +90,47 @@ def prepare(arguments):
         for i in range(2):
             case = f"s{k}_{i}"
             image, label = rng.normal(0, 50, shape).astype(np.float32), np.zeros(shape, np.uint8)
-            label[8:24, 8 + 8 * k:16 + 8 * k, 8:24] = k + 1
+            label[8:24, 8 + 8 * k : 16 + 8 * k, 8:24] = k + 1
             for array, part in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
                 (folder / part).parent.mkdir(parents=True, exist_ok=True)
                 sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part), True)
             entries[case] = {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
             contract[case] = {"source": f"s{k}", "annotated": [f"organ{k}"]}
-    (folder / "dataset.json").write_text(json.dumps({
-        "channel_names": {"0": "MRI"}, "labels": {"background": 0, **{f"organ{k}": k + 1 for k in range(arguments.sources)}},
-        "numTraining": len(entries), "file_ending": ".nii.gz", "dataset": entries,
-        "nnunet_partial": {"version": 1, "cases": contract}}))
-    subprocess.run([str(Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess"), "-d", "990", "-c", "3d_fullres", "-np", "1",
-                    "-npfp", "1"], check=True, capture_output=True, env={**os.environ, "nnUNet_n_proc_DA": "1"})
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "MRI"},
+                "labels": {"background": 0, **{f"organ{k}": k + 1 for k in range(arguments.sources)}},
+                "numTraining": len(entries),
+                "file_ending": ".nii.gz",
+                "dataset": entries,
+                "nnunet_partial": {"version": 1, "cases": contract},
+            }
+        )
+    )
+    subprocess.run(
+        [
+            str(Path(sys.executable).parent / "nnUNetv2_plan_and_preprocess"),
+            "-d",
+            "990",
+            "-c",
+            "3d_fullres",
+            "-np",
+            "1",
+            "-npfp",
+            "1",
+        ],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "nnUNet_n_proc_DA": "1"},
+    )
     from nnunet_partial.variants import write_source_variants, write_variant
 
-    changes = {"seed": 0} if arguments.planned_network else {
-        "features": arguments.features, "patch_size": arguments.patch, "batch_size": arguments.batch_size, "seed": 0}
+    changes = (
+        {"seed": 0}
+        if arguments.planned_network
+        else {"features": arguments.features, "patch_size": arguments.patch, "batch_size": arguments.batch_size, "seed": 0}
+    )
     plans = write_variant(990, "step", changes, configuration="3d_fullres").stem
     for source in write_source_variants(990, {}, plans):
         teacher = make_trainer("nnUNetTrainerIndividual", source.stem, fold="all", device="cpu")
@@ -125,6 +155,7 @@ def pseudo_labels(folder, plans):
 def calibrate(teacher, share=0.1):
     """Shift the output's bias so that the teacher calls ``share`` of the voxels of a random patch its organ."""
     import torch
+
     from nnunet_partial.networks.unwrap import unwrap
 
     network = unwrap(teacher.network)
@@ -144,6 +175,7 @@ def make_trainer(name, plans=None, fold="all", device="cpu"):
 
 
 # ------------------------------------------------------------------ measuring
+
 
 def ready(name, device):
     """A trainer that can take steps, and a batch for it."""
@@ -188,8 +220,12 @@ def measure(arguments):
 
 def memory_in_own_process(arguments, name):
     """Bytes that two steps need beyond the imports, in a process of its own."""
-    result = subprocess.run([sys.executable, __file__, "--memory-of", name, "--folder", str(arguments.folder), "--device",
-                             arguments.device], capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, __file__, "--memory-of", name, "--folder", str(arguments.folder), "--device", arguments.device],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return json.loads(result.stdout.splitlines()[-1])["bytes"]
 
 
@@ -197,6 +233,7 @@ def peak_memory(arguments):
     import torch
 
     import nnunet_partial.trainers  # noqa: F401  imports are not counted
+
     set_folders(arguments.folder)
     base = most_resident()
     trainer, batch = ready(arguments.memory_of, arguments.device)
@@ -218,15 +255,25 @@ def report(arguments, plain, seconds, memory):
     for name, spent in seconds.items():
         ratios = [a / b for a, b in zip(spent, seconds["nnUNetTrainer"])]
         bar = BARS.get(name, lambda k: None)(arguments.sources)
-        rows[name] = {"median_seconds": round(statistics.median(spent), 4), "ratio_to_plain": round(statistics.median(ratios), 3),
-                      "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)], "bar": bar and round(bar, 3),
-                      "peak_memory_mib": round(memory[name] / 2 ** 20),
-                      "memory_ratio_to_plain": round(memory[name] / memory["nnUNetTrainer"], 3)}
+        rows[name] = {
+            "median_seconds": round(statistics.median(spent), 4),
+            "ratio_to_plain": round(statistics.median(ratios), 3),
+            "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+            "bar": bar and round(bar, 3),
+            "peak_memory_mib": round(memory[name] / 2**20),
+            "memory_ratio_to_plain": round(memory[name] / memory["nnUNetTrainer"], 3),
+        }
     configuration = plain.configuration_manager
-    return {**circumstances(), "device": arguments.device,
-            "patch_size": list(configuration.patch_size), "batch_size": configuration.batch_size,
-            "features": configuration.network_arch_init_kwargs["features_per_stage"], "teachers": arguments.sources,
-            "rounds": arguments.rounds, "trainers": rows}
+    return {
+        **circumstances(),
+        "device": arguments.device,
+        "patch_size": list(configuration.patch_size),
+        "batch_size": configuration.batch_size,
+        "features": configuration.network_arch_init_kwargs["features_per_stage"],
+        "teachers": arguments.sources,
+        "rounds": arguments.rounds,
+        "trainers": rows,
+    }
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 Needs NNUNET_PARTIAL_DATA: the folder that holds Task04_Hippocampus, ACDC, LeftAtrium and abdomen_labels.
 """
+
 import os
 import random
 import shutil
@@ -9,9 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nnunet_partial.demo.study import run
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
-from nnunet_partial.study import run
 
 CHANNEL = {"hippocampus": "MRI", "LeftAtrium": "MRI", "ACDC": "MRI", "abdomen": "CT"}
 # of abdomen_labels: liver, both kidneys, pancreas, spleen; the other organs are background
@@ -20,8 +21,10 @@ ABDOMEN_VALUES = {5: 1, 2: 2, 3: 2, 8: 3, 1: 4}
 
 def data_folder():
     if "NNUNET_PARTIAL_DATA" not in os.environ:
-        raise UserError("the environment variable NNUNET_PARTIAL_DATA is not set. Set it to the folder that holds "
-                        "Task04_Hippocampus, ACDC, LeftAtrium and abdomen_labels.")
+        raise UserError(
+            "the environment variable NNUNET_PARTIAL_DATA is not set. Set it to the folder that holds "
+            "Task04_Hippocampus, ACDC, LeftAtrium and abdomen_labels."
+        )
     return Path(os.environ["NNUNET_PARTIAL_DATA"]).absolute()
 
 
@@ -43,8 +46,10 @@ def shuffled(units):
 
 def _hippocampus(work):
     task = data_folder() / "Task04_Hippocampus"
-    return {i["image"].split("/")[-1][:-7]: (task / i["image"], task / i["label"])
-            for i in read_json(task / "dataset.json")["training"]}
+    return {
+        i["image"].split("/")[-1][:-7]: (task / i["image"], task / i["label"])
+        for i in read_json(task / "dataset.json")["training"]
+    }
 
 
 def _left_atrium(work):
@@ -54,7 +59,7 @@ def _left_atrium(work):
 
 def _acdc(work):
     labels = sorted((data_folder() / "ACDC" / "training").glob("*/*_gt.nii.gz"))
-    return {i.name[:-len("_gt.nii.gz")]: (i.with_name(i.name.replace("_gt", "")), i) for i in labels}
+    return {i.name[: -len("_gt.nii.gz")]: (i.with_name(i.name.replace("_gt", "")), i) for i in labels}
 
 
 def _abdomen(work):
@@ -71,7 +76,7 @@ def _abdomen(work):
     merged.mkdir(exist_ok=True)
     cases = {}
     for file in sorted(painted.glob("*_label.nii.gz")):
-        case = file.name[:-len("_label.nii.gz")]
+        case = file.name[: -len("_label.nii.gz")]
         target = merged / f"{case}.nii.gz"
         if not target.is_file():
             image = sitk.ReadImage(str(file))
@@ -85,6 +90,7 @@ def _abdomen(work):
 
 
 # ------------------------------------------------------------------ nnU-Net's folders and datasets
+
 
 def use_folders(base, device):
     """nnU-Net's folders below ``base``, and worker counts that suit the device."""
@@ -106,10 +112,16 @@ def write_complete(number, channel, labels, cases, training):
     """The raw dataset of fully labelled training cases that every other one is made from; returns its folder."""
     folder = Path(os.environ["nnUNet_raw"]) / f"Dataset{number}_Complete"
     if not (folder / "dataset.json").is_file():
-        write_json({"channel_names": {"0": channel}, "labels": {"background": 0, **{n: i + 1 for i, n in enumerate(labels)}},
-                    "numTraining": len(training), "file_ending": ".nii.gz",
-                    "dataset": {i: {"images": [str(cases[i][0])], "label": str(cases[i][1])} for i in training}},
-                   folder / "dataset.json")
+        write_json(
+            {
+                "channel_names": {"0": channel},
+                "labels": {"background": 0, **{n: i + 1 for i, n in enumerate(labels)}},
+                "numTraining": len(training),
+                "file_ending": ".nii.gz",
+                "dataset": {i: {"images": [str(cases[i][0])], "label": str(cases[i][1])} for i in training},
+            },
+            folder / "dataset.json",
+        )
     return folder
 
 
@@ -143,8 +155,11 @@ def plan(logs, configuration, first, second=None):
     if second is not None:
         raw = next(Path(os.environ["nnUNet_raw"]).glob(f"Dataset{second}_*"))
         run(["nnUNetv2_extract_fingerprint", "-d", second, "-np", 2], logs / "fingerprint.log", one_worker)
-        run(["nnUNetv2_move_plans_between_datasets", "-s", first, "-t", second, "-sp", "nnUNetPlans", "-tp", "nnUNetPlans"],
-            logs / "move.log", one_worker)
+        run(
+            ["nnUNetv2_move_plans_between_datasets", "-s", first, "-t", second, "-sp", "nnUNetPlans", "-tp", "nnUNetPlans"],
+            logs / "move.log",
+            one_worker,
+        )
         shutil.copyfile(raw / "dataset.json", Path(os.environ["nnUNet_preprocessed"]) / raw.name / "dataset.json")
         run(["nnUNetv2_preprocess", "-d", second, "-c", configuration, "-np", 2], logs / "preprocess.log", one_worker)
     done.touch()

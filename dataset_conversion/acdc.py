@@ -5,6 +5,7 @@ Download: ``training/patientNNN/patientNNN_frameFF.nii.gz`` with ``patientNNN_fr
 end systole; the film ``patientNNN_4d.nii.gz`` is not used. ``testing`` (patients 101 to 150) is left out unless
 ``--with-testing`` is given.
 """
+
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
 STRUCTURES = {"right_ventricle": (1,), "myocardium": (2,), "left_ventricle": (3,)}

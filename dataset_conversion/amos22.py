@@ -5,11 +5,26 @@ Download: ``amos22`` with ``imagesTr``, ``labelsTr``, ``imagesVa``, ``labelsVa``
 two differently. MR does not annotate bladder and prostate or uterus. Validation cases are used with
 ``--with-validation``; test cases have no labels.
 """
+
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
-ORGANS = ("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
-          "inferior_vena_cava", "pancreas", "right_adrenal_gland", "left_adrenal_gland", "duodenum", "bladder",
-          "prostate_or_uterus")
+ORGANS = (
+    "spleen",
+    "right_kidney",
+    "left_kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior_vena_cava",
+    "pancreas",
+    "right_adrenal_gland",
+    "left_adrenal_gland",
+    "duodenum",
+    "bladder",
+    "prostate_or_uterus",
+)
 STRUCTURES = {**{name: (i + 1,) for i, name in enumerate(ORGANS)}, "kidney": (2, 3), "adrenal_gland": (11, 12)}
 LAST_CT = 500
 IN_MR = frozenset(range(1, 14))
@@ -28,7 +43,7 @@ def read(source, options) -> Download:
     wanted = {k: (ImageFile(v),) for k, v in images.items() if _modality(k) == options.modality}
     labels = {k: v for k, v in labels.items() if _modality(k) == options.modality}
     cases = pair(wanted, labels, unlabelled=tests.__contains__, available=IN_MR if options.modality == "mr" else None)
-    default = ORGANS if options.modality == "ct" else ORGANS[:len(IN_MR)]
+    default = ORGANS if options.modality == "ct" else ORGANS[: len(IN_MR)]
     return Download(STRUCTURES, list(cases), default, channels=(options.modality.upper(),))
 
 

@@ -3,10 +3,24 @@
 Download: ``RawData/Training/img/imgNNNN.nii.gz`` with ``label/labelNNNN.nii.gz`` (1 to 10, 21 to 40) and
 ``RawData/Testing/img/imgNNNN.nii.gz`` (61 to 80), which has no labels.
 """
+
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
-ORGANS = ("spleen", "right_kidney", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
-          "inferior_vena_cava", "portal_and_splenic_vein", "pancreas", "right_adrenal_gland", "left_adrenal_gland")
+ORGANS = (
+    "spleen",
+    "right_kidney",
+    "left_kidney",
+    "gallbladder",
+    "esophagus",
+    "liver",
+    "stomach",
+    "aorta",
+    "inferior_vena_cava",
+    "portal_and_splenic_vein",
+    "pancreas",
+    "right_adrenal_gland",
+    "left_adrenal_gland",
+)
 STRUCTURES = {**{name: (i + 1,) for i, name in enumerate(ORGANS)}, "kidney": (2, 3), "adrenal_gland": (12, 13)}
 
 

@@ -8,17 +8,36 @@ of ``train_extra`` have no fine labels (``--unlabelled``). ``val`` is the usual 
 instead of the 19; ``super_classes.json`` beside dataset.json has the mapping either way. The paper does not print the
 mapping: here rider is a person, terrain is vegetation, everything on wheels is a vehicle.
 """
+
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
 CLASSES = {
-    "road": 7, "sidewalk": 8, "building": 11, "wall": 12, "fence": 13, "pole": 17, "traffic_light": 19,
-    "traffic_sign": 20, "vegetation": 21, "terrain": 22, "sky": 23, "person": 24, "rider": 25, "car": 26, "truck": 27,
-    "bus": 28, "train": 31, "motorcycle": 32, "bicycle": 33
+    "road": 7,
+    "sidewalk": 8,
+    "building": 11,
+    "wall": 12,
+    "fence": 13,
+    "pole": 17,
+    "traffic_light": 19,
+    "traffic_sign": 20,
+    "vegetation": 21,
+    "terrain": 22,
+    "sky": 23,
+    "person": 24,
+    "rider": 25,
+    "car": 26,
+    "truck": 27,
+    "bus": 28,
+    "train": 31,
+    "motorcycle": 32,
+    "bicycle": 33,
 }
 SUPER_CLASSES = {
-    "road": ("road",), "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
-    "person": ("person", "rider"), "vegetation": ("vegetation", "terrain"),
-    "others": ("sidewalk", "building", "wall", "fence", "pole", "traffic_light", "traffic_sign", "sky")
+    "road": ("road",),
+    "vehicle": ("car", "truck", "bus", "train", "motorcycle", "bicycle"),
+    "person": ("person", "rider"),
+    "vegetation": ("vegetation", "terrain"),
+    "others": ("sidewalk", "building", "wall", "fence", "pole", "traffic_light", "traffic_sign", "sky"),
 }
 VOID = frozenset(range(34)) - frozenset(CLASSES.values()) | {255}
 
@@ -38,8 +57,15 @@ def read(source, options) -> Download:
     structures = {name: (value,) for name, value in CLASSES.items()}
     if options.super_classes:
         structures = {name: tuple(CLASSES[i] for i in members) for name, members in SUPER_CLASSES.items()}
-    return Download(structures, cases, channels=("R", "G", "B"), ignored=VOID, reader="NaturalImage2DIO", ending=".png",
-                    files={"super_classes.json": SUPER_CLASSES})
+    return Download(
+        structures,
+        cases,
+        channels=("R", "G", "B"),
+        ignored=VOID,
+        reader="NaturalImage2DIO",
+        ending=".png",
+        files={"super_classes.json": SUPER_CLASSES},
+    )
 
 
 CONVERTER = Converter("cityscapes", "Cityscapes", __doc__, read, add_arguments)

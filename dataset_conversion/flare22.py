@@ -4,10 +4,24 @@ Download: ``FLARE22_LabeledCase50/images/FLARE22_Tr_NNNN_0000.nii.gz`` with ``la
 2000 cases ``Case_NNNNN_0000.nii.gz`` in ``FLARE22_UnlabeledCase1-1000`` and ``FLARE22_UnlabeledCase1001-2000``
 (``--unlabelled``). The 50 cases of the tuning set, ``FLARETs_NNNN_0000.nii.gz``, are not for training and left out.
 """
+
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
-ORGANS = ("liver", "right_kidney", "spleen", "pancreas", "aorta", "inferior_vena_cava", "right_adrenal_gland",
-          "left_adrenal_gland", "gallbladder", "esophagus", "stomach", "duodenum", "left_kidney")
+ORGANS = (
+    "liver",
+    "right_kidney",
+    "spleen",
+    "pancreas",
+    "aorta",
+    "inferior_vena_cava",
+    "right_adrenal_gland",
+    "left_adrenal_gland",
+    "gallbladder",
+    "esophagus",
+    "stomach",
+    "duodenum",
+    "left_kidney",
+)
 STRUCTURES = {**{name: (i + 1,) for i, name in enumerate(ORGANS)}, "kidney": (2, 13), "adrenal_gland": (7, 8)}
 
 

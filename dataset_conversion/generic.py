@@ -6,11 +6,10 @@ A glob is relative to SRC; ``*`` stands for anything within a name, ``**`` for a
 for makes the name of the case and must be the same for image and label. A glob that matches a folder means the DICOM
 series in it. One ``--image-glob`` per channel. ``--labels NAME=VALUE+VALUE`` names the values of the label files.
 """
-import re
-from typing import Optional
 
-from nnunet_partial.data.conversion import (AS_STORED, Converter, DicomSeries, Download, ImageFile, LabelFile, Skip,
-                                            main, pair)
+import re
+
+from nnunet_partial.data.conversion import AS_STORED, Converter, DicomSeries, Download, ImageFile, LabelFile, Skip, main, pair
 from nnunet_partial.errors import UserError
 
 
@@ -18,20 +17,18 @@ def add_arguments(parser) -> None:
     parser.add_argument("--image-glob", action="append", required=True, metavar="GLOB", help="images; once per channel")
     parser.add_argument("--label-glob", metavar="GLOB", help="label files; none: the cases are unlabelled")
     parser.add_argument("--labels", default="", metavar="A=1,B=2+3", help="names of the label values")
-    parser.add_argument("--channels",
-                        default="CT",
-                        metavar="A,B",
-                        help="names of the channels; CT means Hounsfield units to nnU-Net")
-    parser.add_argument("--label-headers-wrong",
-                        action="store_true",
-                        help="voxels of label and image correspond, whatever headers say")
+    parser.add_argument(
+        "--channels", default="CT", metavar="A,B", help="names of the channels; CT means Hounsfield units to nnU-Net"
+    )
+    parser.add_argument(
+        "--label-headers-wrong", action="store_true", help="voxels of label and image correspond, whatever headers say"
+    )
 
 
 def read(source, options) -> Download:
     channels = tuple(options.channels.split(","))
     if len(channels) != len(options.image_glob):
-        raise UserError(
-            f"--channels names {len(channels)} channels, but there are {len(options.image_glob)} --image-glob.")
+        raise UserError(f"--channels names {len(channels)} channels, but there are {len(options.image_glob)} --image-glob.")
     if (options.label_glob is None) != (options.labels == ""):
         raise UserError("--label-glob and --labels belong together: which files, and what their values mean.")
     found = [images_of(source, Glob(i)) for i in options.image_glob]
@@ -54,7 +51,7 @@ class Glob:
         patterns = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
         self.text, self.pattern = glob, re.compile("".join(patterns.get(i) or re.escape(i) for i in parts))
 
-    def case(self, path: str) -> Optional[str]:
+    def case(self, path: str) -> str | None:
         """Name of the case that a relative path belongs to, or None if it does not match."""
         match = self.pattern.fullmatch(path)
         if match is None:
@@ -77,7 +74,7 @@ def images_of(source, glob: Glob) -> dict:
     return {**{k: DicomSeries(tuple(v)) for k, v in folders.items()}, **{k: ImageFile(v[0]) for k, v in files.items()}}
 
 
-def labels_of(source, glob: Optional[str]) -> dict:
+def labels_of(source, glob: str | None) -> dict:
     """Case -> label file."""
     if glob is None:
         return {}
@@ -93,8 +90,9 @@ def labels_of(source, glob: Optional[str]) -> dict:
 def _refuse_repeats(files: dict, glob: Glob) -> None:
     for case, paths in files.items():
         if len(paths) > 1:
-            raise UserError(f"{glob.text!r} gives both {paths[0]} and {paths[1]} the name {case!r}. Use a glob that "
-                            f"tells them apart.")
+            raise UserError(
+                f"{glob.text!r} gives both {paths[0]} and {paths[1]} the name {case!r}. Use a glob that tells them apart."
+            )
 
 
 def parse_labels(text: str) -> dict:

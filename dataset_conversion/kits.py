@@ -5,12 +5,15 @@ also AND and OR). The files store slices along their first axis, with an off-dia
 slice is 512 x 512 (case_00160). ``kits.json``, where it is there, gives the voxel size to compare the headers with.
 KiTS19 has no cysts: they are kidney there. Its cases 210 to 299 have no labels.
 """
+
 from nnunet_partial.data.conversion import Case, Converter, Download, ImageFile, LabelFile, main, pair
 from nnunet_partial.data.images import read_geometry
 from nnunet_partial.errors import UserError
 
-STRUCTURES = {"19": {"kidney": (1, 2), "tumor": (2,), "kidney_parenchyma": (1,)},
-              "21": {"kidney": (1, 2, 3), "tumor": (2,), "cyst": (3,), "kidney_parenchyma": (1,)}}
+STRUCTURES = {
+    "19": {"kidney": (1, 2), "tumor": (2,), "kidney_parenchyma": (1,)},
+    "21": {"kidney": (1, 2, 3), "tumor": (2,), "cyst": (3,), "kidney_parenchyma": (1,)},
+}
 STRUCTURES["23"] = STRUCTURES["21"]
 FIRST_TEST_CASE = "case_00210"  # of KiTS19
 SPACING_TOLERANCE = 0.01  # relative; kits.json rounds
@@ -18,10 +21,7 @@ SPACING_TOLERANCE = 0.01  # relative; kits.json rounds
 
 def add_arguments(parser) -> None:
     parser.add_argument("--release", choices=tuple(STRUCTURES), help="default: recognised by its files")
-    parser.add_argument("--aggregation",
-                        choices=("MAJ", "AND", "OR"),
-                        default="MAJ",
-                        help="KiTS21: how annotations are combined")
+    parser.add_argument("--aggregation", choices=("MAJ", "AND", "OR"), default="MAJ", help="KiTS21: how annotations are combined")
 
 
 def read(source, options) -> Download:
@@ -30,8 +30,11 @@ def read(source, options) -> Download:
     name = rf"aggregated_{options.aggregation}_seg" if release == "21" else "segmentation"
     labels = {k: LabelFile(v) for k, v in source.collect(rf"(?:.*/)?(case_\d{{5}})/{name}\.nii\.gz").items()}
     sizes = _sizes(source)
-    cases = pair({k: (ImageFile(v),) for k, v in images.items()}, labels,
-                 unlabelled=lambda name: release == "19" and name >= FIRST_TEST_CASE)
+    cases = pair(
+        {k: (ImageFile(v),) for k, v in images.items()},
+        labels,
+        unlabelled=lambda name: release == "19" and name >= FIRST_TEST_CASE,
+    )
     return Download(STRUCTURES[release], [_compared(case, sizes) for case in cases], default=("kidney",))
 
 
@@ -49,8 +52,9 @@ def _sizes(source) -> dict:
     try:
         return {i["case_id"]: (float(i["captured_slice_thickness"]), float(i["captured_pixel_width"])) for i in entries}
     except (TypeError, KeyError, ValueError) as error:
-        raise UserError(f"{path} is not the kits.json of a release ({type(error).__name__}: {error}). Remove it or "
-                        f"download it again.") from None
+        raise UserError(
+            f"{path} is not the kits.json of a release ({type(error).__name__}: {error}). Remove it or download it again."
+        ) from None
 
 
 def _compared(case, sizes):
@@ -63,8 +67,13 @@ def _compared(case, sizes):
     thickness, width = sizes[case.name]
     if all(abs(a - b) <= SPACING_TOLERANCE * b for a, b in zip(spacing, (thickness, width, width))):
         return case
-    return Case(case.name, case.images, case.label, case.available,
-                (f"voxel size {tuple(round(i, 3) for i in spacing)} mm, {(thickness, width, width)} in kits.json",))
+    return Case(
+        case.name,
+        case.images,
+        case.label,
+        case.available,
+        (f"voxel size {tuple(round(i, 3) for i in spacing)} mm, {(thickness, width, width)} in kits.json",),
+    )
 
 
 CONVERTER = Converter("kits", "KiTS", __doc__, read, add_arguments)

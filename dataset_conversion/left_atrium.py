@@ -4,6 +4,7 @@ Three downloads are in use: the challenge's ``CASE/lgemri.nrrd`` with ``CASE/lae
 ``CASE/mri_norm2.h5`` of the semi-supervised learning literature (datasets image and label, 0.625 mm, cropped and
 normalised); and NIfTI, ``images/CASE.nii.gz`` with ``labels/CASE.nii.gz``.
 """
+
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,20 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
 def read(source, options) -> Download:
-    images = {k: (ImageFile(v),) for k, v in {**source.collect(r"(?:.*/)?([^/]+)/lgemri\.nrrd"),
-                                              **source.collect(r"(?:.*/)?images/([^/]+)\.nii(?:\.gz)?")}.items()}
-    labels = {k: LabelFile(v) for k, v in {**source.collect(r"(?:.*/)?([^/]+)/laendo\.nrrd"),
-                                           **source.collect(r"(?:.*/)?labels/([^/]+)\.nii(?:\.gz)?")}.items()}
+    images = {
+        k: (ImageFile(v),)
+        for k, v in {
+            **source.collect(r"(?:.*/)?([^/]+)/lgemri\.nrrd"),
+            **source.collect(r"(?:.*/)?images/([^/]+)\.nii(?:\.gz)?"),
+        }.items()
+    }
+    labels = {
+        k: LabelFile(v)
+        for k, v in {
+            **source.collect(r"(?:.*/)?([^/]+)/laendo\.nrrd"),
+            **source.collect(r"(?:.*/)?labels/([^/]+)\.nii(?:\.gz)?"),
+        }.items()
+    }
     cases = list(pair(images, labels))
     cases += [Case(k, (H5Image(v),), H5Label(v)) for k, v in source.collect(r"(?:.*/)?([^/]+)/mri_norm2\.h5").items()]
     return Download(STRUCTURES, cases, channels=("LGE MR",))
@@ -33,6 +44,7 @@ def read(source, options) -> Download:
 @dataclass(frozen=True)
 class H5Image:
     """Dataset ``image`` of an h5 file, axes (x, y, z); it has to be copied."""
+
     path: Path
 
     @property
@@ -58,6 +70,7 @@ class H5Image:
 @dataclass(frozen=True)
 class H5Label:
     """Dataset ``label`` of an h5 file, axes (x, y, z)."""
+
     path: Path
     mirrors: tuple = ()
 

@@ -10,11 +10,22 @@ them together.
 - In some pairs, 48 to 52 among them, the header of the mask differs from that of the image. Voxels correspond all the
   same.
 """
+
 import re
 from dataclasses import replace
 
-from nnunet_partial.data.conversion import (AS_STORED, Converter, Download, ImageFile, LabelFile, Skip,
-                                            SourceFolder, dicom, main, pair)
+from nnunet_partial.data.conversion import (
+    AS_STORED,
+    Converter,
+    Download,
+    ImageFile,
+    LabelFile,
+    Skip,
+    SourceFolder,
+    dicom,
+    main,
+    pair,
+)
 from nnunet_partial.data.images import read_geometry
 from nnunet_partial.errors import UserError
 
@@ -24,9 +35,9 @@ PLACEHOLDER_MM = (1.0, 1.0, 1.0)
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--ircadb",
-                        metavar="DIR",
-                        help="folder of 3D-IRCADb-01, from which volumes 28 to 47 get their voxel size")
+    parser.add_argument(
+        "--ircadb", metavar="DIR", help="folder of 3D-IRCADb-01, from which volumes 28 to 47 get their voxel size"
+    )
     parser.add_argument("--without-ircadb", action="store_true", help="leave out volumes 28 to 48")
 
 
@@ -68,7 +79,8 @@ def ircadb_spacings(source) -> dict:
         files.setdefault(int(match[1]), []).append(path)
     if not files:
         raise UserError(
-            f"--ircadb {source.given} holds no 3Dircadb1.N/PATIENT_DICOM/image_*. Unpack the archives of 3D-IRCADb-01.")
+            f"--ircadb {source.given} holds no 3Dircadb1.N/PATIENT_DICOM/image_*. Unpack the archives of 3D-IRCADb-01."
+        )
     found = {number: dicom.read_headers(tuple(paths)).geometry for number, paths in files.items()}
     return {number: (geometry.size_xyz, geometry.spacing_mm) for number, geometry in found.items()}
 

@@ -10,22 +10,27 @@ Outside the region that cropping.csv gives for a case, annotations are incomplet
 ``--whole`` makes it background. Rows of the table count in different directions; the direction that holds the labels
 counts. Headers of labels are not to be trusted: whether a label must be mirrored is seen in the image.
 """
+
 import csv
 import itertools
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
 from dataset_conversion import btcv, nih
-from nnunet_partial.data.conversion import (AS_STORED, Case, Converter, Download, ImageFile, LabelFile, Skip,
-                                            SourceFolder, main)
+from nnunet_partial.data.conversion import AS_STORED, Case, Converter, Download, ImageFile, LabelFile, Skip, SourceFolder, main
 from nnunet_partial.data.images import read_label
 from nnunet_partial.errors import UserError
 
 STRUCTURES = {
-    "spleen": (1,), "left_kidney": (3,), "gallbladder": (4,), "esophagus": (5,), "liver": (6,), "stomach": (7,),
-    "pancreas": (11,), "duodenum": (14,)
+    "spleen": (1,),
+    "left_kidney": (3,),
+    "gallbladder": (4,),
+    "esophagus": (5,),
+    "liver": (6,),
+    "stomach": (7,),
+    "pancreas": (11,),
+    "duodenum": (14,),
 }
 INCOMPLETE = (2, 8, 9, 10, 12, 13)  # organs that only the BTCV labels have
 OUTSIDE = 255
@@ -37,9 +42,9 @@ MINIMUM_INSIDE = 0.95  # share of the labelled voxels that must lie in the regio
 def add_arguments(parser) -> None:
     parser.add_argument("--btcv", metavar="DIR", help="folder of BTCV, default SRC")
     parser.add_argument("--tcia", metavar="DIR", help="folder of NIH Pancreas-CT, default SRC")
-    parser.add_argument("--whole",
-                        action="store_true",
-                        help="background instead of the ignore label outside of cropping.csv's regions")
+    parser.add_argument(
+        "--whole", action="store_true", help="background instead of the ignore label outside of cropping.csv's regions"
+    )
 
 
 def read(source, options) -> Download:
@@ -66,8 +71,7 @@ def read_regions(source) -> dict:
     """Case -> ((left, right), (ant, post), (inf, sup)) in voxels, each pair ascending, from cropping.csv."""
     file = source.find(r"(?:.*/)?cropping\.csv")
     if file is None:
-        raise UserError(
-            f"{source.given} holds no cropping.csv. Download it from zenodo.org/records/1169361, or pass --whole.")
+        raise UserError(f"{source.given} holds no cropping.csv. Download it from zenodo.org/records/1169361, or pass --whole.")
     source.check(file)
     regions = {}
     with open(file, newline="", encoding="utf-8-sig") as handle:
@@ -78,15 +82,17 @@ def read_regions(source) -> dict:
             except (KeyError, TypeError, ValueError, AttributeError):
                 raise UserError(
                     f"{file}, line {number}: publisher, original_id and extent_* {', '.join(EXTENTS)} are expected, "
-                    f"found {dict(row)}.") from None
-            regions[name] = tuple(tuple(sorted(limits[i:i + 2])) for i in (0, 2, 4))
+                    f"found {dict(row)}."
+                ) from None
+            regions[name] = tuple(tuple(sorted(limits[i : i + 2])) for i in (0, 2, 4))
     return regions
 
 
 @dataclass(frozen=True)
 class RegionLabel(LabelFile):
     """A label that is complete in a region only. ``region_xyz``: voxels from, to; None: everywhere."""
-    region_xyz: Optional[tuple] = None
+
+    region_xyz: tuple | None = None
 
     def read(self, organs, available, geometry) -> tuple:
         label, claimed = read_label(self.path)
@@ -107,8 +113,10 @@ def region_mask(label: np.ndarray, region_xyz: tuple, name) -> np.ndarray:
     inside = [np.count_nonzero(label[i]) for i in slices]
     best = int(np.argmax(inside))
     if inside[best] < MINIMUM_INSIDE * np.count_nonzero(label):
-        raise UserError(f"{name}: {inside[best] / np.count_nonzero(label):.0%} of the label lies in the region of "
-                        f"cropping.csv; is it the label of another case?")
+        raise UserError(
+            f"{name}: {inside[best] / np.count_nonzero(label):.0%} of the label lies in the region of "
+            f"cropping.csv; is it the label of another case?"
+        )
     mask = np.zeros(label.shape, bool)
     mask[slices[best]] = True
     return mask

@@ -5,6 +5,7 @@ classes there are stands in dataset.json. Tasks with several channels keep them 
 becomes available through a header of its own. In Liver and Pancreas the organ includes its tumour unless both are
 asked for.
 """
+
 import re
 
 from nnunet_partial.data.conversion import Case, Converter, Download, ImageFile, LabelFile, Skip, main
@@ -16,8 +17,7 @@ TUMOUR = {"liver": "cancer", "pancreas": "cancer"}  # organ -> its tumour, as da
 def read(source, options) -> Download:
     file = source.find(r"(?:[^/]+/)?dataset\.json")
     if file is None:
-        raise UserError(
-            f"{source.given} holds no dataset.json. Name the folder of one task, such as Task04_Hippocampus.")
+        raise UserError(f"{source.given} holds no dataset.json. Name the folder of one task, such as Task04_Hippocampus.")
     content = source.json(file)
     try:
         channels = tuple(str(content["modality"][k]) for k in sorted(content["modality"], key=int))

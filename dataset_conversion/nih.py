@@ -5,6 +5,7 @@ headers of the labels mirror the patient front to back: voxel (i, j, k) of a lab
 counted from the feet, of the series. Cases 25 and 70 were withdrawn in 2020 because they show the patient of case 2;
 older copies still have them. They are left out unless ``--keep-duplicates`` is given.
 """
+
 from nnunet_partial.data.conversion import AS_STORED, Converter, DicomSeries, Download, LabelFile, Skip, main, pair
 
 STRUCTURES = {"pancreas": (1,)}

@@ -4,6 +4,7 @@ Download: ``sNNNN/ct.nii.gz`` (or ``mri.nii.gz``) with ``sNNNN/segmentations/STR
 file of a structure does not annotate the classes made from it. Choose few classes (``--organs
 liver,kidney=kidney_left+kidney_right``): only their files are read.
 """
+
 from dataclasses import replace
 
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, MaskFiles, Skip, main, pair

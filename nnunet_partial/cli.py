@@ -1,9 +1,10 @@
 """``nnunet_partial VERB``: one module of :mod:`nnunet_partial.commands` per verb, imported when it is called."""
+
 import argparse
 import importlib
 import shlex
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from nnunet_partial import __version__
 from nnunet_partial.errors import exit_on_user_error
@@ -30,11 +31,13 @@ VERBS = {
 }
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Bad input ends with one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="nnunet_partial", description="Partially labelled datasets in, one ordinary "
-                                     "nnU-Net v2 model that segments every organ out.")
+    parser = argparse.ArgumentParser(
+        prog="nnunet_partial",
+        description="Partially labelled datasets in, one ordinary nnU-Net v2 model that segments every organ out.",
+    )
     parser.add_argument("--version", action="version", version=f"nnunet_partial {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for verb, (_, summary) in VERBS.items():
@@ -55,8 +58,12 @@ def run_verb(verb: str, argv: Sequence[str]) -> None:
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of one verb's arguments."""
     module = importlib.import_module(f"nnunet_partial.commands.{VERBS[verb][0]}")
-    parser = argparse.ArgumentParser(prog=f"nnunet_partial {verb}", description=module.DESCRIPTION,
-                                     epilog=f"example: {module.EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog=f"nnunet_partial {verb}",
+        description=module.DESCRIPTION,
+        epilog=f"example: {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     module.add_arguments(parser)
     return parser
 

@@ -3,15 +3,17 @@
 The search for trainers is nnU-Net's own, run in a process of its own: a broken import then shows up as a finding
 instead of ending the doctor, and what is seen is what ``nnUNetv2_train`` in the same shell would see.
 """
+
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from nnunet_partial import __version__
 from nnunet_partial.data.parallel import default_processes
@@ -24,7 +26,8 @@ TIMEOUT_S = 300
 _MARK = "nnunet_partial-doctor:"
 
 # Run with the current folder taken off the search path, as console scripts have it; prints one line of JSON at its end.
-_PROBE = """
+_PROBE = (
+    """
 import sys
 sys.path[:] = [i for i in sys.path if i]
 import contextlib, io, json, os
@@ -47,23 +50,33 @@ try:
             result["trainers"][name] = f"{type(error).__name__}: {error}"
 except BaseException as error:
     result["error"] = f"{type(error).__name__}: {error}"
-print(""" + repr(_MARK) + """ + json.dumps(result))
+print("""
+    + repr(_MARK)
+    + """ + json.dumps(result))
 """
+)
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line of the report. ``remedy`` is None where all is well."""
+
     name: str
     value: str
-    remedy: Optional[str] = None
+    remedy: str | None = None
 
 
 def examine() -> list:
     """All findings, in the order of the report."""
     probed = probe()
-    return [*versions(), *torch_autoload(os.environ), *search_path(probed), *trainers(probed), *roots(os.environ),
-            *hardware(probed)]
+    return [
+        *versions(),
+        *torch_autoload(os.environ),
+        *search_path(probed),
+        *trainers(probed),
+        *roots(os.environ),
+        *hardware(probed),
+    ]
 
 
 def probe() -> dict:
@@ -77,14 +90,19 @@ def probe() -> dict:
     if not answers:
         lines = run.stderr.strip().splitlines()
         return {"crash": lines[-1] if lines else f"exit code {run.returncode}"}
-    return json.loads(answers[-1][len(_MARK):])
+    return json.loads(answers[-1][len(_MARK) :])
 
 
 def versions() -> list:
     """Versions of Python, of this package and of what it builds on, compared with what setup.py requires."""
-    findings = [Finding("python", platform.python_version(), None if sys.version_info >= (3, 10) else
-                        "nnunet_partial needs Python 3.10 or newer."),
-                Finding("nnunet_partial", f"{__version__} in {Path(__file__).parent}")]
+    findings = [
+        Finding(
+            "python",
+            platform.python_version(),
+            None if sys.version_info >= (3, 10) else "nnunet_partial needs Python 3.10 or newer.",
+        ),
+        Finding("nnunet_partial", f"{__version__} in {Path(__file__).parent}"),
+    ]
     for name in ("torch", "nnunetv2"):
         try:
             found = metadata.version(name)
@@ -94,7 +112,7 @@ def versions() -> list:
     return findings
 
 
-def _version_remedy(name: str, found: str) -> Optional[str]:
+def _version_remedy(name: str, found: str) -> str | None:
     release = tuple(int(i) for i in found.split("+")[0].split(".")[:2] if i.isdigit())
     if name == "torch" and (release < (2, 5) or release == (2, 9)):
         return "pip install 'torch>=2.5,!=2.9.*'"
@@ -108,16 +126,27 @@ def torch_autoload(environment: Mapping[str, str]) -> list:
     switch = environment.get(AUTOLOAD_SWITCH)
     state = "on" if switch in (None, "1") else f"off ({AUTOLOAD_SWITCH}={switch})"
     registered = any(i.name == "nnunet_partial" for i in metadata.entry_points(group="torch.backends"))
-    return [Finding("torch autoload", state),
-            Finding("entry point", "registered" if registered else "not registered", None if registered else
-                    "install the package again: pip install nnunet_partial, or pip install -e . in its checkout")]
+    return [
+        Finding("torch autoload", state),
+        Finding(
+            "entry point",
+            "registered" if registered else "not registered",
+            None if registered else "install the package again: pip install nnunet_partial, or pip install -e . in its checkout",
+        ),
+    ]
 
 
 def search_path(probed: Mapping[str, Any]) -> list:
     """The variable that nnU-Net searches for trainers, once torch is imported."""
     if "crash" in probed:
-        return [Finding("import torch", probed["crash"], f"mend torch first; {AUTOLOAD_SWITCH}=0 python -c 'import "
-                                                         f"torch' shows whether an extension of torch is at fault.")]
+        return [
+            Finding(
+                "import torch",
+                probed["crash"],
+                f"mend torch first; {AUTOLOAD_SWITCH}=0 python -c 'import "
+                f"torch' shows whether an extension of torch is at fault.",
+            )
+        ]
     value = probed["search_path"]
     folders = [os.path.abspath(i) for i in (value or "").split(os.pathsep) if i.strip()]
     if str(TRAINER_FOLDER) in folders:
@@ -125,7 +154,7 @@ def search_path(probed: Mapping[str, Any]) -> list:
     return [Finding(SEARCH_PATH, value or "not set", export_line(value))]
 
 
-def export_line(value: Optional[str]) -> str:
+def export_line(value: str | None) -> str:
     """The shell command that adds our folder to the search path."""
     return f"export {SEARCH_PATH}={os.pathsep.join([*([value] if value else []), str(TRAINER_FOLDER)])}"
 
@@ -135,18 +164,29 @@ def trainers(probed: Mapping[str, Any]) -> list:
     if "crash" in probed:
         return []
     if "error" in probed:
-        return [Finding("trainers", probed["error"], "install the package and its requirements again: pip install "
-                                                     "--force-reinstall --no-deps nnunet_partial && pip check")]
+        return [
+            Finding(
+                "trainers",
+                probed["error"],
+                "install the package and its requirements again: pip install "
+                "--force-reinstall --no-deps nnunet_partial && pip check",
+            )
+        ]
     failures: dict = {}
     for name, reason in probed["trainers"].items():
         failures.setdefault(_first_sentence(reason, name), []).append(name)
     found = failures.pop("", [])
     in_path = search_path(probed)[0].remedy is None
-    remedy = (f"a module in {SEARCH_PATH} cannot be imported or hides ours: mend it, or take its folder out."
-              if in_path else export_line(probed["search_path"]))
+    remedy = (
+        f"a module in {SEARCH_PATH} cannot be imported or hides ours: mend it, or take its folder out."
+        if in_path
+        else export_line(probed["search_path"])
+    )
     findings = [Finding("trainers found", ", ".join(found))] if found else []
-    return [*findings, *(Finding("trainers not found", f"{', '.join(names)}: {reason}", remedy)
-                         for reason, names in failures.items())]
+    return [
+        *findings,
+        *(Finding("trainers not found", f"{', '.join(names)}: {reason}", remedy) for reason, names in failures.items()),
+    ]
 
 
 def _first_sentence(reason: str, trainer: str) -> str:

@@ -1,4 +1,5 @@
 """The one exception for input that a user can mend, and how it ends a command."""
+
 import sys
 from contextlib import contextmanager
 

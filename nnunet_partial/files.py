@@ -1,4 +1,5 @@
 """Files that are either old or new, never half-written; and checkpoints that are read without running code."""
+
 import errno
 import hashlib
 import json
@@ -7,13 +8,14 @@ import pickle
 import re
 import tempfile
 import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Collection, Iterator, Mapping, Optional, Union
+from typing import Any
 
 from nnunet_partial.errors import UserError
 
-PathLike = Union[str, os.PathLike]
+PathLike = str | os.PathLike
 # inside atomic_path other files may be read, whose errors are not about the file that is written
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
 
@@ -46,22 +48,22 @@ def atomic_path(path: PathLike) -> Iterator[str]:
 
 
 @contextmanager
-def _unwritable(path: Path, codes: Optional[Collection[int]] = None) -> Iterator[None]:
+def _unwritable(path: Path, codes: Collection[int] | None = None) -> Iterator[None]:
     """Failures of the file system (only those of ``codes``, if given) as one line about ``path``."""
     try:
         yield
     except OSError as error:
         if codes is not None and error.errno not in codes:
             raise
-        raise UserError(f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose "
-                        "another folder.") from error
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Free some space there, or choose another folder."
+        ) from error
 
 
 def write_text(text: str, path: PathLike) -> None:
     """Write ``text`` (UTF-8) atomically."""
-    with atomic_path(path) as temporary:
-        with open(temporary, "w", encoding="utf-8") as handle:
-            handle.write(text)
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as handle:
+        handle.write(text)
 
 
 def write_json(content: Any, path: PathLike) -> None:
@@ -99,11 +101,13 @@ def claim(file: PathLike, request: Mapping[str, Any], what: str) -> None:
     Raises :class:`UserError`, which calls the content ``what``, if the note says that it is made from something else.
     """
     file = Path(file)
-    found: Optional[Mapping] = read_json(file) if file.is_file() else None
+    found: Mapping | None = read_json(file) if file.is_file() else None
     if found is not None and found != request:
         wrong = next((i for i in request if found.get(i) != request[i]), "request")
-        raise UserError(f"{file.parent} holds {what}: {wrong} was {str(found.get(wrong))[:80]}, now {str(request[wrong])[:80]}. "
-                        f"Choose another folder or id, or replace it with --overwrite.")
+        raise UserError(
+            f"{file.parent} holds {what}: {wrong} was {str(found.get(wrong))[:80]}, now {str(request[wrong])[:80]}. "
+            f"Choose another folder or id, or replace it with --overwrite."
+        )
     if found != request:
         write_json(request, file)
 
@@ -145,9 +149,11 @@ def load_checkpoint(path: PathLike, map_location: Any = "cpu", mmap: bool = Fals
 def _why_unreadable(error: Exception) -> str:
     unsafe = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
     if unsafe:
-        return (f"holds {unsafe[1]}, not only tensors and plain values: loading it could run code, so it is not "
-                "loaded. If you trust its origin, load it with torch.load and write it anew with "
-                "nnunet_partial.files.save_checkpoint; otherwise train the model again.")
+        return (
+            f"holds {unsafe[1]}, not only tensors and plain values: loading it could run code, so it is not "
+            "loaded. If you trust its origin, load it with torch.load and write it anew with "
+            "nnunet_partial.files.save_checkpoint; otherwise train the model again."
+        )
     return f"is damaged or not a checkpoint ({type(error).__name__}). Copy it again, or train the model again."
 
 

@@ -8,9 +8,11 @@
 
 A dataset.json without this key is a fully labelled nnU-Net dataset. Nothing here reads an image.
 """
+
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Iterable, Mapping, Optional, Sequence
+from typing import Any
 
 from nnunet_partial.errors import UserError
 
@@ -23,14 +25,17 @@ _SOURCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*")
 def check_source_name(name: str) -> str:
     """Sources become parts of case, plans and folder names: letters, digits, ``.``, ``-`` and single ``_`` only."""
     if not isinstance(name, str) or not _SOURCE_NAME.fullmatch(name) or name.endswith("_"):
-        raise UserError(f"source name {name!r} is not usable: letters, digits, '.', '-' and single '_' between them "
-                        "are allowed, because nnU-Net separates the parts of its folder names with '__'.")
+        raise UserError(
+            f"source name {name!r} is not usable: letters, digits, '.', '-' and single '_' between them "
+            "are allowed, because nnU-Net separates the parts of its folder names with '__'."
+        )
     return name
 
 
 @dataclass(frozen=True)
 class CaseAnnotation:
     """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes."""
+
     source: str
     annotated: tuple
 
@@ -44,8 +49,13 @@ class Annotations:
     ``ignore_label``: value of nnU-Net's ignore label or None.
     """
 
-    def __init__(self, classes: Sequence[str], cases: Optional[Mapping[str, CaseAnnotation]] = None,
-                 ignore_label: Optional[int] = None, file: str = "dataset.json"):
+    def __init__(
+        self,
+        classes: Sequence[str],
+        cases: Mapping[str, CaseAnnotation] | None = None,
+        ignore_label: int | None = None,
+        file: str = "dataset.json",
+    ):
         self.classes = tuple(classes)
         self.cases = None if cases is None else dict(cases)
         self.ignore_label = ignore_label
@@ -60,8 +70,10 @@ class Annotations:
         contract = dataset_json[KEY]
         usable = isinstance(contract, dict) and contract.get("version") == VERSION
         if not usable or not isinstance(contract.get("cases"), dict):
-            raise UserError(f"{file}: the key {KEY!r} must be {{'version': {VERSION}, 'cases': {{...}}}}, found "
-                            f"{str(contract)[:80]}. Write it with nnunet_partial merge.")
+            raise UserError(
+                f"{file}: the key {KEY!r} must be {{'version': {VERSION}, 'cases': {{...}}}}, found "
+                f"{str(contract)[:80]}. Write it with nnunet_partial merge."
+            )
         cases = {name: _read_case(name, entry, classes, file) for name, entry in contract["cases"].items()}
         if "dataset" in dataset_json:
             _check_case_names(set(cases), set(dataset_json["dataset"]), file)
@@ -92,8 +104,10 @@ class Annotations:
         if not self.is_partial:
             return CaseAnnotation(FULLY_LABELLED_SOURCE, self.classes)
         if case not in self.cases:
-            raise UserError(f"{self.file}: case {case} is missing under '{KEY}.cases' ({len(self.cases)} cases are "
-                            "there). Add it with its source and annotated classes, or merge the dataset again.")
+            raise UserError(
+                f"{self.file}: case {case} is missing under '{KEY}.cases' ({len(self.cases)} cases are "
+                "there). Add it with its source and annotated classes, or merge the dataset again."
+            )
         return self.cases[case]
 
     def mask(self, case: str) -> tuple:
@@ -116,8 +130,10 @@ class Annotations:
     def restricted_to_source(self, source: str) -> "Annotations":
         """The contract of the cases of one source with that source's classes alone, numbered anew from 1."""
         if source not in self.annotated_sources:
-            raise UserError(f"{self.file}: source {source!r} is not one that annotates anything. Sources with "
-                            f"annotations: {', '.join(self.annotated_sources)}.")
+            raise UserError(
+                f"{self.file}: source {source!r} is not one that annotates anything. Sources with "
+                f"annotations: {', '.join(self.annotated_sources)}."
+            )
         classes = self.classes_of_source(source)
         ignore_label = None if self.ignore_label is None else len(classes) + 1
         cases = None if self.cases is None else {k: v for k, v in self.cases.items() if v.source == source}
@@ -133,20 +149,20 @@ def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.jso
     """``(names of the classes 1 .. K, value of the ignore label or None)``. Region-based labels are refused."""
     labels = dataset_json.get("labels")
     if not isinstance(labels, dict) or "background" not in labels:
-        raise UserError(f"{file}: 'labels' must map 'background' to 0 and every class to its value, found "
-                        f"{str(labels)[:80]}.")
+        raise UserError(f"{file}: 'labels' must map 'background' to 0 and every class to its value, found {str(labels)[:80]}.")
     regions = [k for k, v in labels.items() if isinstance(v, (list, tuple))]
     if regions:
-        raise UserError(f"{file}: label {regions[0]!r} is a region (a list of values). Partial labels need one value "
-                        "per class; declare each class by itself.")
+        raise UserError(
+            f"{file}: label {regions[0]!r} is a region (a list of values). Partial labels need one value "
+            "per class; declare each class by itself."
+        )
     if not all(str(i).isdigit() for i in labels.values()) or int(labels["background"]) != 0:
         raise UserError(f"{file}: label values must be whole numbers, 'background' 0, found {dict(labels)}.")
     names = {int(v): k for k, v in labels.items()}
     if sorted(names) != list(range(len(labels))):
         raise UserError(f"{file}: label values must be 0, 1, 2, ... without gaps or repeats, found {dict(labels)}.")
     if "ignore" in labels and names[len(labels) - 1] != "ignore":
-        raise UserError(f"{file}: the ignore label must have the highest value, {len(labels) - 1}, found "
-                        f"{dict(labels)}.")
+        raise UserError(f"{file}: the ignore label must have the highest value, {len(labels) - 1}, found {dict(labels)}.")
     ignore_label = int(labels["ignore"]) if "ignore" in labels else None
     return tuple(names[i] for i in range(1, len(names)) if i != ignore_label), ignore_label
 
@@ -156,18 +172,23 @@ def _read_case(name: str, entry: Any, classes: Sequence[str], file: str) -> Case
         raise UserError(f"{file}: case {name} must be {{'source': ..., 'annotated': [...]}}, found {str(entry)[:80]}.")
     unknown = [i for i in entry["annotated"] if i not in classes]
     if unknown:
-        raise UserError(f"{file}: case {name} annotates the unknown class {unknown[0]!r}. Classes of this dataset: "
-                        f"{', '.join(classes)}.")
+        raise UserError(
+            f"{file}: case {name} annotates the unknown class {unknown[0]!r}. Classes of this dataset: {', '.join(classes)}."
+        )
     check_source_name(entry["source"])
     return CaseAnnotation(entry["source"], tuple(i for i in classes if i in entry["annotated"]))
 
 
 def _check_case_names(in_contract: set, in_dataset: Iterable[str], file: str) -> None:
-    for missing, where, present in ((set(in_dataset) - in_contract, f"{KEY}.cases", "dataset"),
-                                    (in_contract - set(in_dataset), "dataset", f"{KEY}.cases")):
+    for missing, where, present in (
+        (set(in_dataset) - in_contract, f"{KEY}.cases", "dataset"),
+        (in_contract - set(in_dataset), "dataset", f"{KEY}.cases"),
+    ):
         if missing:
-            raise UserError(f"{file}: case {sorted(missing)[0]} is listed under '{present}' but missing under "
-                            f"'{where}'. Merge the dataset again.")
+            raise UserError(
+                f"{file}: case {sorted(missing)[0]} is listed under '{present}' but missing under "
+                f"'{where}'. Merge the dataset again."
+            )
 
 
 def check_super_classes(super_classes: Mapping[str, Sequence[str]], classes: Sequence[str]) -> dict:
@@ -178,8 +199,9 @@ def check_super_classes(super_classes: Mapping[str, Sequence[str]], classes: Seq
             raise UserError(f"super-class {name!r} must name a list of classes, found {members!r}.")
         for member in members:
             if member not in classes:
-                raise UserError(f"super-class {name!r} holds {member!r}, which is no class of this dataset: "
-                                f"{', '.join(classes)}.")
+                raise UserError(
+                    f"super-class {name!r} holds {member!r}, which is no class of this dataset: {', '.join(classes)}."
+                )
             if member in seen:
                 raise UserError(f"class {member!r} is in two super-classes. Keep it in one.")
             seen.add(member)

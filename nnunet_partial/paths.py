@@ -1,8 +1,8 @@
 """The one place that knows where nnU-Net keeps what."""
+
 import os
 import re
 from pathlib import Path
-from typing import Union
 
 from nnunet_partial.errors import UserError
 
@@ -13,8 +13,10 @@ def root(variable: str) -> Path:
     """The folder that ``nnUNet_raw``, ``nnUNet_preprocessed`` or ``nnUNet_results`` names."""
     value = os.environ.get(variable)
     if not value:
-        raise UserError(f"the environment variable {variable} is not set. Set it to the folder of nnU-Net's "
-                        f"{_ROOTS[variable]}: export {variable}=/path/to/{variable}")
+        raise UserError(
+            f"the environment variable {variable} is not set. Set it to the folder of nnU-Net's "
+            f"{_ROOTS[variable]}: export {variable}=/path/to/{variable}"
+        )
     return Path(value)
 
 
@@ -28,7 +30,7 @@ def dataset_folders(dataset_id: int, *variables: str) -> list:
     return found
 
 
-def dataset_name(dataset: Union[int, str]) -> str:
+def dataset_name(dataset: int | str) -> str:
     """``501`` or ``"501"`` or ``"Dataset501_X"`` -> ``"Dataset501_X"``. Raises :class:`UserError` if there is none or several."""
     text = str(dataset)
     if re.fullmatch(r"Dataset\d{3}_.+", text):
@@ -38,12 +40,14 @@ def dataset_name(dataset: Union[int, str]) -> str:
     names = sorted({i.name for i in dataset_folders(int(text))})
     if len(names) != 1:
         found = f"found {', '.join(names)}; keep one" if names else "found none; convert or merge it first"
-        raise UserError(f"dataset id {int(text):03d} must belong to exactly one dataset of nnUNet_raw, nnUNet_preprocessed and "
-                        f"nnUNet_results: {found}.")
+        raise UserError(
+            f"dataset id {int(text):03d} must belong to exactly one dataset of nnUNet_raw, nnUNet_preprocessed and "
+            f"nnUNet_results: {found}."
+        )
     return names[0]
 
 
-def raw_dataset(dataset: Union[int, str]) -> Path:
+def raw_dataset(dataset: int | str) -> Path:
     """Raw folder of a dataset; it must hold dataset.json."""
     folder = root("nnUNet_raw") / dataset_name(dataset)
     if not (folder / "dataset.json").is_file():
@@ -51,7 +55,7 @@ def raw_dataset(dataset: Union[int, str]) -> Path:
     return folder
 
 
-def preprocessed_dataset(dataset: Union[int, str]) -> Path:
+def preprocessed_dataset(dataset: int | str) -> Path:
     """Preprocessed folder of a dataset; it must hold dataset.json."""
     name = dataset_name(dataset)
     folder = root("nnUNet_preprocessed") / name
@@ -60,7 +64,7 @@ def preprocessed_dataset(dataset: Union[int, str]) -> Path:
     return folder
 
 
-def plans_file(dataset: Union[int, str], plans: str = "nnUNetPlans") -> Path:
+def plans_file(dataset: int | str, plans: str = "nnUNetPlans") -> Path:
     """Plans file of a dataset. Raises :class:`UserError` that lists the ones there are."""
     folder = preprocessed_dataset(dataset)
     path = folder / f"{plans}.json"
@@ -70,11 +74,11 @@ def plans_file(dataset: Union[int, str], plans: str = "nnUNetPlans") -> Path:
     return path
 
 
-def model_folder(dataset: Union[int, str], trainer: str, plans: str, configuration: str) -> Path:
+def model_folder(dataset: int | str, trainer: str, plans: str, configuration: str) -> Path:
     """``nnUNet_results/DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``, there or not."""
     return root("nnUNet_results") / dataset_name(dataset) / f"{trainer}__{plans}__{configuration}"
 
 
-def fold_folder(model: Union[str, Path], fold: Union[int, str]) -> Path:
+def fold_folder(model: str | Path, fold: int | str) -> Path:
     """``MODEL/fold_N``."""
     return Path(model) / f"fold_{fold}"

@@ -5,21 +5,29 @@ What a run does differently therefore stands in its plans file, under the key ``
 plans file that differs from the planned one in such settings (and, on request, in network, batch and patch size), never
 in preprocessing: it names the same ``data_identifier``, so nothing is preprocessed again.
 """
+
 import dataclasses
 import json
 import types
 import typing
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from nnunet_partial.errors import UserError
 
 KEY = "nnunet_partial"
 
 
-def setting(default: Any, help: str, unit: str = "", low: Optional[float] = None, high: Optional[float] = None,
-            choices: Optional[Sequence[str]] = None):
+def setting(
+    default: Any,
+    help: str,
+    unit: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    choices: Sequence[str] | None = None,
+):
     """A dataclass field with what a user needs to know about it: meaning, unit, and the allowed range or values."""
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
     if isinstance(default, (dict, list)):
@@ -30,12 +38,13 @@ def setting(default: Any, help: str, unit: str = "", low: Optional[float] = None
 @dataclass(frozen=True)
 class MSKDSettings:
     """MS-KD (Feng et al. 2021), Eq. 8. The defaults are the paper's."""
+
     lambda_background: float = setting(1.0, "weight of the background logit term (lambda_1)", low=0)
     lambda_feature: float = setting(10.0, "weight of the feature term (lambda_2)", low=0)
     lambda_marginal: float = setting(1.0, "weight of the marginal loss on annotated voxels (MSKDPlus only)", low=0)
     feature_level: int = setting(1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0)
     teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
-    sources: Optional[list] = setting(None, "sources whose teachers teach; None: every source that annotates something")
+    sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
     teacher_checkpoint: str = setting("checkpoint_final.pth", "file name of the teachers' checkpoints")
 
 
@@ -43,73 +52,96 @@ class MSKDSettings:
 class CoTrainingSettings:
     """Co-training of weight-averaged models (Huang et al. 2020), Eqs. 1 to 6. The defaults are the paper's where it
     gives them."""
+
     lambda_focal: float = setting(1.0, "weight of the focal loss", low=0)
     lambda_dice: float = setting(0.1, "weight of the Dice loss", low=0)
     lambda_soft: float = setting(0.1, "weight of the soft labels after the ramp-up", low=0)
     gamma: float = setting(2.0, "exponent of the focal loss: 0, or at least 1", low=0)
     ema_decay: float = setting(0.999, "alpha of the weight averages (Eq. 3)", low=0, high=1)
     ramp: float = setting(0.25, "share of the training over which the soft labels' weight rises", low=0, high=1)
-    region: str = setting("equation", "region mask: equation (all but annotated organs) or dilated (near pseudo "
-                          "labels)", choices=("equation", "dilated"))
+    region: str = setting(
+        "equation",
+        "region mask: equation (all but annotated organs) or dilated (near pseudo labels)",
+        choices=("equation", "dilated"),
+    )
     region_dilation: int = setting(3, "dilation of the pseudo labels for region=dilated", unit="voxels", low=0)
-    class_weights: Optional[list] = setting(None, "weights of the foreground classes in the focal loss; None: inverse "
-                                            "to the mean organ volume")
+    class_weights: list | None = setting(
+        None, "weights of the foreground classes in the focal loss; None: inverse to the mean organ volume"
+    )
     background_weight: float = setting(1.0, "weight of the background in the focal loss; the organs' mean is 1", low=0)
 
 
 @dataclass(frozen=True)
 class ATSOSettings:
     """Asynchronous teacher-student optimisation (Huo et al. 2021), Algorithm 1: one model of one generation."""
-    initial_weights: Optional[str] = setting(None, "checkpoint whose network weights, all of them, the training starts "
-                                             "from")
+
+    initial_weights: str | None = setting(None, "checkpoint whose network weights, all of them, the training starts from")
     super_classes: dict = setting({}, "super-class -> classes; pseudo labels are trusted at this level only")
-    exclude: Optional[str] = setting(None, "JSON file whose 'excluded' names pseudo-labelled cases to leave out")
+    exclude: str | None = setting(None, "JSON file whose 'excluded' names pseudo-labelled cases to leave out")
     final_validation: bool = setting(True, "predict the fold's validation cases after training, as nnU-Net does")
 
 
 @dataclass(frozen=True)
 class CrossTeachingSettings:
     """Distillation from cross-teaching teachers (Choi 2022). The defaults are the paper's where it gives them."""
-    size: str = setting("plans", "networks with the stages, features and kernels of the plans, or paper: the paper's (3D, "
-                        "features 32 to 512)", choices=("plans", "paper"))
-    blocks_per_stage: Optional[list] = setting(None, "residual blocks of each encoder stage; None: 1, 2, 3, ...")
-    weighting: str = setting("paper", "weight of distillation on unlabelled cases: paper (lambda_ssl lambda_distillation "
-                             "r^2) or code (lambda_distillation r^2)", choices=("paper", "code"))
+
+    size: str = setting(
+        "plans",
+        "networks with the stages, features and kernels of the plans, or paper: the paper's (3D, features 32 to 512)",
+        choices=("plans", "paper"),
+    )
+    blocks_per_stage: list | None = setting(None, "residual blocks of each encoder stage; None: 1, 2, 3, ...")
+    weighting: str = setting(
+        "paper",
+        "weight of distillation on unlabelled cases: paper (lambda_ssl lambda_distillation "
+        "r^2) or code (lambda_distillation r^2)",
+        choices=("paper", "code"),
+    )
     lambda_distillation: float = setting(10.0, "weight of distillation after the ramp-up", low=0)
     lambda_ssl: float = setting(0.1, "weight of cross teaching and pseudo-supervision after the ramp-up", low=0)
     alpha: float = setting(0.5, "factor of the focal loss", low=0)
     gamma: float = setting(2.0, "exponent of the focal loss: 0, or at least 1", low=0)
     batch_dice: bool = setting(True, "Dice of the whole batch, as in the paper's code, not of each sample")
-    sampling: str = setting("balanced", "balanced: half of a batch from labelled cases, half from cases that lack "
-                            "classes; uniform: every case alike", choices=("balanced", "uniform"))
+    sampling: str = setting(
+        "balanced",
+        "balanced: half of a batch from labelled cases, half from cases that lack classes; uniform: every case alike",
+        choices=("balanced", "uniform"),
+    )
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """Settings of a run. ``None`` keeps nnU-Net's own value."""
+
     num_epochs: int = setting(1000, "length of the training", unit="epochs", low=1)
     num_iterations_per_epoch: int = setting(250, "training steps of an epoch", unit="steps", low=1)
     num_val_iterations_per_epoch: int = setting(50, "validation steps of an epoch", unit="steps", low=1)
-    optimizer: str = setting("sgd", "sgd (nnU-Net's: momentum 0.99, Nesterov), adamw, or paper (Huang et al. 2020: SGD "
-                             "with learning rate 0.05, momentum 0.9, weight decay 5e-4 and a cosine schedule, whatever "
-                             "initial_lr and weight_decay say)", choices=("sgd", "adamw", "paper"))
+    optimizer: str = setting(
+        "sgd",
+        "sgd (nnU-Net's: momentum 0.99, Nesterov), adamw, or paper (Huang et al. 2020: SGD "
+        "with learning rate 0.05, momentum 0.9, weight decay 5e-4 and a cosine schedule, whatever "
+        "initial_lr and weight_decay say)",
+        choices=("sgd", "adamw", "paper"),
+    )
     initial_lr: float = setting(1e-2, "learning rate at the start of nnU-Net's polynomial schedule", low=0)
     weight_decay: float = setting(3e-5, "weight decay", low=0)
     oversample_foreground_percent: float = setting(0.33, "share of patches around an annotated voxel", low=0, high=1)
     deep_supervision: bool = setting(True, "train on every resolution of the decoder, as nnU-Net does")
     save_every: int = setting(50, "checkpoint_latest.pth is written this often", unit="epochs", low=1)
-    seed: Optional[int] = setting(None, "seed of initialisation and augmentation; exact with single-threaded "
-                                  "augmentation only", low=0)
-    source: Optional[str] = setting(None, "the one source that nnUNetTrainerIndividual trains on")
-    labels: Optional[str] = setting(None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} "
-                                    "in it stands for the fold")
-    base_plans: Optional[str] = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
+    seed: int | None = setting(
+        None, "seed of initialisation and augmentation; exact with single-threaded augmentation only", low=0
+    )
+    source: str | None = setting(None, "the one source that nnUNetTrainerIndividual trains on")
+    labels: str | None = setting(
+        None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
+    )
+    base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
     mskd: MSKDSettings = field(default_factory=MSKDSettings, metadata={"help": "settings of MS-KD"})
-    co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings,
-                                            metadata={"help": "settings of co-training"})
+    co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings, metadata={"help": "settings of co-training"})
     atso: ATSOSettings = field(default_factory=ATSOSettings, metadata={"help": "settings of ATSO"})
-    cross_teaching: CrossTeachingSettings = field(default_factory=CrossTeachingSettings,
-                                                  metadata={"help": "settings of cross-teaching distillation"})
+    cross_teaching: CrossTeachingSettings = field(
+        default_factory=CrossTeachingSettings, metadata={"help": "settings of cross-teaching distillation"}
+    )
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any]) -> "RunSettings":
@@ -124,8 +156,9 @@ def read_settings(cls: type, content: Any, where: str, prefix: str = ""):
     fields = {i.name: i for i in dataclasses.fields(cls)}
     unknown = [i for i in content if i not in fields]
     if unknown:
-        raise UserError(f"{where}: unknown setting {prefix}{unknown[0]!s}. Valid settings: "
-                        f"{', '.join(prefix + i for i in fields)}.")
+        raise UserError(
+            f"{where}: unknown setting {prefix}{unknown[0]!s}. Valid settings: {', '.join(prefix + i for i in fields)}."
+        )
     hints = typing.get_type_hints(cls)
     values = {}
     for name, value in content.items():

@@ -1,7 +1,9 @@
 """Plans variants: other settings, network, batch or patch size; the same preprocessing."""
+
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +23,14 @@ def variant_identifier(base: str, name: str) -> str:
     return f"{base}_{check_source_name(name)}"
 
 
-def write_variant(dataset: Union[int, str], name: str, changes: Mapping[str, Any], base: str = "nnUNetPlans",
-                  configuration: Optional[str] = None, overwrite: bool = False) -> Path:
+def write_variant(
+    dataset: int | str,
+    name: str,
+    changes: Mapping[str, Any],
+    base: str = "nnUNetPlans",
+    configuration: str | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write ``<base>_<name>.json`` beside the plans ``base`` and return its path.
 
     ``changes`` are settings of :class:`~nnunet_partial.settings.RunSettings` (nested) and the changes of nnU-Net's own
@@ -37,23 +45,31 @@ def write_variant(dataset: Union[int, str], name: str, changes: Mapping[str, Any
         dataset_file = base_file.with_name("dataset.json")
         Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file)).restricted_to_source(source)
     if target.exists() and not overwrite and read_json(target) != plans:
-        raise UserError(f"{target} exists with other settings. Choose another --name, or replace it with --overwrite "
-                        f"(models trained with it keep their own copy).")
+        raise UserError(
+            f"{target} exists with other settings. Choose another --name, or replace it with --overwrite "
+            f"(models trained with it keep their own copy)."
+        )
     write_json(plans, target)
     return target
 
 
-def write_source_variants(dataset: Union[int, str], changes: Mapping[str, Any] = (), base: str = "nnUNetPlans",
-                          configuration: Optional[str] = None, overwrite: bool = False) -> list:
+def write_source_variants(
+    dataset: int | str,
+    changes: Mapping[str, Any] = (),
+    base: str = "nnUNetPlans",
+    configuration: str | None = None,
+    overwrite: bool = False,
+) -> list:
     """One variant ``<base>_<source>`` for every source that annotates something: the plans of the teachers."""
     dataset_file = paths.preprocessed_dataset(dataset) / "dataset.json"
     annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
-    return [write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite)
-            for i in annotations.annotated_sources]
+    return [
+        write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite)
+        for i in annotations.annotated_sources
+    ]
 
 
-def make_variant(plans: Mapping[str, Any], identifier: str, changes: Mapping[str, Any],
-                 configuration: Optional[str] = None) -> dict:
+def make_variant(plans: Mapping[str, Any], identifier: str, changes: Mapping[str, Any], configuration: str | None = None) -> dict:
     """The variant as a dict; ``plans`` stays unchanged."""
     variant = deepcopy(dict(plans))
     network_changes = {k: v for k, v in changes.items() if k in NETWORK_CHANGES}
@@ -71,7 +87,7 @@ def make_variant(plans: Mapping[str, Any], identifier: str, changes: Mapping[str
     return variant
 
 
-def _target_configurations(plans: Mapping[str, Any], configuration: Optional[str]) -> list:
+def _target_configurations(plans: Mapping[str, Any], configuration: str | None) -> list:
     names = list(plans["configurations"])
     if configuration is None:
         return [i for i in names if "inherits_from" not in plans["configurations"][i]]
@@ -97,8 +113,10 @@ def _change_configuration(configurations: dict, name: str, changes: Mapping[str,
         if len(patch_size) == len(resolved["patch_size"]):
             own["patch_size"] = patch_size
         elif chosen:
-            raise UserError(f"patch_size {patch_size} does not fit configuration {name}, whose patches have "
-                            f"{len(resolved['patch_size'])} axes.")
+            raise UserError(
+                f"patch_size {patch_size} does not fit configuration {name}, whose patches have "
+                f"{len(resolved['patch_size'])} axes."
+            )
     _check_patch_size(_resolved(configurations, name), name)
 
 
@@ -121,29 +139,36 @@ def _with_features(architecture: Mapping[str, Any], features: Any) -> dict:
     arguments["features_per_stage"] = features
     for key in _PER_STAGE:
         if isinstance(arguments.get(key), list):
-            arguments[key] = arguments[key][:len(features)]
+            arguments[key] = arguments[key][: len(features)]
     if isinstance(arguments.get("n_conv_per_stage_decoder"), list):
-        arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][:len(features) - 1]
+        arguments["n_conv_per_stage_decoder"] = arguments["n_conv_per_stage_decoder"][: len(features) - 1]
     return result
 
 
 def _check_patch_size(configuration: Mapping[str, Any], name: str) -> None:
     factors = np.prod(configuration["architecture"]["arch_kwargs"]["strides"], axis=0).astype(int).tolist()
     if any(i % j for i, j in zip(configuration["patch_size"], factors)):
-        raise UserError(f"patch_size {configuration['patch_size']} of configuration {name} must be divisible by {factors}, the "
-                        f"product of the network's strides.")
+        raise UserError(
+            f"patch_size {configuration['patch_size']} of configuration {name} must be divisible by {factors}, the "
+            f"product of the network's strides."
+        )
 
 
 def _check_all_used(plans: Mapping[str, Any], variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
-    if "patch_size" in changes and not any(i.get("patch_size") == list(changes["patch_size"])
-                                           for i in variant["configurations"].values()):
+    if "patch_size" in changes and not any(
+        i.get("patch_size") == list(changes["patch_size"]) for i in variant["configurations"].values()
+    ):
         axes = sorted({len(i["patch_size"]) for i in plans["configurations"].values() if "patch_size" in i})
-        raise UserError(f"patch_size {changes['patch_size']} fits no configuration of {plans['plans_name']}, whose patches have "
-                        f"{' or '.join(map(str, axes))} axes.")
+        raise UserError(
+            f"patch_size {changes['patch_size']} fits no configuration of {plans['plans_name']}, whose patches have "
+            f"{' or '.join(map(str, axes))} axes."
+        )
 
 
 def _check_deep_supervision(variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """nnU-Net gives the lowest of its outputs weight 0: with two stages that is the only one, and the loss becomes NaN."""
     if len(changes.get("features", (0, 0, 0))) < 3 and variant[KEY].get("deep_supervision", True):
-        raise UserError(f"features {changes['features']}: deep supervision needs three stages. Name three, or add "
-                        f"--set deep_supervision=false.")
+        raise UserError(
+            f"features {changes['features']}: deep supervision needs three stages. Name three, or add "
+            f"--set deep_supervision=false."
+        )

@@ -1,4 +1,5 @@
 """Shared fixtures: a tiny partially labelled dataset, planned and preprocessed by stock nnU-Net."""
+
 import json
 import multiprocessing
 import os
@@ -56,10 +57,19 @@ def write_partial_dataset(raw: Path, dataset_id=501, cases_per_source=5, sources
         write_nifti(known, folder / "labelsTr" / f"{case}.nii.gz")
         contract[case] = {"source": source, "annotated": list(organs)}
         entries[case] = {"images": [f"imagesTr/{case}_0000.nii.gz"], "label": f"labelsTr/{case}.nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps({
-        "channel_names": {"0": "CT"}, "labels": {"background": 0, **{o: i + 1 for i, o in enumerate(ORGANS)}},
-        "numTraining": len(entries), "file_ending": ".nii.gz", "dataset": entries,
-        "nnunet_partial": {"version": 1, "cases": contract}}, indent=1))
+    (folder / "dataset.json").write_text(
+        json.dumps(
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, **{o: i + 1 for i, o in enumerate(ORGANS)}},
+                "numTraining": len(entries),
+                "file_ending": ".nii.gz",
+                "dataset": entries,
+                "nnunet_partial": {"version": 1, "cases": contract},
+            },
+            indent=1,
+        )
+    )
     return folder
 
 
@@ -87,6 +97,7 @@ def forked():
         process = context.Process(target=runpy.run_path, args=(str(script), names, "__main__"))
         process.start()
         return process
+
     return start
 
 
@@ -108,8 +119,9 @@ def nnunet_folders(tmp_path_factory):
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (root / name).mkdir()
         os.environ[name] = str(root / name)
-    return SimpleNamespace(root=root, raw=root / "nnUNet_raw", preprocessed=root / "nnUNet_preprocessed",
-                           results=root / "nnUNet_results")
+    return SimpleNamespace(
+        root=root, raw=root / "nnUNet_raw", preprocessed=root / "nnUNet_preprocessed", results=root / "nnUNet_results"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +130,41 @@ def tiny(nnunet_folders):
     from nnunet_partial.variants import write_variant
 
     write_partial_dataset(nnunet_folders.raw, unlabelled=1)
-    run("nnUNetv2_plan_and_preprocess", "-d", 501, "-c", "2d", "3d_fullres", "-np", 1, "-npfp", 1,
-        "--verify_dataset_integrity", env={"nnUNet_n_proc_DA": "1"})  # nnU-Net cannot plan with 0
+    run(
+        "nnUNetv2_plan_and_preprocess",
+        "-d",
+        501,
+        "-c",
+        "2d",
+        "3d_fullres",
+        "-np",
+        1,
+        "-npfp",
+        1,
+        "--verify_dataset_integrity",
+        env={"nnUNet_n_proc_DA": "1"},
+    )  # nnU-Net cannot plan with 0
     write_variant(501, "tiny", tiny_settings())
-    return SimpleNamespace(id=501, name="Dataset501_Tiny", plans="nnUNetPlans_tiny", folders=nnunet_folders,
-                           preprocessed=nnunet_folders.preprocessed / "Dataset501_Tiny",
-                           results=nnunet_folders.results / "Dataset501_Tiny")
+    return SimpleNamespace(
+        id=501,
+        name="Dataset501_Tiny",
+        plans="nnUNetPlans_tiny",
+        folders=nnunet_folders,
+        preprocessed=nnunet_folders.preprocessed / "Dataset501_Tiny",
+        results=nnunet_folders.results / "Dataset501_Tiny",
+    )
 
 
 def tiny_settings(**changes):
-    return {"num_epochs": 2, "num_iterations_per_epoch": 2, "num_val_iterations_per_epoch": 1, "features": [4, 8, 8],
-            "batch_size": 2, "optimizer": "adamw", "initial_lr": 3e-3, "seed": 7, "save_every": 1, **changes}
+    return {
+        "num_epochs": 2,
+        "num_iterations_per_epoch": 2,
+        "num_val_iterations_per_epoch": 1,
+        "features": [4, 8, 8],
+        "batch_size": 2,
+        "optimizer": "adamw",
+        "initial_lr": 3e-3,
+        "seed": 7,
+        "save_every": 1,
+        **changes,
+    }

@@ -1,4 +1,5 @@
 """The table of benchmarks: bars met, missed and not measured, from results that are there, missing or broken."""
+
 import importlib.util
 import json
 import shutil
@@ -38,15 +39,22 @@ def test_what_has_no_result_is_not_measured(run_all, tmp_path):
     (tmp_path / "conversion.json").write_text("{}")
     every = [row for i in run_all.BENCHMARKS for row in run_all.rows_of(i)]
     assert {i.met for i in every} == {None} and {i.benchmark for i in every} == {i.name for i in run_all.BENCHMARKS}
-    assert "cannot be read" in rows(run_all, "metrics")[0].measured and "cannot be read" in rows(run_all, "conversion")[0].measured
+    assert (
+        "cannot be read" in rows(run_all, "metrics")[0].measured and "cannot be read" in rows(run_all, "conversion")[0].measured
+    )
     assert f"0 met, 0 missed, {len(every)} not measured" in run_all.page(every)
 
 
 def test_a_result_that_states_its_bars_is_shown_as_it_says(run_all, tmp_path):
-    content = {"swap": {"what": "swap", "bar": ">= 20 x", "measured": "31 x", "met": True},
-               "loop": {"what": "loop", "bar": "<= 2 %", "measured": "3.10%", "met": False}}
+    content = {
+        "swap": {"what": "swap", "bar": ">= 20 x", "measured": "31 x", "met": True},
+        "loop": {"what": "loop", "bar": "<= 2 %", "measured": "3.10%", "met": False},
+    }
     (tmp_path / "label_swap.json").write_text(json.dumps(content))
-    assert [(i.what, i.measured, i.met) for i in rows(run_all, "label_swap")] == [("swap", "31 x", True), ("loop", "3.10%", False)]
+    assert [(i.what, i.measured, i.met) for i in rows(run_all, "label_swap")] == [
+        ("swap", "31 x", True),
+        ("loop", "3.10%", False),
+    ]
 
 
 def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
@@ -54,12 +62,13 @@ def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
     content = {"loop_share_percent": {"atso": 1.2, "stso": 2.4}, "bar_loop_share_percent": 2.0}
     (tmp_path / "atso_acdc.json").write_text(json.dumps(content))
     (tmp_path / "other.json").write_text("[]")
-    row, = run_all.study_rows()
+    (row,) = run_all.study_rows()
     assert (row.measured, row.met) == ("atso 1.2 %, stso 2.4 %", False) and "atso_acdc" in row.what
 
 
-@pytest.mark.parametrize("name", ["step_time", "conversion", "metrics", "marginal_loss", "inference", "coarse_to_fine", "label_swap",
-                                  "network_cost"])
+@pytest.mark.parametrize(
+    "name", ["step_time", "conversion", "metrics", "marginal_loss", "inference", "coarse_to_fine", "label_swap", "network_cost"]
+)
 def test_committed_results_can_be_read(run_all, tmp_path, name):
     committed = ROOT / "benchmarks" / "results" / f"{name}.json"
     if not committed.is_file():
@@ -90,6 +99,8 @@ def test_the_light_student_is_counted_and_not_run(run_all):
 def test_a_result_does_not_name_folders(run_all, monkeypatch):
     from circumstances import command, versions
 
-    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/accuracy.py", "ACDC", "--work", "/mine", "--seeds", "0", "1", "--out", "/a b"])
+    monkeypatch.setattr(
+        sys, "argv", ["/somewhere/benchmarks/accuracy.py", "ACDC", "--work", "/mine", "--seeds", "0", "1", "--out", "/a b"]
+    )
     assert command() == "python benchmarks/accuracy.py ACDC --work WORK --seeds 0 1 --out OUT"
     assert {"python", "torch", "nnunetv2", "nnunet_partial"} <= set(versions())

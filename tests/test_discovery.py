@@ -1,5 +1,6 @@
 """Stock nnU-Net finds the trainers after ``import torch``, from a wheel and from an editable install, and a broken
 install never breaks ``import torch``."""
+
 import importlib.metadata
 import json
 import os
@@ -33,17 +34,24 @@ print(json.dumps(dict(
 
 def run_python(code, python=sys.executable, **environment):
     merged = {**os.environ, "nnUNet_extTrainer": None, "TORCH_DEVICE_BACKEND_AUTOLOAD": None, "PYTHONPATH": None, **environment}
-    result = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=os.path.dirname(sys.executable),
-                            env={k: v for k, v in merged.items() if v is not None})
+    result = subprocess.run(
+        [str(python), "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=os.path.dirname(sys.executable),
+        env={k: v for k, v in merged.items() if v is not None},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout.strip().splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------ the entry point by itself
 
+
 @pytest.fixture
 def search_path(monkeypatch):
     """Set the variable, register, return the folders in it."""
+
     def register(value=None, times=1):
         monkeypatch.delenv("nnUNet_extTrainer", raising=False)
         if value is not None:
@@ -84,6 +92,7 @@ def test_register_without_the_package(search_path, monkeypatch):
 
 # ------------------------------------------------------------------------------ this environment
 
+
 def test_every_public_trainer_can_be_asked_for_by_name():
     from nnunet_partial import trainers
 
@@ -91,8 +100,10 @@ def test_every_public_trainer_can_be_asked_for_by_name():
 
 
 def test_stock_nnunet_finds_the_trainer_next_to_the_users_own(tmp_path):
-    (tmp_path / "mine.py").write_text("from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
-                                      "class nnUNetTrainerMine(nnUNetTrainer):\n    pass\n")
+    (tmp_path / "mine.py").write_text(
+        "from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer\n"
+        "class nnUNetTrainerMine(nnUNetTrainer):\n    pass\n"
+    )
     find_mine = "\nassert find('nnUNetTrainerMine').__name__ == 'nnUNetTrainerMine'"
     found = json.loads(run_python(LOOK.replace("\nprint", find_mine + "\nprint"), nnUNet_extTrainer=str(tmp_path)))
     assert found["same"]
@@ -100,6 +111,7 @@ def test_stock_nnunet_finds_the_trainer_next_to_the_users_own(tmp_path):
 
 
 # ------------------------------------------------------------------------------ a wheel and an editable install
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
@@ -123,20 +135,37 @@ def fresh(tmp_path):
         if not ours and entry.suffix != ".pth":
             (everything / entry.name).symlink_to(entry)
     python = tmp_path / "venv" / "bin" / "python"
-    site = subprocess.run([python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True,
-                          text=True, check=True).stdout.strip()
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     (Path(site) / "everything.pth").write_text(f"{everything}\n")
 
     def install(*arguments):
-        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index",
-                        "--disable-pip-version-check", *map(str, arguments)], check=True, capture_output=True, text=True)
+        subprocess.run(
+            [
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--no-build-isolation",
+                "--no-index",
+                "--disable-pip-version-check",
+                *map(str, arguments),
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
 
     return python, install, Path(site)
 
 
 needs_setuptools = pytest.mark.skipif(
     not any(i.metadata["Name"] == "setuptools" for i in importlib.metadata.distributions()),
-    reason="building needs setuptools in this environment")
+    reason="building needs setuptools in this environment",
+)
 
 
 @needs_setuptools
@@ -144,7 +173,11 @@ def test_wheel(source, fresh):
     python, install, site = fresh
     install(source)
     found = json.loads(run_python(LOOK, python))
-    assert found == {"same": True, "search_path": [str(site / "nnunet_partial" / "_ext")], "package": str(site / "nnunet_partial")}
+    assert found == {
+        "same": True,
+        "search_path": [str(site / "nnunet_partial" / "_ext")],
+        "package": str(site / "nnunet_partial"),
+    }
     assert (python.parent / "nnunet_partial").is_file()  # the command
     # a package that cannot be imported does not keep anybody from importing torch
     (site / "nnunet_partial" / "__init__.py").write_text("raise ImportError('damaged')\n")

@@ -1,4 +1,5 @@
 """The doctor: real runs in healthy and in broken environments, and the line that mends each problem."""
+
 import json
 import os
 import shlex
@@ -18,8 +19,12 @@ def run_doctor(tmp_path, **environment):
     """Exit code and findings by name, as a user in a shell with these variables gets them (None: not set)."""
     roots = {name: str(tmp_path) for name in doctor.ROOTS}
     merged = {**os.environ, **roots, "nnUNet_extTrainer": None, "TORCH_DEVICE_BACKEND_AUTOLOAD": None, **environment}
-    result = subprocess.run([sys.executable, "-m", "nnunet_partial.cli", "doctor", "--json"], capture_output=True, text=True,
-                            env={k: v for k, v in merged.items() if v is not None})
+    result = subprocess.run(
+        [sys.executable, "-m", "nnunet_partial.cli", "doctor", "--json"],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in merged.items() if v is not None},
+    )
     content = json.loads(result.stdout)
     assert content["ok"] == (result.returncode == 0), result.stdout
     return result.returncode, {i["name"]: i for i in content["findings"]}
@@ -94,9 +99,18 @@ def test_entry_point_that_is_not_registered(monkeypatch):
     assert "pip install" in problems(doctor.torch_autoload({}))["entry point"].remedy
 
 
-@pytest.mark.parametrize("name,version,fine", [
-    ("torch", "2.5.1+cu121", True), ("torch", "2.4.1", False), ("torch", "2.9.0", False), ("torch", "2.10.0", True),
-    ("nnunetv2", "2.8.1", True), ("nnunetv2", "2.7.0", False), ("nnunetv2", "3.0", False)])
+@pytest.mark.parametrize(
+    "name,version,fine",
+    [
+        ("torch", "2.5.1+cu121", True),
+        ("torch", "2.4.1", False),
+        ("torch", "2.9.0", False),
+        ("torch", "2.10.0", True),
+        ("nnunetv2", "2.8.1", True),
+        ("nnunetv2", "2.7.0", False),
+        ("nnunetv2", "3.0", False),
+    ],
+)
 def test_versions(monkeypatch, name, version, fine):
     monkeypatch.setattr(doctor.metadata, "version", lambda asked: version if asked == name else "2.8.0")
     assert (name in problems(doctor.versions())) == (not fine)

@@ -49,9 +49,7 @@ def rewrite_pickle(source, target, old, new):
 def test_stock_checkpoint_of_either_numpy_is_read(tmp_path, module):
     torch.save(stock_checkpoint(), tmp_path / "own.pth")
     own = np.float64(0).__reduce__()[0].__module__
-    rewrite_pickle(
-        tmp_path / "own.pth", tmp_path / "other.pth", f"c{own}\nscalar".encode(), f"c{module}\nscalar".encode()
-    )
+    rewrite_pickle(tmp_path / "own.pth", tmp_path / "other.pth", f"c{own}\nscalar".encode(), f"c{module}\nscalar".encode())
     read, written = load_checkpoint(tmp_path / "other.pth"), stock_checkpoint()
     assert read["logging"] == written["logging"]
     assert {k: [type(i) for i in v] for k, v in read["logging"].items()} == {
@@ -126,11 +124,10 @@ def test_plain_keeps_tensors_and_containers():
 def test_write_replaces_whole_files_or_none(tmp_path):
     path = tmp_path / "sub" / "a.json"
     write_json({"a": 1}, path)
-    with pytest.raises(ValueError):
-        with atomic_path(path) as temporary:
-            with open(temporary, "w") as handle:
-                handle.write("half")
-            raise ValueError
+    with pytest.raises(ValueError), atomic_path(path) as temporary:
+        with open(temporary, "w") as handle:
+            handle.write("half")
+        raise ValueError
     assert read_json(path) == {"a": 1}
     assert os.listdir(path.parent) == ["a.json"]
 
@@ -143,16 +140,14 @@ def test_atomic_path_keeps_ending_and_usual_permissions(tmp_path):
 
 
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
-    with pytest.raises(UserError, match=r"a.txt cannot be written: .*[Nn]o space"):
-        with atomic_path(tmp_path / "a.txt"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError, match=r"a.txt cannot be written: .*[Nn]o space"), atomic_path(tmp_path / "a.txt"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not os.listdir(tmp_path)
 
 
 def test_errors_about_other_files_pass_through_a_write(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        with atomic_path(tmp_path / "a.txt"):
-            open(tmp_path / "other")
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "a.txt"):
+        open(tmp_path / "other")
 
 
 def test_file_in_the_way_of_a_folder_is_one_line(tmp_path):
@@ -172,14 +167,12 @@ def test_unreadable_json_names_file_and_remedy(tmp_path, content, message):
 
 
 def test_user_error_is_one_line_and_exit_code_2(capsys):
-    with pytest.raises(SystemExit) as stop:
-        with exit_on_user_error():
-            raise UserError("first\n  second")
+    with pytest.raises(SystemExit) as stop, exit_on_user_error():
+        raise UserError("first\n  second")
     assert stop.value.code == 2
     assert capsys.readouterr().err == "nnunet_partial: error: first second\n"
 
 
 def test_other_errors_are_not_hidden():
-    with pytest.raises(KeyError):
-        with exit_on_user_error():
-            {}["a"]
+    with pytest.raises(KeyError), exit_on_user_error():
+        {}["a"]

@@ -3,6 +3,7 @@
 Read from the source, so that an import within a function counts too. What is light stays light: whatever a command line
 imports before it has parsed its arguments must not pull in torch or nnU-Net.
 """
+
 import ast
 import sys
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "nnunet_partial"
-BASE = {"errors", "files", "labels", "paths", "settings"}
+BASE = {"_moved", "errors", "files", "labels", "paths", "settings"}
 
 # part of the package -> the parts that it may import, itself included
 MAY_IMPORT = {
-    **{name: BASE for name in BASE},
+    **dict.fromkeys(BASE, BASE),
     "losses": {"losses"},
     "networks": BASE | {"losses", "networks", "data"},
     "data": BASE | {"losses", "networks", "data"},
@@ -26,8 +27,15 @@ MAY_IMPORT = {
     "evaluation": BASE | {"data", "evaluation"},
     "_ext": {"trainers"},
 }
-HEAVY = {"torch", "torchvision", "nnunetv2", "batchgenerators", "batchgeneratorsv2", "dynamic_network_architectures",
-         "acvl_utils"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "nnunetv2",
+    "batchgenerators",
+    "batchgeneratorsv2",
+    "dynamic_network_architectures",
+    "acvl_utils",
+}
 # what runs before a command has parsed its arguments, or in worker processes that only read images
 LIGHT = ("cli", "doctor", "commands", "evaluation", "orchestration", "data.images", "data.parallel", "data.raw", *sorted(BASE))
 
@@ -35,6 +43,7 @@ LIGHT = ("cli", "doctor", "commands", "evaluation", "orchestration", "data.image
 @dataclass(frozen=True)
 class Import:
     """One import: the module or name as written out in full, where it stands, and whether it runs on import."""
+
     target: str
     line: int
     at_module_level: bool
@@ -53,7 +62,7 @@ def imports_of(source, module, is_package=False):
             found.extend(Import(i.name, node.lineno, at_module_level) for i in node.names)
         elif isinstance(node, ast.ImportFrom):
             parents = module.split(".") if is_package else module.split(".")[:-1]
-            base = parents[:len(parents) - node.level + 1] if node.level else []
+            base = parents[: len(parents) - node.level + 1] if node.level else []
             prefix = ".".join([*base, *([node.module] if node.module else [])])
             found.extend(Import(f"{prefix}.{i.name}", node.lineno, at_module_level) for i in node.names)
         inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
@@ -71,7 +80,7 @@ def modules():
         parts = list(file.relative_to(ROOT).with_suffix("").parts)
         is_package = parts[-1] == "__init__"
         name = ".".join(parts[:-1] if is_package else parts)
-        result[name[len(PACKAGE) + 1:]] = (file, imports_of(file.read_text(encoding="utf-8"), name, is_package))
+        result[name[len(PACKAGE) + 1 :]] = (file, imports_of(file.read_text(encoding="utf-8"), name, is_package))
     return result
 
 
@@ -94,19 +103,33 @@ def in_parts(*parts):
 
 
 def test_the_reader_of_imports_sees_what_it_must():
-    source = ("import torch.nn as nn, os\nfrom . import sibling\nfrom ..files import plain\n"
-              "def f():\n    from nnunet_partial import trainers\n    class C:\n        import scipy\n"
-              "class D:\n    import numpy\nif True:\n    import yaml\n")
+    source = (
+        "import torch.nn as nn, os\nfrom . import sibling\nfrom ..files import plain\n"
+        "def f():\n    from nnunet_partial import trainers\n    class C:\n        import scipy\n"
+        "class D:\n    import numpy\nif True:\n    import yaml\n"
+    )
     found = {(i.target, i.at_module_level) for i in imports_of(source, f"{PACKAGE}.data.merge")}
-    assert found == {("torch.nn", True), ("os", True), ("nnunet_partial.data.sibling", True), ("nnunet_partial.files.plain", True),
-                     ("nnunet_partial.trainers", False), ("scipy", False), ("numpy", True), ("yaml", True)}
+    assert found == {
+        ("torch.nn", True),
+        ("os", True),
+        ("nnunet_partial.data.sibling", True),
+        ("nnunet_partial.files.plain", True),
+        ("nnunet_partial.trainers", False),
+        ("scipy", False),
+        ("numpy", True),
+        ("yaml", True),
+    }
     assert imports_of("from .x import y", f"{PACKAGE}.data", is_package=True)[0].target == "nnunet_partial.data.x.y"
 
 
 @pytest.mark.parametrize("part", sorted(MAY_IMPORT))
 def test_imports_run_one_way(part):
-    wrong = [f"{file}:{i.line} imports {i.target}" for file, imports in in_parts(part).values() for i in imports
-             if own_part(i.target) not in (None, *MAY_IMPORT[part])]
+    wrong = [
+        f"{file}:{i.line} imports {i.target}"
+        for file, imports in in_parts(part).values()
+        for i in imports
+        if own_part(i.target) not in (None, *MAY_IMPORT[part])
+    ]
     assert wrong == []
 
 
@@ -117,33 +140,52 @@ def test_every_rule_is_about_something_that_exists():
 
 
 def test_losses_import_torch_alone():
-    wrong = [f"{file}:{i.line} imports {i.target}" for file, imports in in_parts("losses").values() for i in imports
-             if i.top not in (PACKAGE, "torch") and i.top not in sys.stdlib_module_names]
+    wrong = [
+        f"{file}:{i.line} imports {i.target}"
+        for file, imports in in_parts("losses").values()
+        for i in imports
+        if i.top not in (PACKAGE, "torch") and i.top not in sys.stdlib_module_names
+    ]
     assert wrong == []
 
 
 def test_the_base_imports_nothing_but_the_standard_library_at_module_level():
-    wrong = [f"{file}:{i.line} imports {i.target}" for file, imports in in_parts(*BASE).values() for i in imports
-             if i.at_module_level and i.top != PACKAGE and i.top not in sys.stdlib_module_names]
+    wrong = [
+        f"{file}:{i.line} imports {i.target}"
+        for file, imports in in_parts(*BASE).values()
+        for i in imports
+        if i.at_module_level and i.top != PACKAGE and i.top not in sys.stdlib_module_names
+    ]
     assert wrong == []
 
 
 def test_orchestration_never_imports_torch_or_nnunet():
-    wrong = [f"{file}:{i.line} imports {i.target}" for file, imports in in_parts("orchestration").values() for i in imports
-             if i.top in HEAVY]
+    wrong = [
+        f"{file}:{i.line} imports {i.target}"
+        for file, imports in in_parts("orchestration").values()
+        for i in imports
+        if i.top in HEAVY
+    ]
     assert wrong == []
 
 
 def test_only_the_command_line_imports_commands():
-    wrong = [f"{file}:{i.line} imports {i.target}" for name, (file, imports) in MODULES.items() for i in imports
-             if own_part(i.target) in ("commands", "cli") and part_of(name) not in ("commands", "cli")]
+    wrong = [
+        f"{file}:{i.line} imports {i.target}"
+        for name, (file, imports) in MODULES.items()
+        for i in imports
+        if own_part(i.target) in ("commands", "cli") and part_of(name) not in ("commands", "cli")
+    ]
     assert wrong == []
 
 
 def test_the_entry_point_imports_the_standard_library_alone():
     file = ROOT / "nnunet_partial_autoload.py"
-    assert [i.target for i in imports_of(file.read_text(encoding="utf-8"), "nnunet_partial_autoload")
-            if i.top not in sys.stdlib_module_names] == []
+    assert [
+        i.target
+        for i in imports_of(file.read_text(encoding="utf-8"), "nnunet_partial_autoload")
+        if i.top not in sys.stdlib_module_names
+    ] == []
 
 
 def imported_on_import(name):
@@ -165,6 +207,10 @@ def imported_on_import(name):
 
 @pytest.mark.parametrize("name", sorted(in_parts(*LIGHT)))
 def test_light_modules_import_nothing_heavy(name):
-    wrong = [f"{' -> '.join(chain)}:{i.line} imports {i.target}" for reached, chain in imported_on_import(name).items()
-             for i in MODULES[reached][1] if i.at_module_level and i.top in HEAVY]
+    wrong = [
+        f"{' -> '.join(chain)}:{i.line} imports {i.target}"
+        for reached, chain in imported_on_import(name).items()
+        for i in MODULES[reached][1]
+        if i.at_module_level and i.top in HEAVY
+    ]
     assert wrong == []

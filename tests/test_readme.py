@@ -1,4 +1,5 @@
 """Every command that the README, the documentation or a verb's help shows is one that the program accepts."""
+
 import importlib.util
 import re
 import shlex
@@ -67,7 +68,7 @@ def test_scripts_exist_with_their_options(page, command):
     _, script, *arguments = shlex.split(command.replace("[", " ").replace("]", " "))
     assert (ROOT / script).is_file(), script
     if script == "scripts/atso_loop.py":
-        from nnunet_partial.orchestration.command import parser
+        from nnunet_partial.orchestration.atso.command import parser
 
         parser().parse_args(arguments)
         return
@@ -118,10 +119,10 @@ def test_the_tutorial_goes_from_own_data_to_a_report():
 
 
 def test_the_method_guide_knows_every_method():
-    from nnunet_partial.orchestration.methods import METHODS
+    from nnunet_partial.orchestration.compare.methods import METHODS
 
     text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    table = {i: j for i, j in re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", text, re.MULTILINE)}
+    table = dict(re.findall(r"^\| `([\w-]+)` \| `(\w+)` \|", text, re.MULTILINE))
     assert table == {k: v.trainer for k, v in METHODS.items() if not k.startswith("cotraining-") and k != "mskdlw"}
 
 

@@ -16,9 +16,7 @@ def test_plans_without_settings_give_the_defaults():
 
 
 def test_settings_are_read_and_nested():
-    settings = read(
-        num_epochs=20, source="lits", mskd={"lambda_feature": 5, "sources": ["lits"], "teachers": {"lits": "/x"}}
-    )
+    settings = read(num_epochs=20, source="lits", mskd={"lambda_feature": 5, "sources": ["lits"], "teachers": {"lits": "/x"}})
     assert (settings.num_epochs, settings.source) == (20, "lits")
     assert settings.mskd.lambda_feature == 5.0 and isinstance(settings.mskd.lambda_feature, float)
     assert settings.mskd.sources == ["lits"] and settings.mskd.teachers == {"lits": "/x"}

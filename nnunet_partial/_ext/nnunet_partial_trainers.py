@@ -3,4 +3,5 @@
 nnU-Net removes modules of this folder from ``sys.modules`` after its search, so no class is defined here: a class
 defined here would exist twice, once for each search.
 """
-from nnunet_partial.trainers import *  # noqa: F401,F403
+
+from nnunet_partial.trainers import *  # noqa: F403

@@ -1,4 +1,5 @@
 """``nnunet_partial atso``: the small stages of the ATSO loop, each a command of its own."""
+
 DESCRIPTION = """The small stages of the ATSO loop (python scripts/atso_loop.py), for doing them by hand.
 
 split    which cases are labelled, which are reference cases, and the parts of these
@@ -37,10 +38,10 @@ def _split(arguments):
     from pathlib import Path
 
     from nnunet_partial import paths
-    from nnunet_partial.data.splits import training_cases
+    from nnunet_partial.data.preprocessed.splits import training_cases
     from nnunet_partial.files import read_json, write_text
     from nnunet_partial.labels import Annotations
-    from nnunet_partial.orchestration.split import split_reference
+    from nnunet_partial.orchestration.atso.split import split_reference
 
     file = paths.preprocessed_dataset(arguments.dataset) / "dataset.json"
     annotations = Annotations.from_dataset_json(read_json(file), str(file))
@@ -57,7 +58,7 @@ def _split(arguments):
 
 def _exclude(arguments):
     from nnunet_partial.errors import UserError
-    from nnunet_partial.evaluation.generations import exclude_cases
+    from nnunet_partial.evaluation.atso_report.generations import exclude_cases
 
     if arguments.by == "disagreement" and not arguments.previous:
         raise UserError("--by disagreement needs --previous DIR.")
@@ -68,6 +69,6 @@ def _exclude(arguments):
 
 
 def _report(arguments):
-    from nnunet_partial.evaluation.generations_page import write_report
+    from nnunet_partial.evaluation.atso_report.page import write_report
 
     print(f"wrote {write_report(arguments.run, arguments.pictures)}")

@@ -1,4 +1,5 @@
 """``nnunet_partial check N``: what a dataset holds and what looks wrong."""
+
 import argparse
 from pathlib import Path
 
@@ -10,18 +11,17 @@ EXAMPLE = "nnunet_partial check 501 --against 601"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="number or name of the dataset in nnUNet_raw")
-    parser.add_argument("--against",
-                        nargs="+",
-                        default=[],
-                        metavar="N",
-                        help="datasets that must not share images with it, such as test sets")
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="N", help="datasets that must not share images with it, such as test sets"
+    )
     parser.add_argument("--out", metavar="DIR", help="where to write, default check_DATASET in the current folder")
     parser.add_argument("--pdf", action="store_true", help="the page of pictures as PDF instead of PNG")
     parser.add_argument("--processes", type=int, metavar="P", help="default: all cores")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunet_partial.data import inspection, inspection_page
+    from nnunet_partial.data.check import inspection
+    from nnunet_partial.data.check import page as inspection_page
     from nnunet_partial.data.raw import read_raw_dataset
     from nnunet_partial.files import write_json, write_text
     from nnunet_partial.paths import raw_dataset

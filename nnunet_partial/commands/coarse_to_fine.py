@@ -1,4 +1,5 @@
 """``nnunet_partial coarse-to-fine prepare|train|predict``."""
+
 from nnunet_partial.commands import device
 
 DESCRIPTION = """Find the organs in the whole scan at low resolution, then segment their box in one pass.
@@ -47,16 +48,21 @@ def _add_train(parser):
 def _add_predict(parser):
     parser.add_argument("-i", dest="images", required=True, metavar="DIR", help="scans CASE_0000.nii.gz")
     parser.add_argument("-o", dest="out", required=True, metavar="DIR", help="where the masks are written")
-    parser.add_argument("--efficiency", metavar="FILE.json", help="also write what each case cost, as nnunet_partial "
-                                                                  "efficiency does")
+    parser.add_argument(
+        "--efficiency", metavar="FILE.json", help="also write what each case cost, as nnunet_partial efficiency does"
+    )
     parser.add_argument("--overwrite", action="store_true", help="segment cases again that are there")
     _add_models(parser, "--coarse", "--fine")
 
 
 def _add_models(parser, *stages):
     for stage in stages:
-        parser.add_argument(stage, metavar="ID|MODEL_FOLDER", required=len(stages) > 1,
-                            help=f"the trained {stage[2:]} model" + ("" if len(stages) > 1 else " (for the fine stage)"))
+        parser.add_argument(
+            stage,
+            metavar="ID|MODEL_FOLDER",
+            required=len(stages) > 1,
+            help=f"the trained {stage[2:]} model" + ("" if len(stages) > 1 else " (for the fine stage)"),
+        )
     parser.add_argument("--trainer", default=_TRAINER, help=f"of models named by id (default: {_TRAINER})")
     parser.add_argument("--fold", default="0", help="of the models (default: 0)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
@@ -69,7 +75,7 @@ def run(arguments):
 
 def _prepare(arguments):
     from nnunet_partial.errors import UserError
-    from nnunet_partial.inference.derived import prepare
+    from nnunet_partial.inference.coarse_to_fine.derived import prepare
     from nnunet_partial.settings import parse_assignments
 
     if (arguments.stage == "fine") != (arguments.coarse is not None):
@@ -77,8 +83,16 @@ def _prepare(arguments):
     if not 1 <= arguments.id <= 999:
         raise UserError(f"--id {arguments.id}: ids of datasets are 1 to 999.")
     coarse = _load(arguments, "coarse") if arguments.coarse else None
-    plans = prepare(arguments.stage, arguments.dataset, arguments.id, arguments.name, parse_assignments(arguments.set),
-                    coarse, arguments.overwrite, arguments.processes)
+    plans = prepare(
+        arguments.stage,
+        arguments.dataset,
+        arguments.id,
+        arguments.name,
+        parse_assignments(arguments.set),
+        coarse,
+        arguments.overwrite,
+        arguments.processes,
+    )
     print(f"wrote {plans}\ntrain with: nnunet_partial coarse-to-fine train {arguments.id}")
 
 
@@ -86,10 +100,10 @@ def _train(arguments):
     from pathlib import Path
 
     from nnunet_partial import paths
+    from nnunet_partial.demo.study import Study
     from nnunet_partial.errors import UserError
-    from nnunet_partial.inference.stages import CONFIGURATION, KEY, VARIANT
     from nnunet_partial.files import read_json
-    from nnunet_partial.study import Study
+    from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, VARIANT
 
     plans = f"nnUNetPlans_{VARIANT}"
     file = paths.plans_file(arguments.dataset, plans)
@@ -97,39 +111,50 @@ def _train(arguments):
     if content is None:
         raise UserError(f"{file.with_name('dataset.json')} is not of a dataset that coarse-to-fine prepare has made.")
     results = paths.root("nnUNet_results") / paths.dataset_name(arguments.dataset)
-    place = Study(int(file.parent.name[7:10]), plans, CONFIGURATION, Path(), Path(), results, arguments.fold,
-                  device.chosen(arguments))
+    place = Study(
+        int(file.parent.name[7:10]), plans, CONFIGURATION, Path(), Path(), results, arguments.fold, device.chosen(arguments)
+    )
     place.train(arguments.trainer, plans)
     model = paths.model_folder(arguments.dataset, arguments.trainer, plans, CONFIGURATION)
-    following = (f"nnunet_partial coarse-to-fine prepare fine {content['source']} --id N --coarse {model}"
-                 if content["stage"] == "coarse" else
-                 f"nnunet_partial coarse-to-fine predict -i IMAGES -o PREDICTIONS --coarse COARSE --fine {model}")
+    following = (
+        f"nnunet_partial coarse-to-fine prepare fine {content['source']} --id N --coarse {model}"
+        if content["stage"] == "coarse"
+        else f"nnunet_partial coarse-to-fine predict -i IMAGES -o PREDICTIONS --coarse COARSE --fine {model}"
+    )
     print(f"trained {model}\ngo on with: {following}")
 
 
 def _predict(arguments):
-    from nnunet_partial.inference import stages
+    from nnunet_partial.inference.coarse_to_fine import stages
 
     coarse, fine = _load(arguments, "coarse"), _load(arguments, "fine")
     measured = []
-    done = stages.predict_folder(arguments.images, arguments.out, coarse, fine, arguments.overwrite,
-                                 **({"around": _measuring(measured, coarse.device)} if arguments.efficiency else {}))
+    done = stages.predict_folder(
+        arguments.images,
+        arguments.out,
+        coarse,
+        fine,
+        arguments.overwrite,
+        **({"around": _measuring(measured, coarse.device)} if arguments.efficiency else {}),
+    )
     print(f"wrote {len(done)} masks to {arguments.out}")
     if arguments.efficiency and measured:
         _report(arguments.efficiency, [i.result for i in measured], coarse, fine)
 
 
 def _measuring(measured, where):
-    from nnunet_partial.inference.efficiency import Measurement
+    from nnunet_partial.inference.efficiency.measure import Measurement
 
     def around(case):
         measured.append(Measurement(case, where))
         return measured[-1]
+
     return around
 
 
 def _report(file, results, coarse, fine):
-    from nnunet_partial.inference import comparison, efficiency
+    from nnunet_partial.inference.efficiency import contenders as comparison
+    from nnunet_partial.inference.efficiency import measure as efficiency
 
     costs = comparison.coarse_to_fine_cost(coarse, fine)
     efficiency.write_report(efficiency.report({"coarse to fine": results}, {"coarse to fine": costs}, coarse.device), file)
@@ -139,7 +164,13 @@ def _report(file, results, coarse, fine):
 def _load(arguments, stage):
     import torch
 
-    from nnunet_partial.inference.stages import load_stage
+    from nnunet_partial.inference.coarse_to_fine.stages import load_stage
 
-    return load_stage(getattr(arguments, stage), stage, arguments.fold, arguments.checkpoint,
-                      torch.device(device.chosen(arguments)), arguments.trainer)
+    return load_stage(
+        getattr(arguments, stage),
+        stage,
+        arguments.fold,
+        arguments.checkpoint,
+        torch.device(device.chosen(arguments)),
+        arguments.trainer,
+    )

@@ -1,7 +1,8 @@
 """``nnunet_partial compare``."""
+
 from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration.compare.methods import METHODS
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
-from nnunet_partial.orchestration.methods import METHODS
 
 DEFAULT_METHODS = "naive,individual,partial,mskdplus,selftraining,cotraining"
 DESCRIPTION = f"""Find out which method serves best on your data: train every named method on the same splits, steps and
@@ -14,7 +15,7 @@ Every step is an ordinary command; --dry-run prints them. Started again with the
 interrupted goes on where it was; --methods and --seeds may be extended. Models of the same --name that are trained
 already are taken as they are, if their plans are the same.
 
-methods: {', '.join(METHODS)}, or trainer=CLASS for any trainer that nnU-Net finds (trainer=CLASS:teachers,
+methods: {", ".join(METHODS)}, or trainer=CLASS for any trainer that nnU-Net finds (trainer=CLASS:teachers,
 trainer=CLASS:labels if it needs teachers or completed labels)"""
 EXAMPLE = """nnunet_partial compare 501 --methods naive,individual,partial,mskdplus --test-images imagesTs --test-labels labelsTs \\
              --set num_epochs=200 --out comparison
@@ -26,30 +27,55 @@ def add_arguments(parser):
     from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
 
     parser.add_argument("dataset", nargs="?", help="dataset id or name, planned and preprocessed")
-    parser.add_argument("--demo", action="store_true", help="make phantoms, and compare on them; everything lies below --out, "
-                        "under 25 minutes on two cores")
+    parser.add_argument(
+        "--demo",
+        action="store_true",
+        help="make phantoms, and compare on them; everything lies below --out, under 25 minutes on two cores",
+    )
     parser.add_argument("--quick", action="store_true", help="with --demo: a few steps only, shows that it works, not how well")
-    parser.add_argument("--methods", nargs="+", default=[DEFAULT_METHODS], metavar="METHOD",
-                        help=f"with commas or spaces between (default: {DEFAULT_METHODS})")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=[DEFAULT_METHODS],
+        metavar="METHOD",
+        help=f"with commas or spaces between (default: {DEFAULT_METHODS})",
+    )
     parser.add_argument("--configuration", default="3d_fullres", help="default: 3d_fullres")
     parser.add_argument("--plans", default="nnUNetPlans", help="default: nnUNetPlans")
     parser.add_argument("--name", default="compare", help="the plans variants are called PLANS_NAME-sSEED (default: compare)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="setting of every model, as nnunet_partial "
-                        "variant takes it; may be repeated")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="setting of every model, as nnunet_partial variant takes it; may be repeated",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--folds", nargs="+", help="default: 0 with a test set, 0 1 2 3 4 without")
     parser.add_argument("--test", metavar="DIR", help="folder with imagesTs and labelsTs, all classes labelled")
     parser.add_argument("--test-images", metavar="DIR", help="images, named as nnU-Net wants them")
     parser.add_argument("--test-labels", metavar="DIR", help="their labels, all classes on every case")
-    parser.add_argument("--full-dataset", metavar="DATASET", help="the same training cases with all labels, preprocessed with the "
-                        "same plans: for the method full")
+    parser.add_argument(
+        "--full-dataset",
+        metavar="DATASET",
+        help="the same training cases with all labels, preprocessed with the same plans: for the method full",
+    )
     parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="of the ranking (default: dice)")
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring in prediction")
-    parser.add_argument("--efficiency", type=int, default=0, metavar="N", help="measure time and memory of prediction on N cases, "
-                        "method beside method (default: 0, not at all)")
+    parser.add_argument(
+        "--efficiency",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure time and memory of prediction on N cases, method beside method (default: 0, not at all)",
+    )
     parser.add_argument("--atso-generations", type=int, default=5, help="default: 5")
-    parser.add_argument("--atso-fine-tune-epochs", type=int, metavar="N", help="epochs of ATSO's models after the first "
-                                                                               "(default: those of the plans)")
+    parser.add_argument(
+        "--atso-fine-tune-epochs",
+        type=int,
+        metavar="N",
+        help="epochs of ATSO's models after the first (default: those of the plans)",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="predictions, figures, logs and report.html")
     add_executor_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
@@ -59,7 +85,7 @@ def run(arguments):
     from pathlib import Path
 
     from nnunet_partial.files import read_json
-    from nnunet_partial.orchestration.comparison import Comparison
+    from nnunet_partial.orchestration.compare.comparison import Comparison
 
     if (arguments.dataset is None) != arguments.demo:
         raise UserError("give a dataset, or --demo.")
@@ -79,14 +105,30 @@ def run(arguments):
 
 
 def _options(arguments):
-    from nnunet_partial.orchestration.comparison_steps import Options
+    from nnunet_partial.orchestration.compare.steps import Options
 
     images, labels = _test_set(arguments)
     folds = arguments.folds or (["0"] if images else ["0", "1", "2", "3", "4"])
-    return Options(arguments.dataset, arguments.configuration, _methods(arguments), _absolute(arguments.out), arguments.plans,
-                   arguments.name, tuple(arguments.set), tuple(arguments.seeds), tuple(folds), images, labels,
-                   arguments.full_dataset, arguments.metric, device_of(arguments), arguments.disable_tta,
-                   arguments.atso_generations, arguments.atso_fine_tune_epochs, arguments.efficiency)
+    return Options(
+        arguments.dataset,
+        arguments.configuration,
+        _methods(arguments),
+        _absolute(arguments.out),
+        arguments.plans,
+        arguments.name,
+        tuple(arguments.set),
+        tuple(arguments.seeds),
+        tuple(folds),
+        images,
+        labels,
+        arguments.full_dataset,
+        arguments.metric,
+        device_of(arguments),
+        arguments.disable_tta,
+        arguments.atso_generations,
+        arguments.atso_fine_tune_epochs,
+        arguments.efficiency,
+    )
 
 
 def _methods(arguments):
@@ -115,8 +157,8 @@ def _absolute(path):
 
 def _prepare(options):
     """Splits and, for cross-validation, the images of each fold's validation cases."""
-    from nnunet_partial.data.comparison import link_validation_images, share_splits
-    from nnunet_partial.orchestration.comparison_steps import validation_images
+    from nnunet_partial.data.preprocessed.sharing import link_validation_images, share_splits
+    from nnunet_partial.orchestration.compare.steps import validation_images
 
     share_splits(options.dataset, options.folds, options.full_dataset if "full" in options.methods else None)
     if options.cross_validation:
@@ -126,15 +168,27 @@ def _prepare(options):
 
 def _demo_options(arguments):
     """Phantoms as ``nnunet_partial demo`` makes them; nnU-Net's folders lie below --out."""
-    from nnunet_partial import demo
-    from nnunet_partial.orchestration.comparison_steps import Options
+    from nnunet_partial.demo import pipeline as demo
+    from nnunet_partial.orchestration.compare.steps import Options
 
     made = demo.make_ready(arguments.out, device_of(arguments), arguments.quick)
     # the paper's weight average, 0.999, is of more steps than the demo has
     settings = ("co_training.ema_decay=0.98", *(f"{k}={v}" for k, v in made.settings.items() if k != "seed"))
     test = made.folder / "test"
-    return Options(str(demo.DATASET), "3d_fullres", _methods(arguments), str(made.folder / "comparison"), name=arguments.name,
-                   settings=(*settings, *arguments.set), seeds=tuple(arguments.seeds), test_images=str(test / "imagesTs"),
-                   test_labels=str(test / "labelsTs"), metric=arguments.metric, device=made.device, disable_tta=True,
-                   atso_generations=min(arguments.atso_generations, 2),
-                   atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1, efficiency=arguments.efficiency)
+    return Options(
+        str(demo.DATASET),
+        "3d_fullres",
+        _methods(arguments),
+        str(made.folder / "comparison"),
+        name=arguments.name,
+        settings=(*settings, *arguments.set),
+        seeds=tuple(arguments.seeds),
+        test_images=str(test / "imagesTs"),
+        test_labels=str(test / "labelsTs"),
+        metric=arguments.metric,
+        device=made.device,
+        disable_tta=True,
+        atso_generations=min(arguments.atso_generations, 2),
+        atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1,
+        efficiency=arguments.efficiency,
+    )

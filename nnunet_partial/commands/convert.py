@@ -1,4 +1,5 @@
 """``nnunet_partial convert NAME SRC --dataset-id N``."""
+
 import argparse
 import importlib
 
@@ -6,8 +7,21 @@ DESCRIPTION = """Turn a downloaded dataset into an nnU-Net raw dataset that says
 stay where they are."""
 EXAMPLE = "nnunet_partial convert lits /data/LiTS --dataset-id 101 --organs liver"
 
-CONVERTERS = ("lits", "kits", "nih", "msd", "btcv", "moba", "flare22", "amos22", "acdc", "left_atrium",
-              "totalsegmentator", "cityscapes", "generic")  # modules of dataset_conversion
+CONVERTERS = (
+    "lits",
+    "kits",
+    "nih",
+    "msd",
+    "btcv",
+    "moba",
+    "flare22",
+    "amos22",
+    "acdc",
+    "left_atrium",
+    "totalsegmentator",
+    "cityscapes",
+    "generic",
+)  # modules of dataset_conversion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in CONVERTERS:
         converter = load(name)
         summary = converter.description.strip().splitlines()[0]
-        command.add_arguments(datasets.add_parser(name, help=summary, description=converter.description,
-                                                  formatter_class=argparse.RawDescriptionHelpFormatter), converter)
+        command.add_arguments(
+            datasets.add_parser(
+                name, help=summary, description=converter.description, formatter_class=argparse.RawDescriptionHelpFormatter
+            ),
+            converter,
+        )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -13,6 +13,6 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    from nnunet_partial.demo import run_demo
+    from nnunet_partial.demo.pipeline import run_demo
 
     run_demo(arguments.out, arguments.device, arguments.quick)

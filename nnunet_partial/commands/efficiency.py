@@ -1,4 +1,5 @@
 """``nnunet_partial efficiency``."""
+
 from nnunet_partial.commands import device
 
 DESCRIPTION = """Measure what prediction costs, model beside model: wall time, peak memory, the areas under the
@@ -15,23 +16,26 @@ EXAMPLE = """nnunet_partial efficiency -i IMAGES --out efficiency.json --coarse-
 def add_arguments(parser):
     parser.add_argument("-i", dest="images", required=True, metavar="DIR", help="scans CASE_0000.nii.gz")
     parser.add_argument("--out", required=True, metavar="FILE.json")
-    parser.add_argument("--coarse-to-fine", nargs=2, metavar=("COARSE", "FINE"), help="ids of their datasets, or model "
-                                                                                     "folders")
+    parser.add_argument("--coarse-to-fine", nargs=2, metavar=("COARSE", "FINE"), help="ids of their datasets, or model folders")
     parser.add_argument("--model", action="append", default=[], metavar="NAME=MODEL_FOLDER", help="may be repeated")
-    parser.add_argument("--trainer", default="nnUNetTrainerCrossTeaching",
-                        help="of coarse-to-fine models named by id (default: nnUNetTrainerCrossTeaching)")
+    parser.add_argument(
+        "--trainer",
+        default="nnUNetTrainerCrossTeaching",
+        help="of coarse-to-fine models named by id (default: nnUNetTrainerCrossTeaching)",
+    )
     parser.add_argument("--fold", default="0", help="of every model (default: 0)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    parser.add_argument("--disable-tta", action="store_true", help="no mirroring in nnU-Net's sliding window; coarse to "
-                                                                   "fine never mirrors")
+    parser.add_argument(
+        "--disable-tta", action="store_true", help="no mirroring in nnU-Net's sliding window; coarse to fine never mirrors"
+    )
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases")
     device.add_argument(parser)
 
 
 def run(arguments):
     from nnunet_partial.errors import UserError
-    from nnunet_partial.inference.comparison import compare
-    from nnunet_partial.inference.efficiency import table, write_report
+    from nnunet_partial.inference.efficiency.contenders import compare
+    from nnunet_partial.inference.efficiency.measure import table, write_report
 
     if arguments.cases is not None and arguments.cases < 1:
         raise UserError(f"--cases {arguments.cases}: at least one case is needed.")
@@ -42,10 +46,14 @@ def run(arguments):
 
 def _contenders(arguments):
     from nnunet_partial.errors import UserError
-    from nnunet_partial.inference.comparison import Contender
+    from nnunet_partial.inference.efficiency.contenders import Contender
 
-    common = {"fold": arguments.fold, "checkpoint": arguments.checkpoint, "trainer": arguments.trainer,
-              "mirroring": not arguments.disable_tta}
+    common = {
+        "fold": arguments.fold,
+        "checkpoint": arguments.checkpoint,
+        "trainer": arguments.trainer,
+        "mirroring": not arguments.disable_tta,
+    }
     result = []
     if arguments.coarse_to_fine:
         result.append(Contender("coarse to fine", tuple(arguments.coarse_to_fine), **common))

@@ -1,4 +1,5 @@
 """``nnunet_partial evaluate``."""
+
 from nnunet_partial.errors import UserError
 
 DESCRIPTION = """Compare predictions with the truth, on the classes that each case annotates. Writes metrics.csv (a line
@@ -22,23 +23,31 @@ EXAMPLE = """nnunet_partial evaluate --pred predictions --truth $nnUNet_raw/Data
 def add_arguments(parser):
     parser.add_argument("--pred", required=True, nargs="+", metavar="DIR", help="folder of predictions, or several")
     parser.add_argument("--truth", required=True, metavar="DIR", help="folder of label files of the same names")
-    parser.add_argument("--dataset", required=True,
-                        help="id or name of the dataset that was trained on, or a dataset.json")
+    parser.add_argument("--dataset", required=True, help="id or name of the dataset that was trained on, or a dataset.json")
     parser.add_argument("--out", required=True, metavar="DIR", help="where metrics.json and metrics.csv are written")
-    parser.add_argument("--annotated", nargs="+", default=["auto"], metavar="CLASS",
-                        help="auto (default), contract, all, or the classes that the truth annotates on every case")
-    parser.add_argument("--truth-dataset", metavar="DATASET",
-                        help="dataset (or dataset.json) whose labels the truth uses")
-    parser.add_argument("--truth-labels", nargs="+", default=[], metavar="CLASS=VALUE",
-                        help="values of the classes in the truth")
-    parser.add_argument("--pred-labels", nargs="+", default=[], metavar="CLASS=VALUE",
-                        help="values of the classes in the predictions")
-    parser.add_argument("--metrics", nargs="+", default=["all"], metavar="METRIC",
-                        help="default: all; an unknown name lists them")
-    parser.add_argument("--tolerance-mm", nargs="+", default=["2"], metavar="MM",
-                        help="of the surface Dice: a number (default 2), a class's own as liver=5, or flare22")
-    parser.add_argument("--allow-missing", action="store_true",
-                        help="leave out cases that have a truth but no prediction")
+    parser.add_argument(
+        "--annotated",
+        nargs="+",
+        default=["auto"],
+        metavar="CLASS",
+        help="auto (default), contract, all, or the classes that the truth annotates on every case",
+    )
+    parser.add_argument("--truth-dataset", metavar="DATASET", help="dataset (or dataset.json) whose labels the truth uses")
+    parser.add_argument("--truth-labels", nargs="+", default=[], metavar="CLASS=VALUE", help="values of the classes in the truth")
+    parser.add_argument(
+        "--pred-labels", nargs="+", default=[], metavar="CLASS=VALUE", help="values of the classes in the predictions"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", default=["all"], metavar="METRIC", help="default: all; an unknown name lists them"
+    )
+    parser.add_argument(
+        "--tolerance-mm",
+        nargs="+",
+        default=["2"],
+        metavar="MM",
+        help="of the surface Dice: a number (default 2), a class's own as liver=5, or flare22",
+    )
+    parser.add_argument("--allow-missing", action="store_true", help="leave out cases that have a truth but no prediction")
     parser.add_argument("--processes", type=int, help="default: all cores")
 
 
@@ -50,12 +59,21 @@ def run(arguments):
     from nnunet_partial.files import read_json
 
     metrics = [j for i in arguments.metrics for j in i.split(",")]
-    evaluate_folder(arguments.pred, arguments.truth, arguments.dataset, arguments.out,
-                    annotated=_annotated(arguments.annotated), metrics=[] if metrics == ["all"] else metrics,
-                    tolerance_mm=arguments.tolerance_mm, truth_dataset=arguments.truth_dataset,
-                    truth_labels=arguments.truth_labels, pred_labels=arguments.pred_labels,
-                    allow_missing=arguments.allow_missing, processes=arguments.processes,
-                    command=arguments.command_line)
+    evaluate_folder(
+        arguments.pred,
+        arguments.truth,
+        arguments.dataset,
+        arguments.out,
+        annotated=_annotated(arguments.annotated),
+        metrics=[] if metrics == ["all"] else metrics,
+        tolerance_mm=arguments.tolerance_mm,
+        truth_dataset=arguments.truth_dataset,
+        truth_labels=arguments.truth_labels,
+        pred_labels=arguments.pred_labels,
+        allow_missing=arguments.allow_missing,
+        processes=arguments.processes,
+        command=arguments.command_line,
+    )
     content = read_json(Path(arguments.out) / "metrics.json")
     print(format_summary(content))
     print(f"values of the predictions: {content['pred_labels']}\nvalues of the truth:       {content['truth_labels']}")

@@ -17,8 +17,7 @@ EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD
 
 def add_arguments(parser):
     parser.add_argument("model", nargs="?", metavar="MODEL_FOLDER", help="holds plans.json, dataset.json and fold_N")
-    parser.add_argument("--dataset", help="instead of MODEL_FOLDER: id or name of a dataset with a model in "
-                                          "nnUNet_results")
+    parser.add_argument("--dataset", help="instead of MODEL_FOLDER: id or name of a dataset with a model in nnUNet_results")
     parser.add_argument("--trainer", help="with --dataset")
     parser.add_argument("--plans", default="nnUNetPlans", help="with --dataset (default: nnUNetPlans)")
     parser.add_argument("--configuration", help="with --dataset")
@@ -39,13 +38,18 @@ def run(arguments):
         _write_onnx(arguments)
         if not arguments.out and not arguments.zip:
             return
-    name = export_model(_model_folder(arguments), arguments.out, arguments.zip, folds=arguments.folds,
-                        checkpoint=arguments.checkpoint, overwrite=arguments.overwrite)
+    name = export_model(
+        _model_folder(arguments),
+        arguments.out,
+        arguments.zip,
+        folds=arguments.folds,
+        checkpoint=arguments.checkpoint,
+        overwrite=arguments.overwrite,
+    )
     if arguments.out:
         folder = Path(arguments.out) / name
-        folds = " ".join(sorted(i.name[len("fold_"):] for i in folder.glob("fold_*")))
-        print(f"wrote {folder}\npredict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {folder} "
-              f"-f {folds}")
+        folds = " ".join(sorted(i.name[len("fold_") :] for i in folder.glob("fold_*")))
+        print(f"wrote {folder}\npredict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {folder} -f {folds}")
     if arguments.zip:
         print(f"wrote {arguments.zip}\ninstall with: nnUNetv2_install_pretrained_model_from_zip {arguments.zip}")
 
@@ -59,8 +63,9 @@ def _model_folder(arguments):
     if arguments.model is not None:
         return arguments.model
     if arguments.trainer is None or arguments.configuration is None:
-        raise UserError("--dataset needs --trainer and --configuration, for example --trainer nnUNetTrainerMSKD "
-                        "--configuration 3d_fullres.")
+        raise UserError(
+            "--dataset needs --trainer and --configuration, for example --trainer nnUNetTrainerMSKD --configuration 3d_fullres."
+        )
     return paths.model_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
 
 

@@ -11,10 +11,15 @@ EXAMPLE = """nnUNetv2_predict -i images -o predictions/lits -d 501 -c 3d_fullres
 
 def add_arguments(parser):
     parser.add_argument("--pred", required=True, nargs="+", metavar="DIR", help="folders of predictions, one a model")
-    parser.add_argument("--dataset", required=True, help="id or name of the dataset whose classes the result has, or a dataset.json")
+    parser.add_argument(
+        "--dataset", required=True, help="id or name of the dataset whose classes the result has, or a dataset.json"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the fused label maps")
-    parser.add_argument("--remove-probabilities", action="store_true", help="delete the probabilities (.npz, .pkl) of a case "
-                                                                            "when it is fused; they are large")
+    parser.add_argument(
+        "--remove-probabilities",
+        action="store_true",
+        help="delete the probabilities (.npz, .pkl) of a case when it is fused; they are large",
+    )
 
 
 def run(arguments):

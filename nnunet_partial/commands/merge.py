@@ -1,4 +1,5 @@
 """``nnunet_partial merge``."""
+
 import argparse
 import sys
 from pathlib import Path
@@ -24,32 +25,43 @@ EXAMPLE = """nnunet_partial merge --dataset-id 501 --name AbdomenPartial \\
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset-id", type=int, required=True, metavar="ID", help="id of the merged dataset, not yet "
-                                                                                    "taken")
+    parser.add_argument("--dataset-id", type=int, required=True, metavar="ID", help="id of the merged dataset, not yet taken")
     parser.add_argument("--name", required=True, help="name of the merged dataset: DatasetID_NAME")
-    parser.add_argument("--source", action="append", default=[], metavar="NAME=ID[:CLASS,...]", help="a labelled "
-                                                                                                     "dataset")
-    parser.add_argument("--map", action="append", default=[], metavar="NAME:LABEL,...=CLASS", help="rename labels of a "
-                                                                                                   "source")
-    parser.add_argument("--unlabelled", action="append", default=[], metavar="[NAME=]ID", help="a dataset without "
-                                                                                               "labels")
-    parser.add_argument("--cases", action="append", default=[], metavar="NAME=FILE",
-                        help="take only the cases of a source that the text file lists, one a line")
-    parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as "
-                                                               "mentioned)")
-    parser.add_argument("--allow-absent", action="store_true",
-                        help="accept a source that annotates a class which none of its label files holds")
-    parser.add_argument("--headers-only", action="store_true",
-                        help="do not read the images' voxels: faster, but truncated and duplicate images go unnoticed")
+    parser.add_argument("--source", action="append", default=[], metavar="NAME=ID[:CLASS,...]", help="a labelled dataset")
+    parser.add_argument("--map", action="append", default=[], metavar="NAME:LABEL,...=CLASS", help="rename labels of a source")
+    parser.add_argument("--unlabelled", action="append", default=[], metavar="[NAME=]ID", help="a dataset without labels")
+    parser.add_argument(
+        "--cases",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="take only the cases of a source that the text file lists, one a line",
+    )
+    parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as mentioned)")
+    parser.add_argument(
+        "--allow-absent", action="store_true", help="accept a source that annotates a class which none of its label files holds"
+    )
+    parser.add_argument(
+        "--headers-only",
+        action="store_true",
+        help="do not read the images' voxels: faster, but truncated and duplicate images go unnoticed",
+    )
     parser.add_argument("--processes", type=int, metavar="N", help="number of processes (default: all cores)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunet_partial.data.merge import merge_datasets
+    from nnunet_partial.data.merge.merge import merge_datasets
 
     classes = None if arguments.classes is None else _names(arguments.classes, f"--classes {arguments.classes}")
-    result = merge_datasets(arguments.dataset_id, arguments.name, _source_specs(arguments), classes,
-                            arguments.headers_only, arguments.allow_absent, arguments.processes)
+    result = merge_datasets(
+        arguments.dataset_id,
+        arguments.name,
+        _source_specs(arguments),
+        classes,
+        arguments.headers_only,
+        arguments.allow_absent,
+        arguments.processes,
+    )
     for warning in result.warnings:
         print(f"nnunet_partial: warning: {warning}", file=sys.stderr)
     print(_summary(result))
@@ -57,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _source_specs(arguments: argparse.Namespace) -> list:
-    from nnunet_partial.data.sources import SourceSpec
+    from nnunet_partial.data.merge.sources import SourceSpec
 
     given = [_parse_source(i) for i in arguments.source] + [_parse_unlabelled(i) for i in arguments.unlabelled]
     names = [i["name"] for i in given]
@@ -67,8 +79,7 @@ def _source_specs(arguments: argparse.Namespace) -> list:
         _check_known(source, names, f"--map {text}")
         for label in labels:
             if mappings.setdefault(source, {}).setdefault(label, target) != target:
-                raise UserError(f"--map {text}: {source}:{label} is mapped to {mappings[source][label]!r} already. Map "
-                                "it once.")
+                raise UserError(f"--map {text}: {source}:{label} is mapped to {mappings[source][label]!r} already. Map it once.")
     chosen = dict(_parse_cases(i, names) for i in arguments.cases)
     return [SourceSpec(**i, mapping=mappings.get(i["name"], {}), cases=chosen.get(i["name"])) for i in given]
 
@@ -104,8 +115,7 @@ def _parse_cases(text: str, names: list) -> tuple:
     try:
         lines = Path(file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--cases {text}: {file} cannot be read ({error}). It must be a text file, one case a "
-                        "line.") from None
+        raise UserError(f"--cases {text}: {file} cannot be read ({error}). It must be a text file, one case a line.") from None
     return source, tuple(i.strip() for i in lines if i.strip())
 
 
@@ -123,10 +133,11 @@ def _check_known(source: str, names: list, where: str) -> None:
 
 def _summary(result) -> str:
     annotations = result.annotations
-    lines = [f"{len(annotations.cases)} cases -> {result.folder}",
-             "labels: " + ", ".join(f"{value} {name}" for name, value in annotations.labels().items())]
+    lines = [
+        f"{len(annotations.cases)} cases -> {result.folder}",
+        "labels: " + ", ".join(f"{value} {name}" for name, value in annotations.labels().items()),
+    ]
     for source in annotations.sources:
         count = sum(i.source == source for i in annotations.cases.values())
-        lines.append(f"  {source}: {count} cases, annotated: "
-                     f"{', '.join(annotations.classes_of_source(source)) or 'nothing'}")
+        lines.append(f"  {source}: {count} cases, annotated: {', '.join(annotations.classes_of_source(source)) or 'nothing'}")
     return "\n".join(lines)

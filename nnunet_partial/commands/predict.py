@@ -1,4 +1,5 @@
 """``nnunet_partial predict``."""
+
 from nnunet_partial.commands import device
 
 DESCRIPTION = """Segment a dataset's own cases with any trained model, from their preprocessed files: nothing is read,
@@ -18,8 +19,12 @@ def add_arguments(parser):
     parser.add_argument("--model", required=True, metavar="MODEL_FOLDER", help="an nnU-Net model folder, or that of one fold")
     parser.add_argument("-o", dest="out", required=True, metavar="DIR", help="where the masks are written")
     parser.add_argument("--fold", default="0", help="of the model and of --cases (default: 0)")
-    parser.add_argument("--cases", default="all", metavar="all|training|validation|FILE",
-                        help="every case, those of the fold, or those that a text file names, one a line (default: all)")
+    parser.add_argument(
+        "--cases",
+        default="all",
+        metavar="all|training|validation|FILE",
+        help="every case, those of the fold, or those that a text file names, one a line (default: all)",
+    )
     parser.add_argument("--plans", default="nnUNetPlans", help="that the cases were preprocessed with (default: nnUNetPlans)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
@@ -30,16 +35,25 @@ def add_arguments(parser):
 def run(arguments):
     from nnunet_partial.inference.predict import predict_cases
 
-    done = predict_cases(arguments.dataset, arguments.configuration, arguments.model, arguments.out, fold=arguments.fold,
-                         plans=arguments.plans, checkpoint=arguments.checkpoint, cases=_cases(arguments),
-                         mirroring=not arguments.disable_tta, device=device.chosen(arguments),
-                         overwrite=arguments.overwrite)
+    done = predict_cases(
+        arguments.dataset,
+        arguments.configuration,
+        arguments.model,
+        arguments.out,
+        fold=arguments.fold,
+        plans=arguments.plans,
+        checkpoint=arguments.checkpoint,
+        cases=_cases(arguments),
+        mirroring=not arguments.disable_tta,
+        device=device.chosen(arguments),
+        overwrite=arguments.overwrite,
+    )
     print(f"wrote {len(done)} masks to {arguments.out}")
 
 
 def _cases(arguments):
     from nnunet_partial import paths
-    from nnunet_partial.data.splits import training_cases, validation_cases
+    from nnunet_partial.data.preprocessed.splits import training_cases, validation_cases
     from nnunet_partial.files import read_json, read_names
     from nnunet_partial.labels import Annotations
 

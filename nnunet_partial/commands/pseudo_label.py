@@ -1,4 +1,5 @@
 """``nnunet_partial pseudo-label``."""
+
 from nnunet_partial.commands import device
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
@@ -15,21 +16,35 @@ EXAMPLE = """nnunet_partial pseudo-label 501 --configuration 3d_fullres --fold 0
 def add_arguments(parser):
     parser.add_argument("dataset", help="dataset id or name, preprocessed")
     parser.add_argument("--configuration", required=True, help="for example 3d_fullres")
-    parser.add_argument("--fold", default="all", help="label the training cases of this fold, with models of this fold "
-                                                      "(default: all cases)")
+    parser.add_argument(
+        "--fold", default="all", help="label the training cases of this fold, with models of this fold (default: all cases)"
+    )
     parser.add_argument("--plans", default="nnUNetPlans", help="default: nnUNetPlans")
-    parser.add_argument("--from", dest="sources", nargs="+", required=True, metavar="teachers|MODEL_FOLDER",
-                        help="teachers: the models of nnUNetTrainerIndividual, one per source")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth",
-                        help="of the model folders (default: checkpoint_final.pth)")
+    parser.add_argument(
+        "--from",
+        dest="sources",
+        nargs="+",
+        required=True,
+        metavar="teachers|MODEL_FOLDER",
+        help="teachers: the models of nnUNetTrainerIndividual, one per source",
+    )
+    parser.add_argument(
+        "--checkpoint", default="checkpoint_final.pth", help="of the model folders (default: checkpoint_final.pth)"
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="label directory to write")
-    parser.add_argument("--largest-component", nargs="*", metavar="CLASS",
-                        help="keep only the largest component of these classes, without names of every class (not for "
-                             "paired organs in one class)")
-    parser.add_argument("--cases", metavar="FILE", help="label the cases that this text file names, one a line, instead of "
-                                                        "those of the fold")
-    parser.add_argument("--super-classes", metavar="FILE", help="JSON, super-class to list of classes: the most probable "
-                        "super-class wins a voxel")
+    parser.add_argument(
+        "--largest-component",
+        nargs="*",
+        metavar="CLASS",
+        help="keep only the largest component of these classes, without names of every class (not for "
+        "paired organs in one class)",
+    )
+    parser.add_argument(
+        "--cases", metavar="FILE", help="label the cases that this text file names, one a line, instead of those of the fold"
+    )
+    parser.add_argument(
+        "--super-classes", metavar="FILE", help="JSON, super-class to list of classes: the most probable super-class wins a voxel"
+    )
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
@@ -40,13 +55,25 @@ def add_arguments(parser):
 def run(arguments):
     from nnunet_partial.inference.pseudo_labels import pseudo_label
 
-    written = pseudo_label(arguments.dataset, arguments.configuration, arguments.out, fold=arguments.fold,
-                           plans=arguments.plans, sources=arguments.sources, checkpoint=arguments.checkpoint,
-                           largest_component=_classes(arguments), mirroring=not arguments.disable_tta,
-                           devices=_devices(arguments), overwrite=arguments.overwrite, cases=_cases(arguments),
-                           super_classes=_super_classes(arguments))
-    print(f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
-          f"--name NAME --set labels={written.parent.absolute()}")
+    written = pseudo_label(
+        arguments.dataset,
+        arguments.configuration,
+        arguments.out,
+        fold=arguments.fold,
+        plans=arguments.plans,
+        sources=arguments.sources,
+        checkpoint=arguments.checkpoint,
+        largest_component=_classes(arguments),
+        mirroring=not arguments.disable_tta,
+        devices=_devices(arguments),
+        overwrite=arguments.overwrite,
+        cases=_cases(arguments),
+        super_classes=_super_classes(arguments),
+    )
+    print(
+        f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
+        f"--name NAME --set labels={written.parent.absolute()}"
+    )
 
 
 def _classes(arguments):

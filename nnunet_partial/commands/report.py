@@ -1,4 +1,5 @@
 """``nnunet_partial report``."""
+
 from nnunet_partial.errors import UserError
 
 DESCRIPTION = """Write one self-contained HTML file about one or several evaluated methods: what is annotated where, ranking
@@ -17,15 +18,35 @@ def add_arguments(parser):
     from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
 
     parser.add_argument("--dataset", required=True, help="id or name of the dataset that was trained on, or a dataset.json")
-    parser.add_argument("--evaluation", action="append", required=True, metavar="NAME=DIR",
-                        help="folder that nnunet_partial evaluate wrote, and the name of its method; one or more")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER",
-                        help="model folder of nnU-Net, for training curves and plans; any number")
-    parser.add_argument("--images", nargs="+", default=[], metavar="DIR",
-                        help="where the evaluated images lie, if neither in the dataset nor beside the truth's folder")
-    parser.add_argument("--efficiency", metavar="FILE", help="efficiency report (JSON) of nnunet_partial.inference.efficiency")
-    parser.add_argument("--commands", metavar="FILE", help="commands to show: one a line, or JSON as nnunet_partial compare "
-                                                           "writes it (default: those that the folders tell)")
+    parser.add_argument(
+        "--evaluation",
+        action="append",
+        required=True,
+        metavar="NAME=DIR",
+        help="folder that nnunet_partial evaluate wrote, and the name of its method; one or more",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="model folder of nnU-Net, for training curves and plans; any number",
+    )
+    parser.add_argument(
+        "--images",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="where the evaluated images lie, if neither in the dataset nor beside the truth's folder",
+    )
+    parser.add_argument(
+        "--efficiency", metavar="FILE", help="efficiency report (JSON) of nnunet_partial.inference.efficiency.measure"
+    )
+    parser.add_argument(
+        "--commands",
+        metavar="FILE",
+        help="commands to show: one a line, or JSON as nnunet_partial compare writes it (default: those that the folders tell)",
+    )
     parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="what methods and cases are ranked by")
     parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a sentence to show on top; any number")
     parser.add_argument("--title", default="", help="title of the page")
@@ -38,9 +59,17 @@ def run(arguments):
 
     if not arguments.out.endswith(".html"):
         raise UserError(f"--out {arguments.out}: the page's name must end in .html.")
-    inputs = read_inputs(arguments.dataset, _named(arguments.evaluation, "--evaluation"), _named(arguments.model, "--model"),
-                         arguments.images, arguments.efficiency, arguments.commands, metric=arguments.metric,
-                         title=arguments.title, notes=arguments.note)
+    inputs = read_inputs(
+        arguments.dataset,
+        _named(arguments.evaluation, "--evaluation"),
+        _named(arguments.model, "--model"),
+        arguments.images,
+        arguments.efficiency,
+        arguments.commands,
+        metric=arguments.metric,
+        title=arguments.title,
+        notes=arguments.note,
+    )
     out = write_report(inputs, arguments.out, arguments.command_line)
     print(f"wrote {out}, {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 

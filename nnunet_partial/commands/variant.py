@@ -1,4 +1,5 @@
 """``nnunet_partial variant``."""
+
 from nnunet_partial.settings import parse_assignments
 
 DESCRIPTION = """Write a plans variant: other settings, network, batch or patch size; the same preprocessing.
@@ -6,8 +7,10 @@ DESCRIPTION = """Write a plans variant: other settings, network, batch or patch 
 --set takes any setting of nnunet_partial.settings.RunSettings (nested ones with a dot, for example
 mskd.lambda_feature=5) and features, batch_size, patch_size of nnU-Net's own configuration. Values with commas are
 lists. A wrong name lists the valid ones."""
-EXAMPLE = ("nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 "
-           "--set features=8,16,32,64 --set batch_size=2")
+EXAMPLE = (
+    "nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 "
+    "--set features=8,16,32,64 --set batch_size=2"
+)
 
 
 def add_arguments(parser):
@@ -16,8 +19,11 @@ def add_arguments(parser):
     parser.add_argument("--base", default="nnUNetPlans", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     parser.add_argument("--configuration", help="change the network of this configuration only, for example 3d_fullres")
-    parser.add_argument("--per-source", action="store_true",
-                        help="also write one variant for each source that annotates something (plans of the teachers)")
+    parser.add_argument(
+        "--per-source",
+        action="store_true",
+        help="also write one variant for each source that annotates something (plans of the teachers)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a variant of this name")
 
 

@@ -4,6 +4,7 @@ Pixels and geometry come from SimpleITK, which nnU-Net reads with too, except th
 the missing part of a truncated NIfTI file with zeros and says nothing. Every file that cannot be used is a
 :class:`UserError` of one line. Arrays are (z, y, x), sizes and spacings (x, y, z), positions in mm, LPS.
 """
+
 import gzip
 import hashlib
 import io
@@ -12,9 +13,9 @@ import os
 import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Optional
 
 import numpy as np
 import SimpleITK as sitk
@@ -35,6 +36,7 @@ _CHUNK_BYTES = 1 << 24
 @dataclass(frozen=True)
 class Geometry:
     """Where the voxels of an image lie. ``direction``: the direction cosines row by row, as SimpleITK gives them."""
+
     size_xyz: tuple
     spacing_mm: tuple
     origin_mm: tuple
@@ -61,7 +63,7 @@ class Geometry:
         direction = tuple(np.reshape(self.direction, (self.dimensions, self.dimensions))[:3, :3].ravel().tolist())
         return Geometry(self.size_xyz[:3], self.spacing_mm[:3], self.origin_mm[:3], direction)
 
-    def difference(self, other: "Geometry") -> Optional[str]:
+    def difference(self, other: "Geometry") -> str | None:
         """What differs from ``other`` by more than the tolerances of this module, in words; or None.
 
         This one's value comes first. Only the first difference is told, in the order size, spacing, direction, origin:
@@ -116,8 +118,10 @@ def require_same_geometry(geometry: Geometry, file: PathLike, other: Geometry, o
     """As :func:`check_same_geometry`, for headers that have been read already."""
     difference = geometry.difference(other)
     if difference:
-        raise UserError(f"{file} and {other_file} differ in {difference}. Resample the label map onto its image, or "
-                        "mend the header that is wrong.")
+        raise UserError(
+            f"{file} and {other_file} differ in {difference}. Resample the label map onto its image, or "
+            "mend the header that is wrong."
+        )
 
 
 def read_image(path: PathLike) -> "sitk.Image":
@@ -140,8 +144,10 @@ def read_label(path: PathLike) -> tuple:
     path = _existing_file(path)
     geometry, channels = _read_header(path)
     if geometry.dimensions > 3 or channels > 1:
-        raise UserError(f"label file {path} holds several values per voxel (size {geometry.size_xyz}, {channels} "
-                        "components). Store one label value per voxel.")
+        raise UserError(
+            f"label file {path} holds several values per voxel (size {geometry.size_xyz}, {channels} "
+            "components). Store one label value per voxel."
+        )
     # piece by piece, so that label maps stored as float64 do not take eight times their memory
     pieces = [_as_labels(i, path) for i in _voxels(path)]
     if not sum(i.size for i in pieces):
@@ -181,8 +187,10 @@ def write_label(label: np.ndarray, reference: Geometry, path: PathLike) -> None:
                 pass
         except (RuntimeError, UserError):
             free = shutil.disk_usage(os.path.dirname(temporary)).free
-            raise UserError(f"{path} cannot be written completely; {free / 1e9:.1f} GB are free there. Free some "
-                            "space, or check the quota and the file's format.") from None
+            raise UserError(
+                f"{path} cannot be written completely; {free / 1e9:.1f} GB are free there. Free some "
+                "space, or check the quota and the file's format."
+            ) from None
 
 
 def content_hash(path: PathLike) -> str:
@@ -212,12 +220,15 @@ def _as_labels(values: np.ndarray, path: str) -> np.ndarray:
         # scale factors in the header turn whole numbers into 2.9999999
         wrong = np.abs(values - rounded) > 1e-3
         if wrong.any():
-            raise UserError(f"label file {path} holds the value {values[wrong][0]:.6g}, which is not a whole number. "
-                            "Store label values, not probabilities, and resample with nearest neighbour.")
+            raise UserError(
+                f"label file {path} holds the value {values[wrong][0]:.6g}, which is not a whole number. "
+                "Store label values, not probabilities, and resample with nearest neighbour."
+            )
         values = rounded
     if values.min(initial=0) < 0:
-        raise UserError(f"label file {path} holds the negative value {int(values.min())}. Label values are 0 "
-                        "(background) and up.")
+        raise UserError(
+            f"label file {path} holds the negative value {int(values.min())}. Label values are 0 (background) and up."
+        )
     return values.astype(_smallest_type(values), copy=False)
 
 
@@ -308,10 +319,12 @@ def _reading(path: PathLike):
         if "Unable to determine ImageIO" in reason:
             reason = "it is damaged, or of a format that SimpleITK does not read"
         if "orthonormal" in reason:
-            raise UserError(f"{path} has axes that are not at right angles to each other (a sheared or damaged affine "
-                            "in its header), which SimpleITK and so nnU-Net's standard reader refuse. Resample image "
-                            "and label onto a grid with right angles, or mend the affine if it is only "
-                            "rounded.") from None
+            raise UserError(
+                f"{path} has axes that are not at right angles to each other (a sheared or damaged affine "
+                "in its header), which SimpleITK and so nnU-Net's standard reader refuse. Resample image "
+                "and label onto a grid with right angles, or mend the affine if it is only "
+                "rounded."
+            ) from None
         raise UserError(f"{path} cannot be read as an image ({reason}). Download or convert it again.") from None
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)

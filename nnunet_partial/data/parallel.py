@@ -1,12 +1,13 @@
 """Work over many cases on all cores, with a progress bar."""
+
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Callable, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -18,8 +19,9 @@ def default_processes() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_cases(function: Callable, jobs: Sequence, processes: Optional[int] = None, description: str = "",
-              progress: bool = True) -> list:
+def map_cases(
+    function: Callable, jobs: Sequence, processes: int | None = None, description: str = "", progress: bool = True
+) -> list:
     """``[function(job) for job in jobs]``, in that order, in ``processes`` processes (None: all cores; 1: in this one).
 
     ``function`` is a function of a module and jobs and results can be pickled, because processes are spawned: a forked
@@ -29,15 +31,17 @@ def map_cases(function: Callable, jobs: Sequence, processes: Optional[int] = Non
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: at least one process is needed.")
     processes = min(processes or default_processes(), len(jobs))
-    bar = dict(total=len(jobs), desc=description, disable=None if progress else True, unit="case")
+    bar = {"total": len(jobs), "desc": description, "disable": None if progress else True, "unit": "case"}
     if processes < 2:
         return [function(job) for job in tqdm(jobs, **bar)]
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
         try:
             return list(tqdm(pool.map(function, jobs), **bar))
         except BrokenProcessPool:
-            raise UserError(f"a process was killed during {description or 'the work'}, most likely because memory ran "
-                            f"out. Use fewer processes: --processes {max(1, processes // 2)}") from None
+            raise UserError(
+                f"a process was killed during {description or 'the work'}, most likely because memory ran "
+                f"out. Use fewer processes: --processes {max(1, processes // 2)}"
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

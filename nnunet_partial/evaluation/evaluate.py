@@ -8,11 +8,13 @@ Three questions are kept apart, because in practice the answers come from differ
 
 For formats that store no spacing (png, bmp, tif) distances are in pixels, as in nnU-Net.
 """
+
 import math
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -32,11 +34,39 @@ SOURCE_OF_UNLISTED = "unlisted"  # source of a case that the contract does not l
 # Tolerances of the surface Dice in the FLARE22 challenge, in mm, under the names that its organs go by.
 FLARE22_TOLERANCE_MM = {
     **dict.fromkeys(("liver", "pancreas", "stomach"), 5.0),
-    **dict.fromkeys(("kidney", "kidneys", "right kidney", "left kidney", "kidney right", "kidney left", "rk", "lk",
-                     "spleen", "esophagus", "oesophagus"), 3.0),
-    **dict.fromkeys(("aorta", "ivc", "inferior vena cava", "postcava", "gallbladder", "gall bladder",
-                     "right adrenal gland", "left adrenal gland", "adrenal gland right", "adrenal gland left", "rag",
-                     "lag"), 2.0),
+    **dict.fromkeys(
+        (
+            "kidney",
+            "kidneys",
+            "right kidney",
+            "left kidney",
+            "kidney right",
+            "kidney left",
+            "rk",
+            "lk",
+            "spleen",
+            "esophagus",
+            "oesophagus",
+        ),
+        3.0,
+    ),
+    **dict.fromkeys(
+        (
+            "aorta",
+            "ivc",
+            "inferior vena cava",
+            "postcava",
+            "gallbladder",
+            "gall bladder",
+            "right adrenal gland",
+            "left adrenal gland",
+            "adrenal gland right",
+            "adrenal gland left",
+            "rag",
+            "lag",
+        ),
+        2.0,
+    ),
     "duodenum": 7.0,
 }
 
@@ -47,10 +77,11 @@ class LabelMap:
 
     ``annotations`` is the contract, None without one. ``closed``: any other value than the known ones is an error.
     """
+
     values: Mapping[str, tuple]
     file: str
-    ignore: Optional[int] = None
-    annotations: Optional[Annotations] = None
+    ignore: int | None = None
+    annotations: Annotations | None = None
     closed: bool = True
 
     @classmethod
@@ -58,10 +89,14 @@ class LabelMap:
         """From the labels of a dataset.json; a region is a class of several values."""
         labels = content.get("labels")
         if not isinstance(labels, dict) or "background" not in labels:
-            raise UserError(f"{file}: 'labels' must map 'background' to 0 and every class to its value, found "
-                            f"{str(labels)[:80]}.")
-        values = {k: tuple(map(int, v)) if isinstance(v, (list, tuple)) else (int(v),)
-                  for k, v in labels.items() if k not in ("background", "ignore")}
+            raise UserError(
+                f"{file}: 'labels' must map 'background' to 0 and every class to its value, found {str(labels)[:80]}."
+            )
+        values = {
+            k: tuple(map(int, v)) if isinstance(v, (list, tuple)) else (int(v),)
+            for k, v in labels.items()
+            if k not in ("background", "ignore")
+        }
         annotations = Annotations.from_dataset_json(content, file) if KEY in content else None
         return cls(values, file, labels.get("ignore"), annotations)
 
@@ -73,15 +108,16 @@ class LabelMap:
             name, _, text = part.partition("=")
             numbers = text.split("+")
             if not name or not all(i.isdigit() and int(i) > 0 for i in numbers) or name in values:
-                raise UserError(f"{option} {part}: write each class once, as NAME=VALUE or NAME=VALUE+VALUE, for "
-                                f"example {option} liver=5 kidney=2+3")
+                raise UserError(
+                    f"{option} {part}: write each class once, as NAME=VALUE or NAME=VALUE+VALUE, for "
+                    f"example {option} liver=5 kidney=2+3"
+                )
             if name not in classes:
-                raise UserError(f"{option} {part}: {name!r} is not a class of the dataset. Classes: "
-                                f"{', '.join(classes)}.")
+                raise UserError(f"{option} {part}: {name!r} is not a class of the dataset. Classes: {', '.join(classes)}.")
             values[name] = tuple(int(i) for i in numbers)
         return cls(values, option, closed=False)
 
-    def check(self, label: np.ndarray, path: Path, case: Optional[str] = None) -> None:
+    def check(self, label: np.ndarray, path: Path, case: str | None = None) -> None:
         """Raise UserError for a value that the labels, or the annotated set of ``case``, do not allow."""
         if not self.closed:
             return
@@ -91,9 +127,11 @@ class LabelMap:
         surplus = [i for i in present_values(label) if i not in allowed]
         if surplus:
             on_case = f" for case {case}" if case is not None and self.lists(case) else ""
-            raise UserError(f"{path} holds the value {surplus[0]}, which {self.file} does not allow{on_case} (allowed: "
-                            f"{', '.join(str(i) for i in sorted(allowed - {None}))}). Correct the file, or say what "
-                            f"its values mean: --truth-labels or --pred-labels NAME=VALUE ...")
+            raise UserError(
+                f"{path} holds the value {surplus[0]}, which {self.file} does not allow{on_case} (allowed: "
+                f"{', '.join(str(i) for i in sorted(allowed - {None}))}). Correct the file, or say what "
+                f"its values mean: --truth-labels or --pred-labels NAME=VALUE ..."
+            )
 
     def lists(self, case: str) -> bool:
         """Whether the contract lists this case."""
@@ -103,6 +141,7 @@ class LabelMap:
 @dataclass(frozen=True)
 class CaseJob:
     """One case to evaluate; everything that a process needs, as plain values."""
+
     case: str
     source: str
     pred: Path
@@ -114,12 +153,23 @@ class CaseJob:
     tolerance_mm: Mapping[str, float]
 
 
-def evaluate_folder(pred: Union[PathLike, Sequence[PathLike]], truth: PathLike, dataset: Union[int, str, PathLike],
-                    out: Optional[PathLike] = None, *, annotated: Union[str, Sequence[str]] = "auto",
-                    metrics: Sequence[str] = (), tolerance_mm: Union[float, Sequence[str]] = DEFAULT_TOLERANCE_MM,
-                    truth_dataset: Optional[Union[int, str, PathLike]] = None, truth_labels: Sequence[str] = (),
-                    pred_labels: Sequence[str] = (), allow_missing: bool = False, processes: Optional[int] = None,
-                    progress: bool = True, command: Optional[str] = None) -> list:
+def evaluate_folder(
+    pred: PathLike | Sequence[PathLike],
+    truth: PathLike,
+    dataset: int | str | PathLike,
+    out: PathLike | None = None,
+    *,
+    annotated: str | Sequence[str] = "auto",
+    metrics: Sequence[str] = (),
+    tolerance_mm: float | Sequence[str] = DEFAULT_TOLERANCE_MM,
+    truth_dataset: int | str | PathLike | None = None,
+    truth_labels: Sequence[str] = (),
+    pred_labels: Sequence[str] = (),
+    allow_missing: bool = False,
+    processes: int | None = None,
+    progress: bool = True,
+    command: str | None = None,
+) -> list:
     """Evaluate predictions on annotated classes; one row (dict) a case and class, in the order of cases and classes.
 
     ``pred`` one folder or several (the validation folders of all folds). ``dataset`` id, name, or a dataset.json: it
@@ -139,24 +189,33 @@ def evaluate_folder(pred: Union[PathLike, Sequence[PathLike]], truth: PathLike, 
     known_pred, known_truth = _label_maps(pred, truth, content, file, truth_dataset, truth_labels, pred_labels)
     plan = plan_cases(_folders(pred), Path(truth), classes, known_pred, known_truth, annotated, allow_missing)
     names = check_metrics(metrics)
-    jobs = [CaseJob(case, source, *files, evaluated, known_pred, known_truth, names, tolerances)
-            for case, source, files, evaluated in plan.cases]
+    jobs = [
+        CaseJob(case, source, *files, evaluated, known_pred, known_truth, names, tolerances)
+        for case, source, files, evaluated in plan.cases
+    ]
     rows = [row for result in map_cases(evaluate_case, jobs, processes, "evaluating", progress) for row in result]
     if out is not None:
-        about = {"dataset": content.get("name", Path(file).parent.name),
-                 "pred": [os.path.abspath(i) for i in _folders(pred)], "truth": os.path.abspath(truth),
-                 "pred_labels": known_pred.file, "truth_labels": known_truth.file,
-                 "pred_values": known_pred.values, "truth_values": known_truth.values, "command": command,
-                 "annotated": annotated if isinstance(annotated, str) else list(annotated),
-                 "tolerance_mm": {i: tolerances[i] for i in classes if any(i == row["class"] for row in rows)},
-                 "not_evaluated": {k: v for k, v in vars(plan).items() if k != "cases"}}
+        about = {
+            "dataset": content.get("name", Path(file).parent.name),
+            "pred": [os.path.abspath(i) for i in _folders(pred)],
+            "truth": os.path.abspath(truth),
+            "pred_labels": known_pred.file,
+            "truth_labels": known_truth.file,
+            "pred_values": known_pred.values,
+            "truth_values": known_truth.values,
+            "command": command,
+            "annotated": annotated if isinstance(annotated, str) else list(annotated),
+            "tolerance_mm": {i: tolerances[i] for i in classes if any(i == row["class"] for row in rows)},
+            "not_evaluated": {k: v for k, v in vars(plan).items() if k != "cases"},
+        }
         write_results(rows, out, about)
     return rows
 
 
 # ---------------------------------------------------------------------------------------------- what is what
 
-def read_dataset_json(dataset: Union[int, str, PathLike]) -> tuple:
+
+def read_dataset_json(dataset: int | str | PathLike) -> tuple:
     """``(content, file)`` of a dataset.json, given as such, as its folder, or as the id or name of a dataset.
 
     Of a dataset, the raw folder counts, else the preprocessed one.
@@ -167,11 +226,16 @@ def read_dataset_json(dataset: Union[int, str, PathLike]) -> tuple:
     if path.suffix == ".json":
         return read_json(path), str(path)
     name = paths.dataset_name(str(dataset))
-    files = [i / "dataset.json" for i in paths.dataset_folders(int(name[7:10]), "nnUNet_raw", "nnUNet_preprocessed")
-             if i.name == name and (i / "dataset.json").is_file()]
+    files = [
+        i / "dataset.json"
+        for i in paths.dataset_folders(int(name[7:10]), "nnUNet_raw", "nnUNet_preprocessed")
+        if i.name == name and (i / "dataset.json").is_file()
+    ]
     if not files:
-        raise UserError(f"dataset {dataset} has no dataset.json in nnUNet_raw or nnUNet_preprocessed. Convert or merge "
-                        f"it first, or give the path of a dataset.json.")
+        raise UserError(
+            f"dataset {dataset} has no dataset.json in nnUNet_raw or nnUNet_preprocessed. Convert or merge "
+            f"it first, or give the path of a dataset.json."
+        )
     return read_json(files[0]), str(files[0])
 
 
@@ -191,30 +255,31 @@ def _label_maps(pred, truth, content, file, truth_dataset, truth_labels, pred_la
     return known_pred, _common_label_map([_first_file(truth, Path(truth).absolute().parent)], content, file)
 
 
-def _folders(pred: Union[PathLike, Sequence[PathLike]]) -> list:
+def _folders(pred: PathLike | Sequence[PathLike]) -> list:
     return [Path(i) for i in ([pred] if isinstance(pred, (str, os.PathLike)) else pred)]
 
 
-def _dataset_json_of_predictions(folder: Path) -> Optional[Path]:
+def _dataset_json_of_predictions(folder: Path) -> Path | None:
     """``nnUNetv2_predict`` leaves it beside the predictions; ``fold_0/validation`` lies two levels below the model."""
     model = folder.absolute().parent.parent
     return _first_file(folder, *([model] if (model / "plans.json").is_file() else []))
 
 
-def _first_file(*folders: PathLike) -> Optional[Path]:
+def _first_file(*folders: PathLike) -> Path | None:
     return next((Path(i) / "dataset.json" for i in folders if (Path(i) / "dataset.json").is_file()), None)
 
 
-def _common_label_map(files: Sequence[Optional[Path]], content: Mapping[str, Any], file: str) -> LabelMap:
+def _common_label_map(files: Sequence[Path | None], content: Mapping[str, Any], file: str) -> LabelMap:
     maps = [LabelMap.of_dataset_json(*((content, file) if i is None else (read_json(i), str(i)))) for i in files]
     different = [i for i in maps if i.values != maps[0].values]
     if different:
-        raise UserError(f"{maps[0].file} and {different[0].file} give the classes different values. Evaluate these "
-                        f"folders one by one.")
+        raise UserError(
+            f"{maps[0].file} and {different[0].file} give the classes different values. Evaluate these folders one by one."
+        )
     return maps[0]
 
 
-def parse_tolerances(given: Union[float, str, Sequence[str]], classes: Sequence[str]) -> dict:
+def parse_tolerances(given: float | str | Sequence[str], classes: Sequence[str]) -> dict:
     """Tolerance of the surface Dice in mm for every class.
 
     A number for all classes, or a list of: ``NAME=NUMBER`` for a class; ``flare22``, the challenge's own for the organs
@@ -260,12 +325,14 @@ def check_metrics(names: Sequence[str]) -> tuple:
 
 # ---------------------------------------------------------------------------------------------- which cases
 
+
 @dataclass(frozen=True)
 class Plan:
     """``cases``: (case, source, (prediction, truth), classes). The other lists name cases that are not evaluated.
 
     ``other_classes``: cases that annotate nothing that the predictions know.
     """
+
     cases: list
     unlabelled: list
     missing_prediction: list
@@ -273,40 +340,62 @@ class Plan:
     other_classes: list
 
 
-def plan_cases(pred: Sequence[Path], truth: Path, classes: Sequence[str], known_pred: LabelMap, known_truth: LabelMap,
-               annotated: Union[str, Sequence[str]] = "auto", allow_missing: bool = False) -> Plan:
+def plan_cases(
+    pred: Sequence[Path],
+    truth: Path,
+    classes: Sequence[str],
+    known_pred: LabelMap,
+    known_truth: LabelMap,
+    annotated: str | Sequence[str] = "auto",
+    allow_missing: bool = False,
+) -> Plan:
     """Find the files of every case and decide what to evaluate on it, before any image is read."""
     predictions: dict = {}
     for folder in pred:
         files = files_by_case(folder)
         twice = sorted(set(files) & set(predictions))
         if twice:
-            raise UserError(f"case {twice[0]} has two predictions, {predictions[twice[0]]} and {files[twice[0]]}. Keep "
-                            f"one.")
+            raise UserError(f"case {twice[0]} has two predictions, {predictions[twice[0]]} and {files[twice[0]]}. Keep one.")
         predictions.update(files)
     truths = files_by_case(truth)
     if not set(truths) & set(predictions):
-        raise UserError(f"no case has both a truth in {truth} ({_examples(truths)}) and a prediction in "
-                        f"{', '.join(map(str, pred))} ({_examples(predictions)}). File names without ending must be "
-                        f"equal.")
+        raise UserError(
+            f"no case has both a truth in {truth} ({_examples(truths)}) and a prediction in "
+            f"{', '.join(map(str, pred))} ({_examples(predictions)}). File names without ending must be "
+            f"equal."
+        )
     chosen = _chosen_classes(annotated, classes, known_truth, known_pred)
-    unlabelled = [i for i in truths if annotated in ("auto", "contract") and known_truth.lists(i)
-                  and not known_truth.annotations.of(i).annotated]
+    unlabelled = [
+        i
+        for i in truths
+        if annotated in ("auto", "contract") and known_truth.lists(i) and not known_truth.annotations.of(i).annotated
+    ]
     missing = [i for i in truths if i not in predictions and i not in unlabelled]
     if missing and not allow_missing:
-        raise UserError(f"{truth} holds {len(missing)} of {len(truths)} cases without a prediction in "
-                        f"{', '.join(map(str, pred))}, the first is {missing[0]}. Predict them, or leave them out with "
-                        f"--allow-missing.")
-    wanted = {i: _annotated_classes(i, annotated, chosen, known_truth) for i in truths
-              if i in predictions and i not in unlabelled}
+        raise UserError(
+            f"{truth} holds {len(missing)} of {len(truths)} cases without a prediction in "
+            f"{', '.join(map(str, pred))}, the first is {missing[0]}. Predict them, or leave them out with "
+            f"--allow-missing."
+        )
+    wanted = {
+        i: _annotated_classes(i, annotated, chosen, known_truth) for i in truths if i in predictions and i not in unlabelled
+    }
     known = {case: tuple(i for i in names if i in known_pred.values) for case, names in wanted.items()}
     if not any(known.values()):
-        raise UserError(f"nothing to evaluate: no case of {truth} annotates a class that {known_pred.file} knows "
-                        f"({', '.join(known_pred.values)}).")
-    cases = [(case, _source(case, known_truth), (predictions[case], truths[case]), names)
-             for case, names in known.items() if names]
-    return Plan(cases, unlabelled, missing, missing_truth=sorted(set(predictions) - set(truths)),
-                other_classes=[case for case, names in known.items() if not names])
+        raise UserError(
+            f"nothing to evaluate: no case of {truth} annotates a class that {known_pred.file} knows "
+            f"({', '.join(known_pred.values)})."
+        )
+    cases = [
+        (case, _source(case, known_truth), (predictions[case], truths[case]), names) for case, names in known.items() if names
+    ]
+    return Plan(
+        cases,
+        unlabelled,
+        missing,
+        missing_truth=sorted(set(predictions) - set(truths)),
+        other_classes=[case for case, names in known.items() if not names],
+    )
 
 
 def files_by_case(folder: Path) -> dict:
@@ -318,7 +407,7 @@ def files_by_case(folder: Path) -> dict:
         ending = next((i for i in ENDINGS if name.endswith(i)), None)
         if ending is None or name.startswith("."):
             continue
-        case = name[:-len(ending)]
+        case = name[: -len(ending)]
         if case in files:
             raise UserError(f"case {case} has two files in {folder}: {files[case].name} and {name}. Remove one.")
         files[case] = folder / name
@@ -331,22 +420,22 @@ def _examples(files: Mapping[str, Path]) -> str:
     return ", ".join(list(files)[:2]) + (", ..." if len(files) > 2 else "")
 
 
-def _chosen_classes(annotated: Union[str, Sequence[str]], classes: Sequence[str], known_truth: LabelMap,
-                    known_pred: LabelMap) -> tuple:
+def _chosen_classes(annotated: str | Sequence[str], classes: Sequence[str], known_truth: LabelMap, known_pred: LabelMap) -> tuple:
     """The classes that may be evaluated at all; those that the user names must exist on both sides."""
     if isinstance(annotated, str):
         return tuple(i for i in classes if i in known_truth.values)
     for name in annotated:
-        for known, where in ((classes, "the dataset"), (known_truth.values, known_truth.file),
-                             (known_pred.values, known_pred.file)):
+        for known, where in (
+            (classes, "the dataset"),
+            (known_truth.values, known_truth.file),
+            (known_pred.values, known_pred.file),
+        ):
             if name not in known:
-                raise UserError(f"--annotated {name}: there is no such class in {where}. Classes there: "
-                                f"{', '.join(known)}.")
+                raise UserError(f"--annotated {name}: there is no such class in {where}. Classes there: {', '.join(known)}.")
     return tuple(i for i in classes if i in annotated)
 
 
-def _annotated_classes(case: str, annotated: Union[str, Sequence[str]], chosen: Sequence[str],
-                       known_truth: LabelMap) -> tuple:
+def _annotated_classes(case: str, annotated: str | Sequence[str], chosen: Sequence[str], known_truth: LabelMap) -> tuple:
     if annotated == "all" or not isinstance(annotated, str):
         return tuple(chosen)
     if annotated not in ("auto", "contract"):
@@ -355,9 +444,11 @@ def _annotated_classes(case: str, annotated: Union[str, Sequence[str]], chosen: 
         return tuple(i for i in chosen if i in known_truth.annotations.of(case).annotated)
     if annotated == "auto" and known_truth.annotations is None:
         return tuple(chosen)
-    raise UserError(f"{known_truth.file} does not say which classes are annotated on case {case}. If the truth is "
-                    f"fully labelled (a test set), add --annotated all; else name its classes: --annotated "
-                    f"{' '.join(chosen[:2])}")
+    raise UserError(
+        f"{known_truth.file} does not say which classes are annotated on case {case}. If the truth is "
+        f"fully labelled (a test set), add --annotated all; else name its classes: --annotated "
+        f"{' '.join(chosen[:2])}"
+    )
 
 
 def _source(case: str, known_truth: LabelMap) -> str:
@@ -367,6 +458,7 @@ def _source(case: str, known_truth: LabelMap) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- one case
+
 
 def evaluate_case(job: CaseJob) -> list:
     """The rows of one case. Raises UserError for files that cannot be read, do not fit, or hold unknown values."""
@@ -378,8 +470,10 @@ def evaluate_case(job: CaseJob) -> list:
         ignored = truth == job.truth_labels.ignore
         pred, truth = np.where(ignored, 0, pred), np.where(ignored, 0, truth)
     spacing_mm = geometry.spacing_mm[::-1]
-    boxes = [ndimage.find_objects(label, max(j for i in labels.values.values() for j in i))
-             for label, labels in ((pred, job.pred_labels), (truth, job.truth_labels))]
+    boxes = [
+        ndimage.find_objects(label, max(j for i in labels.values.values() for j in i))
+        for label, labels in ((pred, job.pred_labels), (truth, job.truth_labels))
+    ]
     rows = []
     for name in job.classes:
         values = job.pred_labels.values[name], job.truth_labels.values[name]
@@ -390,7 +484,7 @@ def evaluate_case(job: CaseJob) -> list:
     return rows
 
 
-def _boxes_of(values: Sequence[int], boxes: Sequence[Optional[tuple]]) -> list:
+def _boxes_of(values: Sequence[int], boxes: Sequence[tuple | None]) -> list:
     return [boxes[i - 1] for i in values if boxes[i - 1] is not None]
 
 
@@ -398,5 +492,7 @@ def _joint_box(boxes: Sequence[tuple], shape: tuple) -> tuple:
     """The box around all boxes and a voxel more: a structure of one slice must not look like an image in 2D."""
     if not boxes:
         return tuple(slice(0, 2) for _ in shape)
-    return tuple(slice(max(0, min(i.start for i in axis) - 1), min(length, max(i.stop for i in axis) + 1))
-                 for axis, length in zip(zip(*boxes), shape))
+    return tuple(
+        slice(max(0, min(i.start for i in axis) - 1), min(length, max(i.stop for i in axis) + 1))
+        for axis, length in zip(zip(*boxes), shape)
+    )

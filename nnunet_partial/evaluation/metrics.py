@@ -25,9 +25,10 @@ volume_difference_percent     NaN           -100                  inf
 NaN says that there was nothing to measure (nnU-Net leaves such cases out of its means as well); ``inf`` says that a
 structure was missed or invented, which no finite distance would tell honestly.
 """
+
 import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Callable, Iterable, Mapping, Optional, Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -40,7 +41,7 @@ DEFAULT_TOLERANCE_MM = 2.0
 _BLOCK = 4
 
 
-def dice(pred: np.ndarray, truth: np.ndarray, spacing_mm: Optional[Sequence[float]] = None) -> float:
+def dice(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float] | None = None) -> float:
     """Dice similarity coefficient, ``2 |P & G| / (|P| + |G|)``, in [0, 1]. It does not depend on the spacing."""
     return MaskPair(pred, truth, (1,) * np.ndim(pred) if spacing_mm is None else spacing_mm).dice()
 
@@ -63,8 +64,9 @@ def average_surface_distance(pred: np.ndarray, truth: np.ndarray, spacing_mm: Se
     return MaskPair(pred, truth, spacing_mm).average_surface_distance()
 
 
-def surface_dice(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float],
-                 tolerance_mm: float = DEFAULT_TOLERANCE_MM) -> float:
+def surface_dice(
+    pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float], tolerance_mm: float = DEFAULT_TOLERANCE_MM
+) -> float:
     """Normalised surface Dice (NSD): share of both surfaces within ``tolerance_mm`` of the other one, in [0, 1]."""
     return MaskPair(pred, truth, spacing_mm).surface_dice(tolerance_mm)
 
@@ -79,8 +81,13 @@ def volume_difference_percent(pred: np.ndarray, truth: np.ndarray, spacing_mm: S
     return MaskPair(pred, truth, spacing_mm).volume_difference_percent()
 
 
-def all_metrics(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float],
-                tolerance_mm: float = DEFAULT_TOLERANCE_MM, names: Iterable[str] = ()) -> dict:
+def all_metrics(
+    pred: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
+    names: Iterable[str] = (),
+) -> dict:
     """The metrics ``names`` (default: all of :data:`METRICS`) of one structure, name -> float; distances found once."""
     pair = MaskPair(pred, truth, spacing_mm)
     return {name: METRICS[name](pair, tolerance_mm) for name in (names or METRICS)}
@@ -96,8 +103,7 @@ class MaskPair:
         pred, truth = np.asarray(pred).astype(bool, copy=False), np.asarray(truth).astype(bool, copy=False)
         spacing = np.asarray(spacing_mm, dtype=np.float64)
         if pred.shape != truth.shape or pred.ndim not in (2, 3):
-            raise ValueError(f"prediction and truth must be in 2D or 3D and of one shape, found {pred.shape} and "
-                             f"{truth.shape}")
+            raise ValueError(f"prediction and truth must be in 2D or 3D and of one shape, found {pred.shape} and {truth.shape}")
         if spacing.shape != (pred.ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():
             raise ValueError(f"spacing_mm must be {pred.ndim} positive numbers, found {spacing_mm}")
         self.voxel_ml = float(np.prod(spacing)) / 1000 if pred.ndim == 3 else math.nan
@@ -123,8 +129,12 @@ class MaskPair:
         pred, pred_areas = _surface(self.pred, self.spacing_mm)
         to_pred, truth_areas = _sorted_by_distance(_tree(pred).query(truth)[0], truth_areas)
         to_truth, pred_areas = _sorted_by_distance(_tree(truth).query(pred)[0], pred_areas)
-        return {"distances_gt_to_pred": to_pred, "surfel_areas_gt": truth_areas,
-                "distances_pred_to_gt": to_truth, "surfel_areas_pred": pred_areas}
+        return {
+            "distances_gt_to_pred": to_pred,
+            "surfel_areas_gt": truth_areas,
+            "distances_pred_to_gt": to_truth,
+            "surfel_areas_pred": pred_areas,
+        }
 
     def dice(self) -> float:
         pred, truth, both = self.voxels
@@ -190,7 +200,7 @@ METRICS: Mapping[str, Callable] = {
 
 def _axes_to_drop(shape: tuple) -> tuple:
     """Axes of length 1, but never so many that fewer than two axes stay."""
-    return tuple(i for i, length in enumerate(shape) if length == 1)[:len(shape) - 2]
+    return tuple(i for i, length in enumerate(shape) if length == 1)[: len(shape) - 2]
 
 
 def _bounding_box(mask: np.ndarray) -> tuple:

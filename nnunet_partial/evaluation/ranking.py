@@ -5,9 +5,10 @@ several, which :func:`average_over_seeds` makes into one, because the cases are 
 Everything here looks at the cases and classes that every method was evaluated on: a method is not ranked higher for
 having left out what is hard.
 """
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Mapping, Sequence
 
 import numpy as np
 
@@ -15,8 +16,13 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.results import CONFIDENCE, ROW_KEYS
 from nnunet_partial.evaluation.statistics import bootstrap_ci, finite_pairs, holm, paired_permutation_test, paired_wilcoxon
 
-HIGHER_IS_BETTER = {"dice": True, "surface_dice": True, "hausdorff_mean_mm": False, "hausdorff95_mm": False,
-                    "average_surface_distance_mm": False}
+HIGHER_IS_BETTER = {
+    "dice": True,
+    "surface_dice": True,
+    "hausdorff_mean_mm": False,
+    "hausdorff95_mm": False,
+    "average_surface_distance_mm": False,
+}
 SIGNIFICANT = 1 - CONFIDENCE
 
 
@@ -25,6 +31,7 @@ class Ranked:
     """A method's place. ``mean`` over classes of the means over cases, with its bootstrap interval; ``seed_sd`` the
     standard deviation of that mean over seeds (NaN for one); ``mean_rank`` over cases and classes, 1 is best;
     ``n_infinite`` values (a structure missed or invented) that ``mean`` leaves out and ``mean_rank`` puts last."""
+
     name: str
     mean: float
     low: float
@@ -38,6 +45,7 @@ class Ranked:
 class Pair:
     """Method ``a`` against ``b`` over the ``n`` cases' means over classes: mean of a - b with its interval, and p values
     of the paired permutation test (as it is, and adjusted for all pairs) and of the Wilcoxon signed-rank test."""
+
     a: str
     b: str
     n: int
@@ -64,11 +72,15 @@ def average_over_seeds(evaluations: Sequence[Sequence[Mapping]]) -> list:
     for table in tables[1:]:
         different = sorted(set(table) ^ set(tables[0]))
         if different:
-            raise UserError(f"evaluations of one method under several seeds must be of the same cases and classes; case "
-                            f"{different[0][0]}, {different[0][1]} is in one of them alone. Evaluate all of them again.")
+            raise UserError(
+                f"evaluations of one method under several seeds must be of the same cases and classes; case "
+                f"{different[0][0]}, {different[0][1]} is in one of them alone. Evaluate all of them again."
+            )
     metrics = [i for i in evaluations[0][0] if i not in ROW_KEYS]
-    return [{**{k: row[k] for k in ROW_KEYS}, **{m: _known_mean([t[key][m] for t in tables]) for m in metrics}}
-            for key, row in tables[0].items()]
+    return [
+        {**{k: row[k] for k in ROW_KEYS}, **{m: _known_mean([t[key][m] for t in tables]) for m in metrics}}
+        for key, row in tables[0].items()
+    ]
 
 
 def _known_mean(values: Sequence[float]) -> float:
@@ -87,9 +99,17 @@ def rank(methods: Mapping[str, Sequence[Sequence[Mapping]]], metric: str = "dice
     for name, evaluations in methods.items():
         low, high = bootstrap_ci(_case_table(values[name], keys), CONFIDENCE)
         by_seed = [_mean_over_classes(_values(rows, keys, metric), keys) for rows in evaluations]
-        result.append(Ranked(name, _mean_over_classes(values[name], keys), low, high, ranks[name],
-                             int(np.isinf(values[name]).sum()),
-                             float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan")))
+        result.append(
+            Ranked(
+                name,
+                _mean_over_classes(values[name], keys),
+                low,
+                high,
+                ranks[name],
+                int(np.isinf(values[name]).sum()),
+                float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan"),
+            )
+        )
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     return sorted(result, key=lambda i: (np.isnan(i.mean), sign * i.mean, i.mean_rank))
 
@@ -113,8 +133,9 @@ def _pair(name_a: str, name_b: str, a: np.ndarray, b: np.ndarray, seed: int) -> 
     if not len(a):
         return Pair(name_a, name_b, 0, *[float("nan")] * 5)
     low, high = bootstrap_ci(a - b, CONFIDENCE, seed=seed)
-    return Pair(name_a, name_b, len(a), float(np.mean(a - b)), low, high, paired_permutation_test(a, b, seed=seed),
-                paired_wilcoxon(a, b))
+    return Pair(
+        name_a, name_b, len(a), float(np.mean(a - b)), low, high, paired_permutation_test(a, b, seed=seed), paired_wilcoxon(a, b)
+    )
 
 
 def check_metric(metric: str) -> None:
@@ -132,8 +153,10 @@ def common_keys(averaged: Mapping[str, Sequence[Mapping]], metric: str) -> list:
     keys = [i for i in tables[0] if all(i in table for table in tables)]
     keys = [i for i in keys if not all(np.isnan(table[i]) for table in tables)]
     if not keys:
-        raise UserError(f"{', '.join(averaged)} have no case and class in common, so they cannot be compared. Evaluate "
-                        "all methods on the same images.")
+        raise UserError(
+            f"{', '.join(averaged)} have no case and class in common, so they cannot be compared. Evaluate "
+            "all methods on the same images."
+        )
     return keys
 
 

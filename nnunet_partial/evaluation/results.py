@@ -1,9 +1,11 @@
 """What an evaluation says: summary, files, table. Rows are dicts of ``case``, ``source``, ``class`` and the metrics."""
+
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +18,15 @@ CONFIDENCE = 0.95
 ROW_KEYS = ("case", "source", "class")
 
 # metric -> heading and format of the table of means
-COLUMNS = {"dice": ("Dice", "{:.4f}"), "surface_dice": ("surface Dice", "{:.4f}"),
-           "hausdorff_mean_mm": ("HD mm", "{:.2f}"), "hausdorff95_mm": ("HD95 mm", "{:.2f}"),
-           "average_surface_distance_mm": ("ASD mm", "{:.2f}"),
-           "volume_difference_ml": ("dV ml", "{:+.2f}"), "volume_difference_percent": ("dV %", "{:+.1f}")}
+COLUMNS = {
+    "dice": ("Dice", "{:.4f}"),
+    "surface_dice": ("surface Dice", "{:.4f}"),
+    "hausdorff_mean_mm": ("HD mm", "{:.2f}"),
+    "hausdorff95_mm": ("HD95 mm", "{:.2f}"),
+    "average_surface_distance_mm": ("ASD mm", "{:.2f}"),
+    "volume_difference_ml": ("dV ml", "{:+.2f}"),
+    "volume_difference_percent": ("dV %", "{:+.1f}"),
+}
 
 
 def summarise(rows: Sequence[Mapping], seed: int = 0) -> dict:
@@ -31,22 +38,31 @@ def summarise(rows: Sequence[Mapping], seed: int = 0) -> dict:
     metrics = [i for i in rows[0] if i not in ROW_KEYS] if rows else []
     classes = list(dict.fromkeys(i["class"] for i in rows))
     cases = list(dict.fromkeys(i["case"] for i in rows))
-    by_class = {name: {metric: _describe([i[metric] for i in rows if i["class"] == name], seed) for metric in metrics}
-                for name in classes}
-    mean = {metric: {"mean": _mean([by_class[i][metric]["mean"] for i in classes]),
-                     "ci": list(bootstrap_ci(_cases_by_classes(rows, metric, cases, classes), CONFIDENCE, seed=seed))}
-            for metric in metrics}
+    by_class = {
+        name: {metric: _describe([i[metric] for i in rows if i["class"] == name], seed) for metric in metrics} for name in classes
+    }
+    mean = {
+        metric: {
+            "mean": _mean([by_class[i][metric]["mean"] for i in classes]),
+            "ci": list(bootstrap_ci(_cases_by_classes(rows, metric, cases, classes), CONFIDENCE, seed=seed)),
+        }
+        for metric in metrics
+    }
     return {"n_cases": len(cases), "mean_over_classes": mean, "classes": by_class}
 
 
 def _describe(values: Sequence[float], seed: int) -> dict:
     values = np.asarray(values, dtype=np.float64)
     finite, measured = values[np.isfinite(values)], values[~np.isnan(values)]
-    return {"mean": _mean(values),
-            "sd": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
-            "median": float(np.median(measured)) if len(measured) else math.nan,
-            "ci": list(bootstrap_ci(finite, CONFIDENCE, seed=seed)),
-            "n": len(finite), "n_infinite": int(np.isinf(values).sum()), "n_undefined": int(np.isnan(values).sum())}
+    return {
+        "mean": _mean(values),
+        "sd": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
+        "median": float(np.median(measured)) if len(measured) else math.nan,
+        "ci": list(bootstrap_ci(finite, CONFIDENCE, seed=seed)),
+        "n": len(finite),
+        "n_infinite": int(np.isinf(values).sum()),
+        "n_undefined": int(np.isnan(values).sum()),
+    }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -65,10 +81,15 @@ def _cases_by_classes(rows: Sequence[Mapping], metric: str, cases: Sequence[str]
 def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, Any]) -> None:
     """Write ``metrics.csv`` (a line a case and class) and ``metrics.json`` (``about``, summaries, rows)."""
     out, sources = Path(out), sorted({row["source"] for row in rows})
-    content = {"version": 1, "nnunet_partial": __version__, **about, "confidence": CONFIDENCE,
-               "summary": summarise(rows),
-               "sources": {i: summarise([row for row in rows if row["source"] == i]) for i in sources},
-               "rows": list(rows)}
+    content = {
+        "version": 1,
+        "nnunet_partial": __version__,
+        **about,
+        "confidence": CONFIDENCE,
+        "summary": summarise(rows),
+        "sources": {i: summarise([row for row in rows if row["source"] == i]) for i in sources},
+        "rows": list(rows),
+    }
     write_text(_csv(rows), out / "metrics.csv")
     write_json(json_values(content), out / "metrics.json")
 
@@ -79,18 +100,25 @@ def format_summary(content: Mapping[str, Any]) -> str:
     metrics = [i for i in COLUMNS if i in summary["mean_over_classes"]]
     lines = [["", "n", *(COLUMNS[i][0] for i in metrics), "missed or invented"]]
     for name, values in summary["classes"].items():
-        lines.append([name, str(sum(row["class"] == name for row in content["rows"])),
-                      *(_cell(values[i]["mean"], i) for i in metrics),
-                      str(max(i["n_infinite"] for i in values.values()) or "")])
-    lines.append(["mean over classes", str(summary["n_cases"]),
-                  *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics), ""])
+        lines.append(
+            [
+                name,
+                str(sum(row["class"] == name for row in content["rows"])),
+                *(_cell(values[i]["mean"], i) for i in metrics),
+                str(max(i["n_infinite"] for i in values.values()) or ""),
+            ]
+        )
+    lines.append(
+        ["mean over classes", str(summary["n_cases"]), *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics), ""]
+    )
     widths = [max(map(len, column)) for column in zip(*lines)]
-    text = ["  ".join([line[0].ljust(widths[0]), *(i.rjust(n) for i, n in zip(line[1:], widths[1:]))]).rstrip()
-            for line in lines]
+    text = ["  ".join([line[0].ljust(widths[0]), *(i.rjust(n) for i, n in zip(line[1:], widths[1:]))]).rstrip() for line in lines]
     for reason, cases in content.get("not_evaluated", {}).items():
         if cases:
-            text.append(f"not evaluated, {reason.replace('_', ' ')}: {len(cases)} ({', '.join(cases[:3])}"
-                        f"{', ...' if len(cases) > 3 else ''})")
+            text.append(
+                f"not evaluated, {reason.replace('_', ' ')}: {len(cases)} ({', '.join(cases[:3])}"
+                f"{', ...' if len(cases) > 3 else ''})"
+            )
     return "\n".join(text)
 
 

@@ -5,8 +5,9 @@ or invented) cannot be averaged. Both are left out, pair by pair in the tests; w
 number.
 All functions are deterministic for a seed.
 """
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -58,8 +59,17 @@ def paired_permutation_test(a: Sequence, b: Sequence, n_resamples: int = 9999, s
     if len(a) == 1:  # either order is as likely
         return 1.0
     rng = np.random.default_rng(seed)
-    return float(permutation_test((a, b), _mean_difference, permutation_type="samples", vectorized=True,
-                                  n_resamples=n_resamples, batch=_CHUNK, random_state=rng).pvalue)
+    return float(
+        permutation_test(
+            (a, b),
+            _mean_difference,
+            permutation_type="samples",
+            vectorized=True,
+            n_resamples=n_resamples,
+            batch=_CHUNK,
+            random_state=rng,
+        ).pvalue
+    )
 
 
 def _mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
@@ -94,6 +104,7 @@ class Comparison:
     ``n`` pairs; ``difference`` the mean of A - B with its bootstrap interval ``low, high``; p values of the paired
     tests, of which ``p_holm`` is the permutation test's, adjusted over the classes (NaN for the mean over classes).
     """
+
     n: int
     difference: float
     low: float
@@ -123,13 +134,13 @@ def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = 
     result = {name: Comparison(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
     if classes:
         by_case = {case: [i for i in keys if i[0] == case] for case in dict.fromkeys(case for case, _ in keys)}
-        result[MEAN_OVER_CLASSES] = _compare(*([np.mean([values[i] for i in ours]) for ours in by_case.values()]
-                                               for values in (a, b)), seed)
+        result[MEAN_OVER_CLASSES] = _compare(
+            *([np.mean([values[i] for i in ours]) for ours in by_case.values()] for values in (a, b)), seed
+        )
     return result
 
 
 def _compare(a: Sequence, b: Sequence, seed: int) -> Comparison:
     a, b = finite_pairs(a, b)
     low, high = bootstrap_ci(a - b, seed=seed)
-    return Comparison(len(a), float(np.mean(a - b)), low, high, paired_wilcoxon(a, b),
-                      paired_permutation_test(a, b, seed=seed))
+    return Comparison(len(a), float(np.mean(a - b)), low, high, paired_wilcoxon(a, b), paired_permutation_test(a, b, seed=seed))

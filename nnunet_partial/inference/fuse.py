@@ -3,9 +3,11 @@
 The baseline "individual" of Huang et al. 2020: each organ comes from the model that knows it; where two models claim a
 voxel, the higher probability decides (:func:`~nnunet_partial.inference.pseudo_labels.merge_claims`).
 """
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +24,7 @@ _REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
 @dataclass(frozen=True)
 class Predictions:
     """A folder that ``nnUNetv2_predict --save_probabilities`` wrote, and the values of its classes in the fused dataset."""
+
     folder: Path
     plans: Mapping[str, Any]
     values: np.ndarray
@@ -32,27 +35,32 @@ class Predictions:
         own = foreground_classes(read_json(folder / "dataset.json", _REMEDY), str(folder / "dataset.json"))[0]
         unknown = [i for i in own if i not in classes]
         if unknown:
-            raise UserError(f"{folder / 'dataset.json'} has the class {unknown[0]!r}, which the dataset does not. Classes: "
-                            f"{', '.join(classes)}.")
+            raise UserError(
+                f"{folder / 'dataset.json'} has the class {unknown[0]!r}, which the dataset does not. Classes: "
+                f"{', '.join(classes)}."
+            )
         values = np.array([0, *(classes.index(i) + 1 for i in own)], dtype=np.int16)
         return cls(folder, read_json(folder / "plans.json", _REMEDY), values)
 
     @property
     def cases(self) -> set:
-        return {i.name[:-len(".npz")] for i in self.folder.glob("*.npz")}
+        return {i.name[: -len(".npz")] for i in self.folder.glob("*.npz")}
 
     def claim(self, case: str) -> tuple:
         """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
         with np.load(self.folder / f"{case}.npz") as content:
             probabilities = content["probabilities"]
         if len(probabilities) != len(self.values):
-            raise UserError(f"{self.folder / case}.npz has {len(probabilities)} classes, {self.folder / 'dataset.json'} "
-                            f"{len(self.values)} with background. {_REMEDY}")
+            raise UserError(
+                f"{self.folder / case}.npz has {len(probabilities)} classes, {self.folder / 'dataset.json'} "
+                f"{len(self.values)} with background. {_REMEDY}"
+            )
         return self.values[probabilities.argmax(0)], probabilities.max(0)
 
 
-def fuse(folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probabilities: bool = False,
-         progress: bool = True) -> list:
+def fuse(
+    folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probabilities: bool = False, progress: bool = True
+) -> list:
     """Write the fused label map of every case to ``out`` and return the cases; finished cases are skipped.
 
     ``folders`` from ``nnUNetv2_predict --save_probabilities``, one a model; ``dataset`` names the classes of the result.
@@ -78,7 +86,7 @@ def fuse(folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probab
 
 def _cases(models: Sequence[Predictions], out: Path, ending: str) -> set:
     """Every case, finished or not. A case that one model lacks is an error."""
-    done = {i.name[:-len(ending)] for i in out.glob(f"*{ending}") if not i.name.startswith(".")}
+    done = {i.name[: -len(ending)] for i in out.glob(f"*{ending}") if not i.name.startswith(".")}
     wanted = set.union(*(i.cases for i in models)) | done
     if not wanted:
         raise UserError(f"{models[0].folder} holds no probabilities (.npz). {_REMEDY}")
@@ -94,8 +102,10 @@ def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
     for model in models:  # one model's probabilities in memory at a time
         claim = model.claim(case)
         if labels is not None and claim[0].shape != labels.shape:
-            raise UserError(f"{model.folder / case}.npz has the shape {claim[0].shape}, that of the models before it "
-                            f"{labels.shape}. Predict the same images with all models.")
+            raise UserError(
+                f"{model.folder / case}.npz has the shape {claim[0].shape}, that of the models before it "
+                f"{labels.shape}. Predict the same images with all models."
+            )
         labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
     reader, properties = _reader_and_properties(models[0], case)
     with atomic_path(target) as temporary:

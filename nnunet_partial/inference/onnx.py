@@ -2,12 +2,14 @@
 
 Needs the extra ``onnx``: ``pip install "nnunet_partial[onnx]"``.
 """
+
 import copy
 import importlib.util
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,15 +17,21 @@ from torch import nn
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, read_json
-from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network
+from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network
 from nnunet_partial.networks.unwrap import unwrap
 
 INPUT, OUTPUT = "image", "logits"
 OPSET = 18
 
 
-def export_onnx(network: nn.Module, path: PathLike, in_channels: int, patch_size: Sequence[int],
-                metadata: Optional[Mapping[str, str]] = None, tolerance: float = 1e-4) -> float:
+def export_onnx(
+    network: nn.Module,
+    path: PathLike,
+    in_channels: int,
+    patch_size: Sequence[int],
+    metadata: Mapping[str, str] | None = None,
+    tolerance: float = 1e-4,
+) -> float:
     """Write ``network`` as one ONNX file: ``image`` (1, in_channels, *patch_size) float32 -> ``logits`` of that size.
 
     Deep supervision is left out. ``metadata`` goes into the file's properties. The file is run by onnxruntime on random
@@ -41,8 +49,9 @@ def export_onnx(network: nn.Module, path: PathLike, in_channels: int, patch_size
         difference = onnx_difference(temporary, network, image)
         # written so that NaN fails too
         if not difference <= tolerance:
-            raise RuntimeError(f"{path}: onnxruntime and torch differ by {difference:.2g}, more than {tolerance:.2g}; "
-                               f"not written.")
+            raise RuntimeError(
+                f"{path}: onnxruntime and torch differ by {difference:.2g}, more than {tolerance:.2g}; not written."
+            )
     return difference
 
 
@@ -58,15 +67,24 @@ def export_model_onnx(folder: PathLike, path: PathLike, fold: Any = 0, checkpoin
         raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train, or name another fold.")
     model = file.parent.parent
     dataset_json = read_json(model / "dataset.json", "A model folder holds it.")
-    loaded = load_network(TeacherFiles(model.name, model, file, ()))
+    loaded = load_network(ModelFiles(model.name, model, file, ()))
     planned, plans = loaded.configuration, loaded.plans
-    properties = {"labels": dataset_json["labels"], "spacing_mm": planned.spacing, "patch_size": planned.patch_size,
-                  "normalization_schemes": planned.normalization_schemes,
-                  "foreground_intensity_properties": plans.foreground_intensity_properties_per_channel,
-                  "transpose_forward": plans.transpose_forward}
+    properties = {
+        "labels": dataset_json["labels"],
+        "spacing_mm": planned.spacing,
+        "patch_size": planned.patch_size,
+        "normalization_schemes": planned.normalization_schemes,
+        "foreground_intensity_properties": plans.foreground_intensity_properties_per_channel,
+        "transpose_forward": plans.transpose_forward,
+    }
     channels = len(dataset_json["channel_names"])
-    return export_onnx(loaded.network, path, channels, planned.patch_size,
-                       {"trainer": loaded.trainer_name, **{k: json.dumps(v) for k, v in properties.items()}})
+    return export_onnx(
+        loaded.network,
+        path,
+        channels,
+        planned.patch_size,
+        {"trainer": loaded.trainer_name, **{k: json.dumps(v) for k, v in properties.items()}},
+    )
 
 
 def onnx_difference(path: PathLike, network: nn.Module, image: torch.Tensor) -> float:
@@ -84,8 +102,9 @@ def onnx_difference(path: PathLike, network: nn.Module, image: torch.Tensor) -> 
 def _write(network: nn.Module, image: torch.Tensor, path: str, metadata: Mapping[str, str]) -> None:
     import onnx
 
-    program = torch.onnx.export(network, (image,), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET,
-                                dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        network, (image,), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
+    )
     program.save(path, external_data=False)
     model = onnx.load(path)
     for node in model.graph.node:
@@ -97,4 +116,4 @@ def _write(network: nn.Module, image: torch.Tensor, path: str, metadata: Mapping
 def _require_packages() -> None:
     missing = [i for i in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(i) is None]
     if missing:
-        raise UserError(f"ONNX export needs the package {missing[0]}: pip install \"nnunet_partial[onnx]\".")
+        raise UserError(f'ONNX export needs the package {missing[0]}: pip install "nnunet_partial[onnx]".')

@@ -2,28 +2,48 @@
 
 The prediction is that of :mod:`nnunet_partial.inference.preprocessed`; the way back to the scan's geometry is nnU-Net's.
 """
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from nnunet_partial import paths
-from nnunet_partial.data.splits import all_cases
+from nnunet_partial.data.preprocessed.splits import all_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, claim, read_json, sha256, write_json
-from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_case, load_predictor, predict_logits,
-                                                   preprocessed_images, require_case)
+from nnunet_partial.inference.preprocessed import (
+    CHECKPOINT,
+    find_model,
+    load_case,
+    load_predictor,
+    predict_logits,
+    preprocessed_images,
+    require_case,
+)
 from nnunet_partial.labels import Annotations
 
 REQUEST = "prediction.json"  # in the folder of the masks: what they are made from
 
 
-def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike, out: PathLike, *,
-                  fold: Union[int, str] = 0, plans: str = "nnUNetPlans", checkpoint: str = CHECKPOINT,
-                  cases: Optional[Sequence[str]] = None, mirroring: bool = True, device: str = "cpu",
-                  overwrite: bool = False, progress: bool = True) -> list:
+def predict_cases(
+    dataset: int | str,
+    configuration: str,
+    model: PathLike,
+    out: PathLike,
+    *,
+    fold: int | str = 0,
+    plans: str = "nnUNetPlans",
+    checkpoint: str = CHECKPOINT,
+    cases: Sequence[str] | None = None,
+    mirroring: bool = True,
+    device: str = "cpu",
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list:
     """Write one mask a case, in its scan's geometry and the dataset's label values; return the cases that were done.
 
     ``model``      a model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder. It may
@@ -42,11 +62,18 @@ def predict_cases(dataset: Union[int, str], configuration: str, model: PathLike,
     for case in cases:
         require_case(images, case)
     ending = dataset_json["file_ending"]
-    request = {"dataset": folder.name, "data_identifier": images.name, "model": files.folder.absolute().name,
-               "sha256": sha256(files.checkpoint), "mirroring": mirroring}
+    request = {
+        "dataset": folder.name,
+        "data_identifier": images.name,
+        "model": files.folder.absolute().name,
+        "sha256": sha256(files.checkpoint),
+        "mirroring": mirroring,
+    }
     predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
     _claim(out, request, cases, ending, overwrite)
-    write_json({k: dataset_json[k] for k in ("channel_names", "labels", "file_ending") if k in dataset_json}, out / "dataset.json")
+    write_json(
+        {k: dataset_json[k] for k in ("channel_names", "labels", "file_ending") if k in dataset_json}, out / "dataset.json"
+    )
     todo = [i for i in cases if not (out / (i + ending)).is_file()]
     values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
     for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
@@ -72,8 +99,13 @@ def _write(predictor, values: np.ndarray, logits: torch.Tensor, properties: Mapp
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
     mask = convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, properties,
-        num_threads_torch=torch.get_num_threads())
+        logits,
+        predictor.plans_manager,
+        predictor.configuration_manager,
+        predictor.label_manager,
+        properties,
+        num_threads_torch=torch.get_num_threads(),
+    )
     writer = predictor.plans_manager.image_reader_writer_class()
     with atomic_path(file) as temporary:
         writer.write_seg(values.astype(np.uint8 if values.max() < 256 else np.uint16)[mask], temporary, properties)

@@ -2,10 +2,12 @@
 
 The windows, the Gaussian weights, the mirroring and their sum are nnU-Net's own predictor's.
 """
+
 import io
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,8 @@ import torch
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import foreground_classes
+from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.networks.onednn import use_onednn_convolutions
-from nnunet_partial.networks.teachers import TeacherFiles, find_checkpoint, load_network, preprocessing_pairs
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -28,12 +30,12 @@ def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: s
 
     name = plans["plans_name"]
     if plans["configurations"].get(configuration) is None:
-        raise UserError(f"plans {name} have no configuration {configuration!r}. They have: "
-                        f"{', '.join(plans['configurations'])}.")
+        raise UserError(f"plans {name} have no configuration {configuration!r}. They have: {', '.join(plans['configurations'])}.")
     images = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
     if not images.is_dir():
-        raise UserError(f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name "
-                        f"{name} -c {configuration}")
+        raise UserError(
+            f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {name} -c {configuration}"
+        )
     return images
 
 
@@ -51,8 +53,14 @@ def load_case(images: Path, case: str) -> tuple:
     return np.asarray(data[:]), np.array(seg[:]), properties
 
 
-def find_model(folder: PathLike, fold: Any, classes: Sequence[str], plans: Mapping[str, Any], configuration: str,
-               checkpoint: str = CHECKPOINT) -> TeacherFiles:
+def find_model(
+    folder: PathLike,
+    fold: Any,
+    classes: Sequence[str],
+    plans: Mapping[str, Any],
+    configuration: str,
+    checkpoint: str = CHECKPOINT,
+) -> ModelFiles:
     """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads JSON only.
 
     ``folder``  an nnU-Net model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder
@@ -61,40 +69,45 @@ def find_model(folder: PathLike, fold: Any, classes: Sequence[str], plans: Mappi
     """
     file = find_checkpoint(Path(folder), fold, checkpoint)
     if file is None:
-        raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train (fold {fold}), or "
-                        f"name the folder of one fold.")
+        raise UserError(
+            f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train (fold {fold}), or "
+            f"name the folder of one fold."
+        )
     model = file.parent.parent
     theirs = read_json(model / "plans.json", "A model folder holds it.")
     for name, found, expected in preprocessing_pairs(theirs, plans, configuration, model):
         if found != expected:
-            raise UserError(f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
-                            f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "
-                            f"plans.")
+            raise UserError(
+                f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
+                f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "
+                f"plans."
+            )
     dataset_file = model / "dataset.json"
     known, _ = foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))
     unknown = [i for i in known if i not in classes]
     if unknown:
-        raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: "
-                        f"{', '.join(classes)}.")
-    return TeacherFiles(model.name, model, file, known)
+        raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: {', '.join(classes)}.")
+    return ModelFiles(model.name, model, file, known)
 
 
-def load_predictor(files: TeacherFiles, device: torch.device, mirroring: bool = True):
+def load_predictor(files: ModelFiles, device: torch.device, mirroring: bool = True):
     """nnU-Net's predictor for one checkpoint, at its own defaults (half overlap, Gaussian, mirroring)."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
     loaded = load_network(files)
     if loaded.configuration.previous_stage_name is not None:
-        raise UserError(f"{files.folder} is the second stage of a cascade, which needs the first one's output. Use a "
-                        f"model of 2d, 3d_lowres or 3d_fullres.")
+        raise UserError(
+            f"{files.folder} is the second stage of a cascade, which needs the first one's output. Use a "
+            f"model of 2d, 3d_lowres or 3d_fullres."
+        )
     on_gpu = device.type == "cuda"
     with redirect_stdout(io.StringIO()):  # on the CPU it tells that results stay on the CPU
-        predictor = nnUNetPredictor(use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=device,
-                                    allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=device, allow_tqdm=False)
     if device.type == "cpu":
         use_onednn_convolutions(loaded.network)
-    predictor.manual_initialization(loaded.network, loaded.plans, loaded.configuration, None, loaded.dataset_json,
-                                    loaded.trainer_name, loaded.mirroring_axes)
+    predictor.manual_initialization(
+        loaded.network, loaded.plans, loaded.configuration, None, loaded.dataset_json, loaded.trainer_name, loaded.mirroring_axes
+    )
     return predictor
 
 
@@ -104,8 +117,9 @@ def predict_logits(predictor, image: np.ndarray) -> torch.Tensor:
     return predictor.predict_sliding_window_return_logits(data).cpu()
 
 
-def restricted_prediction(logits: torch.Tensor, outputs: Sequence[int], slab: int = 16,
-                          groups: Optional[Sequence[int]] = None) -> tuple:
+def restricted_prediction(
+    logits: torch.Tensor, outputs: Sequence[int], slab: int = 16, groups: Sequence[int] | None = None
+) -> tuple:
     """What the network says where only background and the classes ``outputs`` are possible.
 
     The softmax is taken over background (output 0) and ``outputs`` alone: a class that is annotated on the case is

@@ -1,30 +1,41 @@
 """Pseudo labels: every training case gets the classes that it lacks from the models that know them.
 
 Huang et al. 2020, section 3 (the pseudo-annotated dataset), for any mixture of annotated sets. All of it happens in
-preprocessed space; what comes out is a label directory (:mod:`nnunet_partial.data.label_directory`).
+preprocessed space; what comes out is a label directory (:mod:`nnunet_partial.data.preprocessed.label_directory`).
 """
+
 import multiprocessing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Callable, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from nnunet_partial import __version__, paths
-from nnunet_partial.data import label_directory
 from nnunet_partial.data.parallel import start_worker
-from nnunet_partial.data.splits import training_cases
+from nnunet_partial.data.preprocessed import label_directory
+from nnunet_partial.data.preprocessed.splits import training_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, sha256
-from nnunet_partial.inference.preprocessed import (CHECKPOINT, find_model, load_case, load_predictor, predict_logits,
-                                                   preprocessed_images, require_case, restricted_prediction)
+from nnunet_partial.inference.preprocessed import (
+    CHECKPOINT,
+    find_model,
+    load_case,
+    load_predictor,
+    predict_logits,
+    preprocessed_images,
+    require_case,
+    restricted_prediction,
+)
 from nnunet_partial.labels import Annotations, check_super_classes
-from nnunet_partial.networks.teachers import TeacherFiles, find_teachers
+from nnunet_partial.networks.models import ModelFiles
+from nnunet_partial.networks.teachers import find_teachers
 from nnunet_partial.settings import RunSettings
 
 TEACHERS = "teachers"
@@ -33,18 +44,24 @@ TEACHERS = "teachers"
 @dataclass(frozen=True)
 class Model:
     """A model that labels; ``sha256`` of its checkpoint."""
-    files: TeacherFiles
+
+    files: ModelFiles
     sha256: str
 
     def to_json(self) -> dict:
         """Its entry in provenance.json."""
-        return {"folder": str(self.files.folder), "checkpoint": str(self.files.checkpoint), "sha256": self.sha256,
-                "classes": list(self.files.classes)}
+        return {
+            "folder": str(self.files.folder),
+            "checkpoint": str(self.files.checkpoint),
+            "sha256": self.sha256,
+            "classes": list(self.files.classes),
+        }
 
 
 @dataclass(frozen=True)
 class Task:
     """Everything that labelling one case depends on but the case itself; sent to every process once."""
+
     out: Path
     images: Path
     plans: Mapping[str, Any]
@@ -63,20 +80,34 @@ class Task:
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
         annotated = self.annotations.of(case).annotated
-        inputs = {"models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
-                  "annotated": list(annotated),
-                  # of a case that annotates nothing the label file is never read
-                  "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
-                  "largest_component": [i for i in self.largest_component if i not in annotated],
-                  "mirroring": self.mirroring}
+        inputs = {
+            "models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
+            "annotated": list(annotated),
+            # of a case that annotates nothing the label file is never read
+            "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
+            "largest_component": [i for i in self.largest_component if i not in annotated],
+            "mirroring": self.mirroring,
+        }
         return {**inputs, "super_classes": dict(self.super_classes)} if self.super_classes else inputs
 
 
-def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *, fold: Union[int, str] = "all",
-                 plans: str = "nnUNetPlans", sources: Sequence[str] = (TEACHERS,), checkpoint: str = CHECKPOINT,
-                 largest_component: Optional[Sequence[str]] = None, mirroring: bool = True,
-                 devices: Sequence[str] = ("cpu",), overwrite: bool = False, cases: Optional[Sequence[str]] = None,
-                 super_classes: Mapping[str, Sequence[str]] = (), progress: bool = True) -> Path:
+def pseudo_label(
+    dataset: int | str,
+    configuration: str,
+    out: PathLike,
+    *,
+    fold: int | str = "all",
+    plans: str = "nnUNetPlans",
+    sources: Sequence[str] = (TEACHERS,),
+    checkpoint: str = CHECKPOINT,
+    largest_component: Sequence[str] | None = None,
+    mirroring: bool = True,
+    devices: Sequence[str] = ("cpu",),
+    overwrite: bool = False,
+    cases: Sequence[str] | None = None,
+    super_classes: Mapping[str, Sequence[str]] = (),
+    progress: bool = True,
+) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
 
     ``sources``            ``teachers`` (found as the MS-KD trainers find theirs), or folders of models
@@ -90,8 +121,18 @@ def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *,
     folder = paths.preprocessed_dataset(dataset)
     annotations = Annotations.from_dataset_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
     cases = sorted(training_cases(folder, annotations, fold) if cases is None else cases)
-    task = _task(folder, configuration, Path(out), fold, plans, sources, checkpoint, largest_component, mirroring,
-                 check_super_classes(dict(super_classes), annotations.classes))
+    task = _task(
+        folder,
+        configuration,
+        Path(out),
+        fold,
+        plans,
+        sources,
+        checkpoint,
+        largest_component,
+        mirroring,
+        check_super_classes(dict(super_classes), annotations.classes),
+    )
     todo = _todo(task, cases, overwrite)
     finished = task.out / label_directory.PROVENANCE
     if finished.is_file() and not todo and sorted(read_json(finished)["cases"]) == cases:
@@ -101,9 +142,18 @@ def pseudo_label(dataset: Union[int, str], configuration: str, out: PathLike, *,
         return label_directory.finish(task.out, _header(task, plans, fold), cases)
 
 
-def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: str, sources: Sequence[str],
-          checkpoint: str, largest_component: Optional[Sequence[str]], mirroring: bool,
-          super_classes: Mapping[str, Sequence[str]]) -> Task:
+def _task(
+    folder: Path,
+    configuration: str,
+    out: Path,
+    fold: Any,
+    plans_name: str,
+    sources: Sequence[str],
+    checkpoint: str,
+    largest_component: Sequence[str] | None,
+    mirroring: bool,
+    super_classes: Mapping[str, Sequence[str]],
+) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
     dataset_json = read_json(folder / "dataset.json")
@@ -112,14 +162,23 @@ def _task(folder: Path, configuration: str, out: Path, fold: Any, plans_name: st
     files = _find_models(sources, annotations, plans, configuration, fold, checkpoint)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
-        raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: "
-                        f"{', '.join(annotations.classes)}.")
-    return Task(out, images, plans, configuration, dataset_json, [Model(i, sha256(i.checkpoint)) for i in files],
-                tuple(largest_component or ()), mirroring, super_classes)
+        raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: {', '.join(annotations.classes)}.")
+    return Task(
+        out,
+        images,
+        plans,
+        configuration,
+        dataset_json,
+        [Model(i, sha256(i.checkpoint)) for i in files],
+        tuple(largest_component or ()),
+        mirroring,
+        super_classes,
+    )
 
 
-def _find_models(sources: Sequence[str], annotations: Annotations, plans: Mapping[str, Any], configuration: str,
-                 fold: Any, checkpoint: str) -> list:
+def _find_models(
+    sources: Sequence[str], annotations: Annotations, plans: Mapping[str, Any], configuration: str, fold: Any, checkpoint: str
+) -> list:
     found = []
     for source in sources:
         if source == TEACHERS:
@@ -142,22 +201,36 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
         if record is None or record.get("inputs") != inputs:
             if record is not None and not overwrite:
                 changed = next(i for i in inputs if record.get("inputs", {}).get(i) != inputs[i])
-                raise UserError(f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
-                                f"another --out, or make them again with --overwrite.")
+                raise UserError(
+                    f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
+                    f"another --out, or make them again with --overwrite."
+                )
             todo.append(case)
     return todo
 
 
-_CHANGED = {"models": "models", "annotated": "annotated classes", "labels_sha256": "annotations",
-            "largest_component": "choices of --largest-component", "mirroring": "choices of mirroring",
-            "super_classes": "super-classes"}
+_CHANGED = {
+    "models": "models",
+    "annotated": "annotated classes",
+    "labels_sha256": "annotations",
+    "largest_component": "choices of --largest-component",
+    "mirroring": "choices of mirroring",
+    "super_classes": "super-classes",
+}
 
 
 def _header(task: Task, plans_name: str, fold: Any) -> dict:
-    return {"nnunet_partial": __version__, "created": _now(), "dataset": task.plans["dataset_name"],
-            "plans": plans_name, "configuration": task.configuration, "fold": str(fold),
-            "data_identifier": task.images.name, "classes": list(task.annotations.classes),
-            "models": [i.to_json() for i in task.models]}
+    return {
+        "nnunet_partial": __version__,
+        "created": _now(),
+        "dataset": task.plans["dataset_name"],
+        "plans": plans_name,
+        "configuration": task.configuration,
+        "fold": str(fold),
+        "data_identifier": task.images.name,
+        "classes": list(task.annotations.classes),
+        "models": [i.to_json() for i in task.models],
+    }
 
 
 def _now() -> str:
@@ -168,11 +241,17 @@ def _now() -> str:
 
 
 def _label_all(task: Task, cases: Sequence[str], devices: Sequence[str], progress: bool, total: int) -> None:
-    bar = dict(total=total, initial=total - len(cases), desc="pseudo-labelling", unit="case",
-               disable=None if progress else True)
+    bar = {
+        "total": total,
+        "initial": total - len(cases),
+        "desc": "pseudo-labelling",
+        "unit": "case",
+        "disable": None if progress else True,
+    }
     with tqdm(**bar) as shown:
-        for _ in _one_process(task, cases, devices) if min(len(devices), len(cases)) < 2 else \
-                _several_processes(task, cases, devices):
+        for _ in (
+            _one_process(task, cases, devices) if min(len(devices), len(cases)) < 2 else _several_processes(task, cases, devices)
+        ):
             shown.update()
 
 
@@ -194,13 +273,15 @@ def _several_processes(task: Task, cases: Sequence[str], devices: Sequence[str])
             for future in as_completed([pool.submit(_label_in_worker, i) for i in cases]):
                 yield future.result()
         except BrokenProcessPool:
-            raise UserError(f"a process was killed while it labelled, most likely because memory ran out. Start the "
-                            f"command again with fewer processes; what is done in {task.out} stays done.") from None
+            raise UserError(
+                f"a process was killed while it labelled, most likely because memory ran out. Start the "
+                f"command again with fewer processes; what is done in {task.out} stays done."
+            ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-_worker: Optional[Callable] = None
+_worker: Callable | None = None
 
 
 def _start_labelling(task: Task, queue, processes: int) -> None:
@@ -243,11 +324,16 @@ class Labeller:
         seg = self._annotated_part(case, truth)
         free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
         seg[0][free] = labels[free]
-        record = {"annotated": list(annotated), "pseudo": pseudo,
-                  **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
-                  "written": _now(), "inputs": inputs}
-        label_directory.write_case(self.task.out, case, seg, properties, self.label_manager,
-                                   self.configuration.patch_size, record)
+        record = {
+            "annotated": list(annotated),
+            "pseudo": pseudo,
+            **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
+            "written": _now(),
+            "inputs": inputs,
+        }
+        label_directory.write_case(
+            self.task.out, case, seg, properties, self.label_manager, self.configuration.patch_size, record
+        )
 
     def _annotated_part(self, case: str, truth: np.ndarray) -> np.ndarray:
         """``truth`` (1, *S) without what the contract does not vouch for: of an unlabelled case nothing is left."""
@@ -258,15 +344,17 @@ class Labeller:
     def _value(self, name: str) -> int:
         return self.annotations.classes.index(name) + 1
 
-    def _predict(self, image: np.ndarray, models: Sequence[Model], annotated: Sequence[str],
-                 shape: Sequence[int]) -> tuple:
+    def _predict(self, image: np.ndarray, models: Sequence[Model], annotated: Sequence[str], shape: Sequence[int]) -> tuple:
         """Pseudo labels (*S) of the classes that are not annotated, and the probability (*S) of each voxel's label."""
         claims = []
         for model in models:
             lacking = _lacking(model, annotated)
             logits = predict_logits(self._predictor(model), image)
-            index, probability = restricted_prediction(logits, [model.files.classes.index(i) + 1 for i in lacking],
-                                                       groups=super_class_numbers(lacking, self.task.super_classes))
+            index, probability = restricted_prediction(
+                logits,
+                [model.files.classes.index(i) + 1 for i in lacking],
+                groups=super_class_numbers(lacking, self.task.super_classes),
+            )
             values = np.array([0, *(self._value(i) for i in lacking)], dtype=np.int16)
             claims.append((values[index.numpy()], probability.numpy()))
         return merge_claims(claims, shape)
@@ -276,15 +364,23 @@ class Labeller:
             self.predictors[model.sha256] = load_predictor(model.files, self.device, self.task.mirroring)
         return self.predictors[model.sha256]
 
-    def _statistics(self, seg: np.ndarray, probability: np.ndarray, classes: Sequence[str], pseudo: Sequence[str],
-                    properties: Mapping[str, Any]) -> dict:
+    def _statistics(
+        self,
+        seg: np.ndarray,
+        probability: np.ndarray,
+        classes: Sequence[str],
+        pseudo: Sequence[str],
+        properties: Mapping[str, Any],
+    ) -> dict:
         voxel_mm3 = voxel_volume_mm3(properties["spacing"], self.transpose, self.configuration.spacing)
         masks = {i: seg == self._value(i) for i in classes}
-        return {"volume_mm3": {k: float(v.sum() * voxel_mm3) for k, v in masks.items()},
-                "mean_confidence": {i: float(probability[masks[i]].mean()) if masks[i].any() else None for i in pseudo}}
+        return {
+            "volume_mm3": {k: float(v.sum() * voxel_mm3) for k, v in masks.items()},
+            "mean_confidence": {i: float(probability[masks[i]].mean()) if masks[i].any() else None for i in pseudo},
+        }
 
 
-def super_class_numbers(names: Sequence[str], super_classes: Mapping[str, Sequence[str]]) -> Optional[list]:
+def super_class_numbers(names: Sequence[str], super_classes: Mapping[str, Sequence[str]]) -> list | None:
     """The number from 1 of each name's super-class; a name in none is its own. None without super-classes."""
     if not super_classes:
         return None
@@ -308,7 +404,7 @@ def merge_claims(claims: Sequence[tuple], shape: Sequence[int]) -> tuple:
 
 def keep_largest(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     """``labels`` (*S) with the largest 26-connected component alone of each class in ``values``."""
-    from nnunet_partial.inference.coarse_to_fine import largest_components
+    from nnunet_partial.inference.coarse_to_fine.passes import largest_components
 
     chosen = np.isin(labels, values)
     if not chosen.any():
@@ -317,8 +413,7 @@ def keep_largest(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
     return np.where(chosen, kept, labels).astype(labels.dtype)
 
 
-def voxel_volume_mm3(original_spacing_mm: Sequence[float], transpose: Sequence[int],
-                     spacing_mm: Sequence[float]) -> float:
+def voxel_volume_mm3(original_spacing_mm: Sequence[float], transpose: Sequence[int], spacing_mm: Sequence[float]) -> float:
     """Volume of a preprocessed voxel. ``original_spacing_mm`` has the axes of the file; a 2D configuration's
     ``spacing_mm`` has two entries and leaves the distance of slices as it was."""
     slices = [original_spacing_mm[transpose[0]]] if len(spacing_mm) == 2 else []

@@ -1,4 +1,5 @@
 """What every loss of this package does to its input first."""
+
 import torch
 from torch import Tensor
 
@@ -25,5 +26,6 @@ def check_voxels(name: str, given: Tensor, logits: Tensor) -> None:
     """Raises ValueError unless ``given`` (B, *S) lies on the voxels of ``logits`` (B, C, *S)."""
     allowed = (logits.shape[0], *logits.shape[2:])
     if tuple(given.shape) != allowed:
-        raise ValueError(f"{name} has shape {tuple(given.shape)}, expected (B, *S) = {allowed} "
-                         f"for logits of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"{name} has shape {tuple(given.shape)}, expected (B, *S) = {allowed} for logits of shape {tuple(logits.shape)}"
+        )

@@ -4,9 +4,10 @@ Huang et al., "Multi-organ Segmentation via Co-training Weight-averaged Models f
 numbers are the paper's. The paper sums over images and voxels; here sums over voxels are means over the voxels of the
 batch, and sums over images are means over its samples, so that weights do not depend on the batch.
 """
+
 from __future__ import annotations
 
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from ._common import check_voxels, log_softmax, softmax
 
 
-def focal_loss(logits: Tensor, target: Tensor, class_weights: Union[Tensor, Sequence[float]], gamma: float = 2.0) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor, class_weights: Tensor | Sequence[float], gamma: float = 2.0) -> Tensor:
     """Class-weighted focal loss on hard labels.
 
         L_focal = - sum_c alpha_c (1 - F_c)^gamma log F_c                                                    (1)
@@ -35,10 +36,11 @@ def focal_loss(logits: Tensor, target: Tensor, class_weights: Union[Tensor, Sequ
     log_prob = log_softmax(logits).gather(1, target[:, None])[:, 0]
     weights = torch.as_tensor(class_weights, dtype=log_prob.dtype, device=logits.device)
     if weights.shape != logits.shape[1:2]:
-        raise ValueError(f"class_weights has shape {tuple(weights.shape)}, expected one weight for each of the "
-                         f"{logits.shape[1]} classes")
+        raise ValueError(
+            f"class_weights has shape {tuple(weights.shape)}, expected one weight for each of the {logits.shape[1]} classes"
+        )
     wrong = -torch.expm1(log_prob)  # 1 - F, exact where F is near 1
-    return -(weights[target] * wrong ** gamma * log_prob).sum() / max(target.numel(), 1)
+    return -(weights[target] * wrong**gamma * log_prob).sum() / max(target.numel(), 1)
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1e-5) -> Tensor:
@@ -87,8 +89,9 @@ def soft_cross_entropy(logits: Tensor, teacher_probs: Tensor, region: Tensor) ->
     return (cross * region).sum() / region.sum().clamp_min(1)
 
 
-def region_mask(target: Tensor, annotated: Tensor, mode: str = "equation", pseudo: Optional[Tensor] = None,
-                iterations: int = 3) -> Tensor:
+def region_mask(
+    target: Tensor, annotated: Tensor, mode: str = "equation", pseudo: Tensor | None = None, iterations: int = 3
+) -> Tensor:
     """Where the soft labels supervise.
 
         T = 0 in regions with ground-truth annotations of an organ, 1 in "regions without annotations or background"
@@ -113,7 +116,7 @@ def region_mask(target: Tensor, annotated: Tensor, mode: str = "equation", pseud
     return _dilate(_organ_of(pseudo, ~annotated.bool()), iterations) & ~truth
 
 
-def class_weights_from_volumes(volumes: Union[Tensor, Sequence[float]], background: float = 1.0) -> Tensor:
+def class_weights_from_volumes(volumes: Tensor | Sequence[float], background: float = 1.0) -> Tensor:
     """alpha of Eq. 1: "the weight of each organ c, which is inversely proportional to each organ's average size".
 
         alpha_c = (1 / v_c) / mean_c' (1 / v_c')
@@ -140,8 +143,9 @@ def _labels(target: Tensor, logits: Tensor) -> Tensor:
 def _organ_of(labels: Tensor, classes: Tensor) -> Tensor:
     """(B, *S) bool: the label is a foreground class for which ``classes`` (B, K + 1) bool is true."""
     if classes.ndim != 2 or classes.shape[0] != labels.shape[0]:
-        raise ValueError(f"annotated has shape {tuple(classes.shape)}, expected (B, K + 1) for labels of shape "
-                         f"{tuple(labels.shape)}")
+        raise ValueError(
+            f"annotated has shape {tuple(classes.shape)}, expected (B, K + 1) for labels of shape {tuple(labels.shape)}"
+        )
     classes = classes.to(labels.device)
     classes = torch.cat((torch.zeros_like(classes[:, :1]), classes[:, 1:]), 1)
     return classes.gather(1, labels.flatten(1).long()).reshape(labels.shape)

@@ -14,9 +14,10 @@ the rest: ``groups`` (B, C) restricts a loss to the classes that are a group of 
 ``groups_from_annotated(annotated)``, for what is left to cross teaching ``groups_from_annotated(~annotated)``. None stands
 for every class.
 """
+
 from __future__ import annotations
 
-from typing import Callable, Optional
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,8 +27,15 @@ from ._common import log_softmax, softmax
 from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs
 
 
-def dice_focal(logits: Tensor, target: Tensor, groups: Optional[Tensor] = None, alpha: float = 0.5, gamma: float = 2.0,
-               weight_focal: float = 1., **dice: object) -> Tensor:
+def dice_focal(
+    logits: Tensor,
+    target: Tensor,
+    groups: Tensor | None = None,
+    alpha: float = 0.5,
+    gamma: float = 2.0,
+    weight_focal: float = 1.0,
+    **dice: object,
+) -> Tensor:
     """The supervised loss of all three networks.
 
         L_seg = Dice(P, Y) + Focal(P, Y),   Focal = - alpha (1 - p)^gamma log p, mean over all voxels
@@ -47,7 +55,7 @@ def dice_focal(logits: Tensor, target: Tensor, groups: Optional[Tensor] = None, 
     return _dice(logits, target, groups, **dice) + weight_focal * _focal(logits, target, groups, alpha, gamma)
 
 
-def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor] = None, **dice: object) -> Tensor:
+def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, **dice: object) -> Tensor:
     """Each teacher is taught by what the other one says.
 
         L_ctl = Dice(P_T1, argmax(P_T2)) + Dice(P_T2, argmax(P_T1))
@@ -60,8 +68,9 @@ def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor
     return _dice(p1_logits, p2_logits.argmax(1), groups, **dice) + _dice(p2_logits, p1_logits.argmax(1), groups, **dice)
 
 
-def pseudo_supervision(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, groups: Optional[Tensor] = None,
-                       **dice: object) -> Tensor:
+def pseudo_supervision(
+    s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, **dice: object
+) -> Tensor:
     """The student is taught by what the teachers say together.
 
         L_psv = Dice(P_S, argmax(P_T)),   P_T = (P_T1 + P_T2) / 2
@@ -72,7 +81,7 @@ def pseudo_supervision(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, g
     return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, **dice)
 
 
-def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, weights: Optional[Tensor] = None) -> Tensor:
+def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, weights: Tensor | None = None) -> Tensor:
     """The student learns the teachers' mean probabilities.
 
         L_kd = KL(P_T || P_S) = sum_c P_T,c (log P_T,c - log P_S,c),   P_T = (P_T1 + P_T2) / 2
@@ -100,8 +109,14 @@ def _singletons(logits: Tensor) -> Tensor:
     return torch.arange(logits.shape[1]).expand(logits.shape[:2])
 
 
-def _dice(logits: Tensor, target: Tensor, groups: Tensor, batch_dice: bool = True, smooth: float = 1e-5,
-          all_gather: Optional[Callable[[Tensor], Tensor]] = None) -> Tensor:
+def _dice(
+    logits: Tensor,
+    target: Tensor,
+    groups: Tensor,
+    batch_dice: bool = True,
+    smooth: float = 1e-5,
+    all_gather: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
     loss = MarginalDiceCELoss(batch_dice, smooth=smooth, weight_ce=0, all_gather=all_gather, one_minus_dice=True)
     return loss(logits, target, groups)
 
@@ -112,5 +127,5 @@ def _focal(logits: Tensor, target: Tensor, groups: Tensor, alpha: float, gamma: 
     log_prob = marginal_log_probs(logits, groups).flatten(2).gather(1, labels[:, None])[:, 0]
     telling = (lowest != 0).any(1).to(logits.device)  # else 1 - p is 0 only up to rounding
     wrong = (-torch.expm1(log_prob)).clamp_min(0)  # a merged log probability may pass 0 by a rounding error
-    voxels = -wrong ** gamma * log_prob
+    voxels = -(wrong**gamma) * log_prob
     return alpha * (voxels.sum(1) * telling).sum() / max(labels.numel(), 1)

@@ -6,9 +6,10 @@ student has K + 1 outputs. Teachers are references: no gradient reaches them.
 
     L = sum_k L_logit^k + lambda_1 L_logit^B + lambda_2 sum_k L_feature^k,  lambda_1 = 1, lambda_2 = 10     (8)
 """
+
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from ._common import check_voxels, log_softmax, softmax, working_dtype
 
 
-def teacher_regions(teacher_logits: Sequence[Tensor]) -> Tuple[List[Tensor], Tensor]:
+def teacher_regions(teacher_logits: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
     """Where each teacher supervises alone, and where all of them do.
 
         M^k = 1 where teacher k predicts one of its organs, else 0                                          (2)
@@ -50,8 +51,9 @@ def transfer(teacher_probs: Tensor, classes: Sequence[int], num_classes: int) ->
     return transferred
 
 
-def logit_loss(student_logits: Tensor, teacher_logits: Sequence[Tensor],
-               teacher_classes: Sequence[Sequence[int]]) -> Tuple[Tensor, Tensor]:
+def logit_loss(
+    student_logits: Tensor, teacher_logits: Sequence[Tensor], teacher_classes: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor]:
     """Supervision of the student's probabilities by the teachers', region by region.
 
         organ      = sum_k 1/|R| sum_{i in R} KL(q_hat_i^k || q_i^S) M_i^k                                   (4)
@@ -88,8 +90,7 @@ def logit_loss(student_logits: Tensor, teacher_logits: Sequence[Tensor],
     return organ / voxels, background / voxels
 
 
-def feature_loss(student_features: Tensor, teacher_features: Sequence[Tensor],
-                 teacher_masks: Sequence[Tensor]) -> Tensor:
+def feature_loss(student_features: Tensor, teacher_features: Sequence[Tensor], teacher_masks: Sequence[Tensor]) -> Tensor:
     """Supervision of the student's features by each teacher's, in that teacher's organ region.
 
         L = sum_k 1/|R^l| sum_{i in R^l} KL(sort(F_i^k) || sort(F_i^S)) M_i^{k,l}                            (7)
@@ -147,15 +148,19 @@ def _check_teachers(teacher_logits: Sequence[Tensor]) -> None:
 def _check_classes(teacher_output: Tensor, classes: Sequence[int], num_classes: int) -> None:
     classes = tuple(classes)
     if len(classes) != teacher_output.shape[1] - 1:
-        raise ValueError(f"a teacher of {teacher_output.shape[1]} outputs was given the classes {classes}, expected "
-                         f"{teacher_output.shape[1] - 1} of them, background left out")
+        raise ValueError(
+            f"a teacher of {teacher_output.shape[1]} outputs was given the classes {classes}, expected "
+            f"{teacher_output.shape[1] - 1} of them, background left out"
+        )
     if len(set(classes)) != len(classes) or not all(0 < c < num_classes for c in classes):
         raise ValueError(f"classes {classes} of a teacher must be distinct and lie in 1 to {num_classes - 1}")
 
 
 def _check_features(student: Tensor, teacher: Tensor, mask: Tensor) -> None:
     if student.shape != teacher.shape:
-        raise ValueError(f"student features have shape {tuple(student.shape)}, teacher features {tuple(teacher.shape)}: "
-                         f"sorted channels can only be compared where both have as many; train the teachers with the "
-                         f"student's plans or set the feature weight to 0")
+        raise ValueError(
+            f"student features have shape {tuple(student.shape)}, teacher features {tuple(teacher.shape)}: "
+            f"sorted channels can only be compared where both have as many; train the teachers with the "
+            f"student's plans or set the feature weight to 0"
+        )
     check_voxels("a teacher's mask", mask, student)

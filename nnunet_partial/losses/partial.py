@@ -7,9 +7,10 @@ of the batch brings a *partition* of the classes into groups, and the label is t
 This is the marginal loss of Shi et al., "Marginal loss and exclusion loss for partially supervised multi-organ
 segmentation", Medical Image Analysis 70, 2021, over nnU-Net's own Dice and cross-entropy.
 """
+
 from __future__ import annotations
 
-from typing import Callable, List, Optional, Tuple
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from ._common import log_softmax, working_dtype
 
 #: a class c; the M classes that are merged under c in any sample, None for all; and what to add to their log
 #: probabilities, (B, M, 1): 0 for those that the sample at hand merges, -inf for the others
-MergedGroup = Tuple[int, Optional[Tensor], Tensor]
+MergedGroup = tuple[int, Tensor | None, Tensor]
 
 
 def groups_from_annotated(annotated: Tensor) -> Tensor:
@@ -99,9 +100,16 @@ class MarginalDiceCELoss(nn.Module):
                       (world, ...), such as ``AllGatherGrad.apply`` of nnU-Net. Dice is then that of the whole batch
     """
 
-    def __init__(self, batch_dice: bool, smooth: float = 1e-5, weight_ce: float = 1., weight_dice: float = 1.,
-                 ignore_label: Optional[int] = None, all_gather: Optional[Callable[[Tensor], Tensor]] = None,
-                 one_minus_dice: bool = False):
+    def __init__(
+        self,
+        batch_dice: bool,
+        smooth: float = 1e-5,
+        weight_ce: float = 1.0,
+        weight_dice: float = 1.0,
+        ignore_label: int | None = None,
+        all_gather: Callable[[Tensor], Tensor] | None = None,
+        one_minus_dice: bool = False,
+    ):
         super().__init__()
         self.batch_dice = batch_dice
         self.smooth = smooth
@@ -130,13 +138,14 @@ class MarginalDiceCELoss(nn.Module):
             loss = loss + self.weight_dice * self._dice(intersect, predicted, present, is_group)
         return loss
 
-    def _labels(self, logits: Tensor, target: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    def _labels(self, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """Labels (B, N) int64, and which of them count: (B, 1, N) of 0 and 1, or None for all."""
         if target.ndim == logits.ndim and target.shape[1] == 1:
             target = target[:, 0]
         if target.shape != (logits.shape[0], *logits.shape[2:]):
-            raise ValueError(f"target has shape {tuple(target.shape)}, expected (B, *S) or (B, 1, *S) of logits of shape "
-                             f"{tuple(logits.shape)}")
+            raise ValueError(
+                f"target has shape {tuple(target.shape)}, expected (B, *S) or (B, 1, *S) of logits of shape {tuple(logits.shape)}"
+            )
         target = target.flatten(1)
         if self.ignore_label is None:
             return target.long(), None
@@ -161,13 +170,13 @@ class MarginalDiceCELoss(nn.Module):
         return ((float(self.one_minus_dice) - dice) * weight).sum() / torch.where(pairs > 0, pairs, 1)
 
 
-def _samples(wanted: Tensor, *tensors: Optional[Tensor]) -> List[Optional[Tensor]]:
+def _samples(wanted: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
     """The samples for which ``wanted`` (B,) bool on the CPU is true, of tensors (B, ...) or None."""
     index = wanted.nonzero()[:, 0]
     return [None if x is None else x.index_select(0, index.to(x.device)) for x in tensors]
 
 
-def _sums(logits: Tensor, labels: Tensor, lowest: Tensor, valid: Optional[Tensor]) -> Tuple[Tensor, ...]:
+def _sums(logits: Tensor, labels: Tensor, lowest: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
     """Of ``logits`` (B, C, *S), ``labels`` (B, N), ``lowest`` (B, C) and ``valid`` (B, 1, N) or None: the sums of
     ``_GroupSums`` with ``predicted`` by group, and 1 at the lowest class of every group (B, C)."""
     merged = _merged_groups(lowest, logits)
@@ -197,7 +206,7 @@ class _GroupSums(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, logits: Tensor, labels: Tensor, merged: List[MergedGroup], valid: Optional[Tensor]):
+    def forward(ctx, logits: Tensor, labels: Tensor, merged: list[MergedGroup], valid: Tensor | None):
         log_probs = log_softmax(logits)
         label_log_prob = log_probs.gather(1, labels)
         scratch, shares = None, []
@@ -246,14 +255,14 @@ class _GroupSums(torch.autograd.Function):
         return grad.to(ctx.dtype), None, None, None
 
 
-def _members(log_probs: Tensor, members: Optional[Tensor], log_member: Tensor) -> Tensor:
+def _members(log_probs: Tensor, members: Tensor | None, log_member: Tensor) -> Tensor:
     """The log probabilities of a group's classes, (B, C, N) -> (B, M, N) new memory, -inf for classes outside it."""
     if members is None:
         return log_probs + log_member
     return log_probs.index_select(1, members) + log_member
 
 
-def _merged_groups(lowest: Tensor, logits: Tensor) -> List[MergedGroup]:
+def _merged_groups(lowest: Tensor, logits: Tensor) -> list[MergedGroup]:
     """The groups of more than one class, in any sample, by their lowest class. ``lowest`` (B, C) lies on the CPU."""
     classes = torch.arange(lowest.shape[1])
     merged = []
@@ -269,5 +278,7 @@ def _merged_groups(lowest: Tensor, logits: Tensor) -> List[MergedGroup]:
 
 def _check_groups(groups: Tensor, logits: Tensor) -> None:
     if groups.shape != logits.shape[:2] or groups.is_floating_point():
-        raise ValueError(f"groups is {groups.dtype} of shape {tuple(groups.shape)}, expected integers of shape (B, C) = "
-                         f"{tuple(logits.shape[:2])} for logits of shape {tuple(logits.shape)}")
+        raise ValueError(
+            f"groups is {groups.dtype} of shape {tuple(groups.shape)}, expected integers of shape (B, C) = "
+            f"{tuple(logits.shape[:2])} for logits of shape {tuple(logits.shape)}"
+        )

@@ -1,4 +1,5 @@
 """Weights that rise during training."""
+
 import math
 
 
@@ -19,5 +20,5 @@ def gaussian(t: float, t_max: float) -> float:
     if t_max < 0:
         raise ValueError(f"t_max is {t_max}, expected 0 or more")
     if t >= t_max:
-        return 1.
+        return 1.0
     return math.exp(-5 * (1 - max(t, 0) / t_max) ** 2)

@@ -1,6 +1,8 @@
 """The temporal average of a network's weights."""
+
 import copy
-from typing import Any, Dict, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +38,9 @@ class EMA:
         """Take in the model's present weights: once after each optimiser step."""
         averaged, trained = dict(self.module.named_parameters()), dict(self.model.named_parameters())
         if averaged.keys() != trained.keys():
-            raise RuntimeError(f"the model's parameters changed since its average was made: "
-                               f"{sorted(averaged.keys() ^ trained.keys())[:3]}.")
+            raise RuntimeError(
+                f"the model's parameters changed since its average was made: {sorted(averaged.keys() ^ trained.keys())[:3]}."
+            )
         present = [trained[k].detach().to(v) for k, v in averaged.items()]
         self._average(list(averaged.values()), present, self.num_updates)
         buffers = dict(self.model.named_buffers())
@@ -50,7 +53,7 @@ class EMA:
         """Output of the averaged network, without gradient."""
         return self.module(*args, **kwargs)
 
-    def state_dict(self) -> Dict[str, torch.Tensor]:
+    def state_dict(self) -> dict[str, torch.Tensor]:
         """The averaged weights and the buffers under the model's own names, ready for ``model.load_state_dict``."""
         return self.module.state_dict()
 

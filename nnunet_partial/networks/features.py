@@ -1,5 +1,4 @@
 """Decoder features of a network, taken while it runs."""
-from typing import Optional
 
 import torch
 from torch import nn
@@ -19,9 +18,10 @@ class FeatureTap:
         if stages is None:
             raise UserError(f"{type(network).__name__} has no decoder stages to take features from.")
         if not 0 <= level < len(stages):
-            raise UserError(f"feature level {level} does not exist: the decoder has levels 0 (full resolution) to "
-                            f"{len(stages) - 1}.")
-        self._features: Optional[torch.Tensor] = None
+            raise UserError(
+                f"feature level {level} does not exist: the decoder has levels 0 (full resolution) to {len(stages) - 1}."
+            )
+        self._features: torch.Tensor | None = None
         # decoder stages are stored in the order of computation: the last one is full resolution
         self.handle = stages[len(stages) - 1 - level].register_forward_hook(self._keep)
 

@@ -4,7 +4,6 @@ Pan, Luo, Shi, Tang, "Two at Once: Enhancing Learning and Generalization Capacit
 (https://arxiv.org/abs/1807.09441): instance normalisation on one half of the channels keeps appearance out of the
 shallow features, batch normalisation on the other half keeps content in.
 """
-from typing import Dict
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import get_matching_batchnorm, get_matching_instancenorm
@@ -15,8 +14,14 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from nnunet_partial.errors import UserError
 from nnunet_partial.networks.unwrap import unwrap
 
-_DIMENSIONS = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3,
-               nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3}
+_DIMENSIONS = {
+    nn.InstanceNorm1d: 1,
+    nn.InstanceNorm2d: 2,
+    nn.InstanceNorm3d: 3,
+    nn.BatchNorm1d: 1,
+    nn.BatchNorm2d: 2,
+    nn.BatchNorm3d: 3,
+}
 
 
 class InstanceBatchNorm(nn.Module):
@@ -49,22 +54,22 @@ def use_instance_batch_norm(network: nn.Module, num_stages: int = 3) -> nn.Modul
     encoder = getattr(unwrap(network), "encoder", None)
     stages = getattr(encoder, "stages", None)
     if stages is None:
-        raise UserError(f"{type(network).__name__} has no encoder stages for instance-batch normalisation. Use plans "
-                        f"of nnU-Net's U-Nets, for example nnUNetPlans.")
+        raise UserError(
+            f"{type(network).__name__} has no encoder stages for instance-batch normalisation. Use plans "
+            f"of nnU-Net's U-Nets, for example nnUNetPlans."
+        )
     if not 1 <= num_stages <= len(stages):
-        raise UserError(f"instance-batch normalisation was asked for in {num_stages} stages, the encoder has 1 to "
-                        f"{len(stages)}.")
-    replaced: Dict[nn.Module, InstanceBatchNorm] = {}
+        raise UserError(f"instance-batch normalisation was asked for in {num_stages} stages, the encoder has 1 to {len(stages)}.")
+    replaced: dict[nn.Module, InstanceBatchNorm] = {}
     for part in (getattr(encoder, "stem", None), *list(stages)[:num_stages]):
         if part is not None:
             _replace_norms(part, replaced)
     if not replaced:
-        raise UserError(f"{type(network).__name__} has no instance or batch norm in its first {num_stages} encoder "
-                        f"stages.")
+        raise UserError(f"{type(network).__name__} has no instance or batch norm in its first {num_stages} encoder stages.")
     return network
 
 
-def _replace_norms(module: nn.Module, replaced: Dict[nn.Module, InstanceBatchNorm]) -> None:
+def _replace_norms(module: nn.Module, replaced: dict[nn.Module, InstanceBatchNorm]) -> None:
     # nnU-Net's blocks hold a norm twice, by name and in the sequence that runs: both places must get the same new
     # module, hence the children by _modules (named_children leaves out what it has seen) and the memory of what was
     # replaced

@@ -1,4 +1,5 @@
 """A network's shapes without its memory or arithmetic."""
+
 import copy
 
 from torch import nn

@@ -5,6 +5,7 @@ kernel for 3D convolutions where it picks oneDNN for anything larger. Prediction
 time, so a small network runs up to five times slower than it does per patch of a batch. Depthwise convolutions go through
 oneDNN in parts, which bounds the memory of its copies.
 """
+
 from contextlib import contextmanager
 from functools import partial
 
@@ -56,11 +57,12 @@ def _convolve(module: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
     result[:, :DEPTHWISE_AT_ONCE] = first
     for i in range(DEPTHWISE_AT_ONCE, module.groups, DEPTHWISE_AT_ONCE):
         number = min(DEPTHWISE_AT_ONCE, module.groups - i)
-        result[:, i:i + number] = _onednn(module, x, slice(i, i + number), number)
+        result[:, i : i + number] = _onednn(module, x, slice(i, i + number), number)
     return result
 
 
 def _onednn(module: nn.Conv3d, x: torch.Tensor, channels: slice, groups: int) -> torch.Tensor:
     bias = None if module.bias is None else module.bias[channels]
-    return torch.mkldnn_convolution(x[:, channels], module.weight[channels], bias, module.padding, module.stride,
-                                    module.dilation, groups)
+    return torch.mkldnn_convolution(
+        x[:, channels], module.weight[channels], bias, module.padding, module.stride, module.dilation, groups
+    )

@@ -1,37 +1,28 @@
 """Frozen teachers: found by convention or by setting, checked, loaded without running code from the checkpoint."""
+
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.files import read_json
 from nnunet_partial.labels import Annotations, foreground_classes
 from nnunet_partial.networks.features import FeatureTap
+from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.settings import KEY, MSKDSettings
 
 TEACHER_TRAINER = "nnUNetTrainerIndividual"
-# what must agree for a teacher to see the student's patches as it saw its own
-_PREPROCESSING = ("spacing", "normalization_schemes", "use_mask_for_norm", "preprocessor_name", "resampling_fn_data",
-                  "resampling_fn_data_kwargs")
 
 
-@dataclass(frozen=True)
-class TeacherFiles:
-    """Where a teacher lies, and what it knows. ``classes``: its foreground classes in the order of its outputs 1 .. n."""
-    source: str
-    folder: Path
-    checkpoint: Path
-    classes: tuple
-
-
-def find_teachers(annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any], configuration: str,
-                  fold: Any) -> list:
-    """One :class:`TeacherFiles` per source, checked against the student's plans. Raises UserError for the first that is
+def find_teachers(
+    annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any], configuration: str, fold: Any
+) -> list:
+    """One :class:`ModelFiles` per source, checked against the student's plans. Raises UserError for the first that is
     missing or does not fit, with the command that trains it. Reads JSON only."""
     _check_sources(annotations, settings)
     sources = settings.sources if settings.sources is not None else annotations.annotated_sources
@@ -43,14 +34,16 @@ def _check_sources(annotations: Annotations, settings: MSKDSettings) -> None:
     for name, given in (("mskd.teachers", settings.teachers), ("mskd.sources", settings.sources or ())):
         unknown = [i for i in given if i not in known]
         if unknown:
-            raise UserError(f"setting {name}: {unknown[0]!r} is not a source that annotates anything. Such sources: "
-                            f"{', '.join(known)}.")
+            raise UserError(
+                f"setting {name}: {unknown[0]!r} is not a source that annotates anything. Such sources: {', '.join(known)}."
+            )
     if not (settings.sources is None and known) and not settings.sources:
         raise UserError(f"{annotations.file}: no source annotates anything, so there is nothing to teach.")
 
 
-def _find_teacher(source: str, annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any],
-                  configuration: str, fold: Any) -> TeacherFiles:
+def _find_teacher(
+    source: str, annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any], configuration: str, fold: Any
+) -> ModelFiles:
     given = settings.teachers.get(source)
     candidates = [Path(given)] if given else conventional_folders(source, plans, configuration)
     for folder in candidates:
@@ -58,17 +51,23 @@ def _find_teacher(source: str, annotations: Annotations, settings: MSKDSettings,
         if checkpoint is not None:
             model = checkpoint.parent.parent
             classes = _check_fit(source, model, annotations, plans, configuration)
-            return TeacherFiles(source, model, checkpoint, classes)
-    raise UserError(f"the teacher of source {source!r} is missing: no fold_{fold}/{settings.teacher_checkpoint} in "
-                    f"{' or '.join(map(str, candidates))}. "
-                    + (f"Correct the setting mskd.teachers.{source}." if given else
-                       f"Train it with: {training_command(source, plans, configuration, fold)}"))
+            return ModelFiles(source, model, checkpoint, classes)
+    raise UserError(
+        f"the teacher of source {source!r} is missing: no fold_{fold}/{settings.teacher_checkpoint} in "
+        f"{' or '.join(map(str, candidates))}. "
+        + (
+            f"Correct the setting mskd.teachers.{source}."
+            if given
+            else f"Train it with: {training_command(source, plans, configuration, fold)}"
+        )
+    )
 
 
 def conventional_folders(source: str, plans: Mapping[str, Any], configuration: str) -> list:
     """Model folders of ``nnUNetTrainerIndividual`` for this source: plans of the student first, then those it was made from."""
-    return [paths.model_folder(plans["dataset_name"], TEACHER_TRAINER, f"{i}_{source}", configuration)
-            for i in _plans_ancestry(plans)]
+    return [
+        paths.model_folder(plans["dataset_name"], TEACHER_TRAINER, f"{i}_{source}", configuration) for i in _plans_ancestry(plans)
+    ]
 
 
 def _plans_ancestry(plans: Mapping[str, Any]) -> list:
@@ -84,15 +83,10 @@ def _plans_ancestry(plans: Mapping[str, Any]) -> list:
 def training_command(source: str, plans: Mapping[str, Any], configuration: str, fold: Any) -> str:
     """The commands that make a teacher under its conventional name."""
     number, base = int(plans["dataset_name"][7:10]), plans["plans_name"]
-    return (f"nnunet_partial variant {number} --base {base} --name {source} --set source={source} && "
-            f"nnUNetv2_train {number} {configuration} {fold} -tr {TEACHER_TRAINER} -p {base}_{source}")
-
-
-def find_checkpoint(folder: Path, fold: Any, name: str) -> Optional[Path]:
-    """The checkpoint of this fold, or else of fold ``all``; ``folder`` may also be a fold's own folder."""
-    candidates = [folder / name] if folder.name.startswith("fold_") else \
-        [paths.fold_folder(folder, fold) / name, paths.fold_folder(folder, "all") / name]
-    return next((i for i in candidates if i.is_file()), None)
+    return (
+        f"nnunet_partial variant {number} --base {base} --name {source} --set source={source} && "
+        f"nnUNetv2_train {number} {configuration} {fold} -tr {TEACHER_TRAINER} -p {base}_{source}"
+    )
 
 
 def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mapping[str, Any], configuration: str) -> tuple:
@@ -102,31 +96,17 @@ def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mappin
     classes, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
     for name, theirs, ours in preprocessing_pairs(teacher_plans, plans, configuration, model):
         if theirs != ours:
-            raise UserError(f"the teacher of source {source!r} in {model} was trained with {name} {_short(theirs)}, the student "
-                            f"has {_short(ours)}. {remedy}")
+            raise UserError(
+                f"the teacher of source {source!r} in {model} was trained with {name} {_short(theirs)}, the student "
+                f"has {_short(ours)}. {remedy}"
+            )
     expected = annotations.classes_of_source(source)
     if not set(classes) <= set(annotations.classes) or not set(expected) <= set(classes):
-        raise UserError(f"the teacher of source {source!r} in {model} segments {', '.join(classes)}; it must segment "
-                        f"{', '.join(expected)} and may know no class but {', '.join(annotations.classes)}. {remedy}")
+        raise UserError(
+            f"the teacher of source {source!r} in {model} segments {', '.join(classes)}; it must segment "
+            f"{', '.join(expected)} and may know no class but {', '.join(annotations.classes)}. {remedy}"
+        )
     return classes
-
-
-def preprocessing_pairs(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, model: Path) -> list:
-    """(name, teacher's value, student's value) of everything that decides how a patch looks.
-
-    ``model`` is the teacher's folder, whose name tells nnU-Net's configuration; a renamed one counts as ``configuration``.
-    """
-    parts = model.absolute().name.split("__")
-    trained = parts[2] if len(parts) == 3 else configuration
-    pairs = [(i, theirs.get(i), ours.get(i)) for i in ("transpose_forward", "foreground_intensity_properties_per_channel")]
-    own, other = _resolved(ours, configuration), _resolved(theirs, trained)
-    return [(i, other.get(i), own.get(i)) for i in _PREPROCESSING] + pairs
-
-
-def _resolved(plans: Mapping[str, Any], configuration: str) -> dict:
-    content = plans.get("configurations", {}).get(configuration, {})
-    parent = content.get("inherits_from")
-    return {**(_resolved(plans, parent) if parent else {}), **content}
 
 
 def _short(value: Any) -> str:
@@ -140,7 +120,7 @@ class Teacher(nn.Module):
     ``classes``: values of the student's classes that its foreground outputs 1 .. n stand for.
     """
 
-    def __init__(self, files: TeacherFiles, network: nn.Module, classes: Sequence[int], feature_level: Optional[int] = None):
+    def __init__(self, files: ModelFiles, network: nn.Module, classes: Sequence[int], feature_level: int | None = None):
         super().__init__()
         self.files = files
         self.classes = tuple(classes)
@@ -159,43 +139,7 @@ class Teacher(nn.Module):
         return logits, None if self.tap is None else self.tap.take()
 
 
-def load_teacher(files: TeacherFiles, annotations: Annotations, device: torch.device,
-                 feature_level: Optional[int] = None) -> Teacher:
+def load_teacher(files: ModelFiles, annotations: Annotations, device: torch.device, feature_level: int | None = None) -> Teacher:
     """A frozen teacher with the weights of its checkpoint."""
     values = [annotations.classes.index(i) + 1 for i in files.classes]
     return Teacher(files, load_network(files).network.to(device), values, feature_level)
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A trained network without deep supervision, on the CPU, with nnU-Net's managers of what it was trained with."""
-    network: nn.Module
-    plans: Any
-    configuration: Any
-    dataset_json: dict
-    trainer_name: str
-    mirroring_axes: Optional[tuple]
-
-
-def load_network(files: TeacherFiles) -> LoadedNetwork:
-    """Build a network as nnU-Net's predictor does, with the weights of its checkpoint.
-
-    The trainer is asked for its architecture only, never instantiated: its constructor would make folders.
-    """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    checkpoint = load_checkpoint(files.checkpoint)
-    plans, dataset_json = PlansManager(str(files.folder / "plans.json")), read_json(files.folder / "dataset.json")
-    configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
-    network = recursive_find_trainer_class_by_name(checkpoint["trainer_name"]).build_network_architecture(
-        plans, configuration, determine_num_input_channels(plans, configuration, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads, enable_deep_supervision=False)
-    try:
-        network.load_state_dict(checkpoint["network_weights"])
-    except RuntimeError as error:
-        raise UserError(f"checkpoint {files.checkpoint} does not fit the network of {files.folder / 'plans.json'}: "
-                        f"{str(error).splitlines()[-1].strip()}") from None
-    return LoadedNetwork(network, plans, configuration, dataset_json, checkpoint["trainer_name"],
-                         checkpoint.get("inference_allowed_mirroring_axes"))

@@ -1,4 +1,5 @@
 """Seeing through the wrappers that torch.compile and DDP put around a network."""
+
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel

@@ -4,9 +4,11 @@ Choi, "Knowledge Distillation from Cross Teaching Teachers for Efficient Semi-Su
 CT", 2022 (https://arxiv.org/abs/2211.05942), figures 3 and 4. Teacher 1 is ``ResidualUSENet(..., "transposed")``,
 teacher 2 ``ResidualUSENet(..., "trilinear")``, the student ``ResidualUSENet(..., "transposed", mobile=True)``.
 """
+
 import pydoc
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Callable, List, Optional, Sequence, Union
+from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.helper import (
@@ -33,8 +35,17 @@ PerStage = Sequence[Sequence[int]]
 class DepthwiseSeparableConv(nn.Sequential):
     """Depthwise, then 1x1x1 convolution, nothing between (MobileNets, https://arxiv.org/abs/1704.04861)."""
 
-    def __init__(self, conv_op: type, in_channels: int, out_channels: int, kernel_size: Sequence[int],
-                 stride: Sequence[int], padding: Sequence[int], dilation: int = 1, bias: bool = True):
+    def __init__(
+        self,
+        conv_op: type,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: int = 1,
+        bias: bool = True,
+    ):
         super().__init__(
             conv_op(in_channels, in_channels, kernel_size, stride, padding, dilation, groups=in_channels, bias=bias),
             conv_op(in_channels, out_channels, 1, bias=bias),
@@ -48,8 +59,16 @@ class ResidualBlock(nn.Module):
     identity. ``conv`` makes the two convolutions (regular or depthwise separable), ``conv_op`` the shortcut's.
     """
 
-    def __init__(self, conv: Callable, conv_op: type, in_channels: int, out_channels: int, kernel_size: Sequence[int],
-                 stride: Sequence[int], layers: dict):
+    def __init__(
+        self,
+        conv: Callable,
+        conv_op: type,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sequence[int],
+        stride: Sequence[int],
+        layers: dict,
+    ):
         super().__init__()
         ones = [1] * len(kernel_size)
         linear = {**layers, "dropout_op": None, "nonlin": None}
@@ -58,8 +77,10 @@ class ResidualBlock(nn.Module):
         if in_channels == out_channels and list(stride) == ones:
             self.skip = nn.Identity()
         else:
-            self.skip = nn.Sequential(conv_op(in_channels, out_channels, 1, stride, bias=False),
-                                      layers["norm_op"](out_channels, **(layers["norm_op_kwargs"] or {})))
+            self.skip = nn.Sequential(
+                conv_op(in_channels, out_channels, 1, stride, bias=False),
+                layers["norm_op"](out_channels, **(layers["norm_op_kwargs"] or {})),
+            )
         self.nonlin = layers["nonlin"](**(layers["nonlin_kwargs"] or {}))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,9 +98,14 @@ class ResidualSqueezeExcitation(nn.Module):
     def __init__(self, conv_op: type, channels: int, reduction: int = 8):
         super().__init__()
         hidden = max(1, channels // reduction)
-        self.gate = nn.Sequential(get_matching_pool_op(conv_op, adaptive=True)(1), nn.Flatten(),
-                                  nn.Linear(channels, hidden), nn.LeakyReLU(0.01),
-                                  nn.Linear(hidden, channels), nn.ReLU())
+        self.gate = nn.Sequential(
+            get_matching_pool_op(conv_op, adaptive=True)(1),
+            nn.Flatten(),
+            nn.Linear(channels, hidden),
+            nn.LeakyReLU(0.01),
+            nn.Linear(hidden, channels),
+            nn.ReLU(),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = 1 + self.gate(x)
@@ -109,8 +135,17 @@ class LinearUpsampling(nn.Module):
 class USENetEncoder(nn.Module):
     """Stem and residual stages; returns the output of every stage, full resolution first."""
 
-    def __init__(self, in_channels: int, conv: Callable, conv_op: type, features: Sequence[int], strides: PerStage,
-                 kernel_sizes: PerStage, blocks_per_stage: Sequence[int], layers: dict):
+    def __init__(
+        self,
+        in_channels: int,
+        conv: Callable,
+        conv_op: type,
+        features: Sequence[int],
+        strides: PerStage,
+        kernel_sizes: PerStage,
+        blocks_per_stage: Sequence[int],
+        layers: dict,
+    ):
         super().__init__()
         self.conv_op, self.output_channels, self.strides = conv_op, tuple(features), [list(i) for i in strides]
         self.kernel_sizes = [list(i) for i in kernel_sizes]
@@ -125,7 +160,7 @@ class USENetEncoder(nn.Module):
             channels = width
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         x = self.stem(x)
         skips = []
         for stage in self.stages:
@@ -142,8 +177,16 @@ class USENetDecoder(nn.Module):
     upsampled and the skip tensor.
     """
 
-    def __init__(self, encoder: USENetEncoder, num_classes: int, conv: Callable, upsampling: str, reduction: int,
-                 deep_supervision: bool, layers: dict):
+    def __init__(
+        self,
+        encoder: USENetEncoder,
+        num_classes: int,
+        conv: Callable,
+        upsampling: str,
+        reduction: int,
+        deep_supervision: bool,
+        layers: dict,
+    ):
         super().__init__()
         self.deep_supervision, self.num_classes = deep_supervision, num_classes
         conv_op = encoder.conv_op
@@ -153,13 +196,17 @@ class USENetDecoder(nn.Module):
             kernel_size, ones = encoder.kernel_sizes[level], [1] * len(encoder.kernel_sizes[level])
             upsamplings.append(_upsampling(upsampling, conv_op, below, width, encoder.strides[level + 1]))
             excitations.append(ResidualSqueezeExcitation(conv_op, width, reduction))
-            stages.append(nn.Sequential(ConvDropoutNormReLU(conv, 2 * width, width, kernel_size, ones, **layers),
-                                        ConvDropoutNormReLU(conv, width, width, kernel_size, ones, **layers)))
+            stages.append(
+                nn.Sequential(
+                    ConvDropoutNormReLU(conv, 2 * width, width, kernel_size, ones, **layers),
+                    ConvDropoutNormReLU(conv, width, width, kernel_size, ones, **layers),
+                )
+            )
             seg_layers.append(conv_op(width, num_classes, 1, bias=False))
         self.upsamplings, self.excitations = nn.ModuleList(upsamplings), nn.ModuleList(excitations)
         self.stages, self.seg_layers = nn.ModuleList(stages), nn.ModuleList(seg_layers)
 
-    def forward(self, skips: List[torch.Tensor]) -> Union[torch.Tensor, List[torch.Tensor]]:
+    def forward(self, skips: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
         """``skips`` is emptied: in prediction each tensor is released as soon as it has been used."""
         x, outputs = skips.pop(), []
         for upsampling, excitation, stage, seg_layer in zip(self.upsamplings, self.excitations, self.stages, self.seg_layers):
@@ -184,11 +231,22 @@ class ResidualUSENet(nn.Module):
     of them, full resolution first, one per decoder stage.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, upsampling: str = "transposed", mobile: bool = False, *,
-                 features: Sequence[int] = PAPER_FEATURES, strides: Optional[PerStage] = None,
-                 kernel_sizes: Optional[PerStage] = None, blocks_per_stage: Optional[Sequence[int]] = None,
-                 reduction: int = 8, conv_op: type = nn.Conv3d, deep_supervision: bool = False,
-                 layers: Optional[dict] = None):
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        upsampling: str = "transposed",
+        mobile: bool = False,
+        *,
+        features: Sequence[int] = PAPER_FEATURES,
+        strides: PerStage | None = None,
+        kernel_sizes: PerStage | None = None,
+        blocks_per_stage: Sequence[int] | None = None,
+        reduction: int = 8,
+        conv_op: type = nn.Conv3d,
+        deep_supervision: bool = False,
+        layers: dict | None = None,
+    ):
         super().__init__()
         dim, n_stages = convert_conv_op_to_dim(conv_op), len(features)
         strides = strides or [[1] * dim] + [[2] * dim] * (n_stages - 1)
@@ -198,14 +256,21 @@ class ResidualUSENet(nn.Module):
         layers = {**_default_layers(dim), **(layers or {})}
         conv = partial(DepthwiseSeparableConv, conv_op) if mobile else conv_op
         self.in_channels, self.num_classes = in_channels, num_classes
-        self.encoder = USENetEncoder(in_channels, conv, conv_op, features, strides, kernel_sizes, blocks_per_stage,
-                                     layers)
+        self.encoder = USENetEncoder(in_channels, conv, conv_op, features, strides, kernel_sizes, blocks_per_stage, layers)
         self.decoder = USENetDecoder(self.encoder, num_classes, conv, upsampling, reduction, deep_supervision, layers)
         self.apply(self.initialize)
 
     @classmethod
-    def from_plans(cls, configuration: Any, in_channels: int, num_classes: int, upsampling: str = "transposed",
-                   mobile: bool = False, deep_supervision: bool = True, **changes: Any) -> "ResidualUSENet":
+    def from_plans(
+        cls,
+        configuration: Any,
+        in_channels: int,
+        num_classes: int,
+        upsampling: str = "transposed",
+        mobile: bool = False,
+        deep_supervision: bool = True,
+        **changes: Any,
+    ) -> "ResidualUSENet":
         """The network with stages, strides, kernel sizes, features, norm and activation of a planned configuration.
 
         ``configuration``: nnU-Net's ``ConfigurationManager``. ``changes``: any keyword of the class, laid over the
@@ -214,25 +279,29 @@ class ResidualUSENet(nn.Module):
         planned = dict(configuration.network_arch_init_kwargs)
         missing = [i for i in ("conv_op", "features_per_stage", "strides", "kernel_sizes") if i not in planned]
         if missing:
-            raise UserError(f"the planned architecture {configuration.network_arch_class_name} has no {missing[0]}, so "
-                            f"Residual-USE-Net cannot be built from it. Use plans of nnU-Net's U-Nets, for example "
-                            f"nnUNetPlans.")
+            raise UserError(
+                f"the planned architecture {configuration.network_arch_class_name} has no {missing[0]}, so "
+                f"Residual-USE-Net cannot be built from it. Use plans of nnU-Net's U-Nets, for example "
+                f"nnUNetPlans."
+            )
         for name in configuration.network_arch_init_kwargs_req_import:
             planned[name] = pydoc.locate(planned[name]) if planned.get(name) else None
         dim, n_stages = convert_conv_op_to_dim(planned["conv_op"]), len(planned["features_per_stage"])
-        arguments = {"features": list(planned["features_per_stage"]),
-                     "strides": _per_stage_and_axis(planned["strides"], n_stages, dim),
-                     "kernel_sizes": _per_stage_and_axis(planned["kernel_sizes"], n_stages, dim),
-                     "conv_op": planned["conv_op"], "layers": {i: planned[i] for i in _LAYER_KEYS if i in planned}}
-        return cls(in_channels, num_classes, upsampling, mobile, deep_supervision=deep_supervision,
-                   **{**arguments, **changes})
+        arguments = {
+            "features": list(planned["features_per_stage"]),
+            "strides": _per_stage_and_axis(planned["strides"], n_stages, dim),
+            "kernel_sizes": _per_stage_and_axis(planned["kernel_sizes"], n_stages, dim),
+            "conv_op": planned["conv_op"],
+            "layers": {i: planned[i] for i in _LAYER_KEYS if i in planned},
+        }
+        return cls(in_channels, num_classes, upsampling, mobile, deep_supervision=deep_supervision, **{**arguments, **changes})
 
-    def forward(self, x: torch.Tensor) -> Union[torch.Tensor, List[torch.Tensor]]:
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         return self.decoder(self.encoder(x))
 
     def compute_conv_feature_map_size(self, input_size: Sequence[int]) -> int:
         """Number of values that all convolutions put out for an input of ``input_size``; nnU-Net plans by it."""
-        sizes: List[int] = []
+        sizes: list[int] = []
         network = meta_copy(self)
         for module in network.modules():
             if isinstance(module, _ConvNd):
@@ -258,9 +327,15 @@ def _upsampling(name: str, conv_op: type, in_channels: int, out_channels: int, s
 
 
 def _default_layers(dim: int) -> dict:
-    return {"conv_bias": True, "norm_op": get_matching_instancenorm(dimension=dim),
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-            "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"negative_slope": 1e-2, "inplace": True}}
+    return {
+        "conv_bias": True,
+        "norm_op": get_matching_instancenorm(dimension=dim),
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"negative_slope": 1e-2, "inplace": True},
+    }
 
 
 def _check_stages(n_stages: int, dim: int, **per_stage: Sequence) -> None:

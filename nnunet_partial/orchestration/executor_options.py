@@ -1,7 +1,8 @@
 """The arguments that say how commands are run: by which executor, where, how many side by side."""
+
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration.executors import KINDS, Executor, find_gpus, make_executor
@@ -9,15 +10,26 @@ from nnunet_partial.orchestration.executors import KINDS, Executor, find_gpus, m
 
 def add_executor_options(group) -> None:
     """Add them to a parser or to a group of one."""
-    group.add_argument("--executor", default="local", choices=KINDS, help="local: one process per GPU, in turn on the CPU; "
-                       "slurm; debug: in line (default: local)")
-    group.add_argument("--slurm", action="append", default=[], metavar="KEY=VALUE", help="option of a SLURM job, as submitit "
-                       "names it: partition, time (minutes), gpus_per_node, cpus_per_task, mem, account, ...")
+    group.add_argument(
+        "--executor",
+        default="local",
+        choices=KINDS,
+        help="local: one process per GPU, in turn on the CPU; slurm; debug: in line (default: local)",
+    )
+    group.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="option of a SLURM job, as submitit "
+        "names it: partition, time (minutes), gpus_per_node, cpus_per_task, mem, account, ...",
+    )
     group.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="local: use these GPUs (default: all)")
     group.add_argument("--processes", type=int, default=1, help="local, without a GPU: jobs side by side (default: 1)")
     group.add_argument("--retries", type=int, default=0, help="run a job that failed again, this often (default: 0)")
-    group.add_argument("--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is a GPU, and with slurm; "
-                                                                        "else cpu")
+    group.add_argument(
+        "--device", choices=("cuda", "cpu", "mps"), help="default: cuda where there is a GPU, and with slurm; else cpu"
+    )
 
 
 def device_of(arguments: argparse.Namespace) -> str:
@@ -29,8 +41,14 @@ def device_of(arguments: argparse.Namespace) -> str:
 
 def executor_of(arguments: argparse.Namespace, folder: Path) -> Executor:
     """The executor that was asked for, which keeps what it needs in ``folder``."""
-    return make_executor(arguments.executor, folder, gpus=arguments.gpus if device_of(arguments) == "cuda" else (),
-                         slurm=read_slurm(arguments.slurm), retries=arguments.retries, processes=arguments.processes)
+    return make_executor(
+        arguments.executor,
+        folder,
+        gpus=arguments.gpus if device_of(arguments) == "cuda" else (),
+        slurm=read_slurm(arguments.slurm),
+        retries=arguments.retries,
+        processes=arguments.processes,
+    )
 
 
 def read_slurm(assignments: Sequence[str]) -> dict:

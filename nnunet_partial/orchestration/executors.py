@@ -3,6 +3,7 @@
 Jobs are command lines; through submitit go nothing but them (no function of ours is pickled). Whoever waits for a job
 may be killed: the job goes on, and the same job started again is not started twice but waited for.
 """
+
 import os
 import re
 import shlex
@@ -13,9 +14,10 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Protocol, Sequence
+from typing import Any, Protocol
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
@@ -37,6 +39,7 @@ _SLURM_MIN = 24 * 60
 @dataclass(frozen=True)
 class Job:
     """A command line. ``name`` is unique in its executor's folder; ``log`` gets its output, run after run."""
+
     name: str
     argv: tuple
     log: Path
@@ -46,7 +49,7 @@ class Job:
 class Executor(Protocol):
     """Runs jobs."""
 
-    def run(self, jobs: Sequence[Job], more: Optional[Callable[[str], Sequence[Job]]] = None) -> list:
+    def run(self, jobs: Sequence[Job], more: Callable[[str], Sequence[Job]] | None = None) -> list:
         """Run ``jobs``, side by side where there is room; returns the seconds that each took.
 
         ``more``: called with the name of each job that ended well; returns the jobs that can run now because it has ended.
@@ -55,8 +58,15 @@ class Executor(Protocol):
         """
 
 
-def make_executor(kind: str, folder: Path, *, gpus: Optional[Sequence[int]] = None, slurm: Mapping[str, Any] = (),
-                  retries: int = 0, processes: int = 1) -> Executor:
+def make_executor(
+    kind: str,
+    folder: Path,
+    *,
+    gpus: Sequence[int] | None = None,
+    slurm: Mapping[str, Any] = (),
+    retries: int = 0,
+    processes: int = 1,
+) -> Executor:
     """The executor ``kind``, which keeps what it needs in ``folder``.
 
     ``gpus``      local: ids of the GPUs to use, one job each at a time; None: those that there are; ``()``: none
@@ -102,19 +112,21 @@ def last_lines(log: Path, number: int = LAST_LINES) -> str:
 
 def failure(job: Job, reason: str) -> UserError:
     """The error of a job that failed."""
-    return UserError(f"{job.name} {reason}: {shlex.join(job.argv)} -- its output is in {job.log}. Last lines: "
-                     f"{last_lines(job.log)}")
+    return UserError(
+        f"{job.name} {reason}: {shlex.join(job.argv)} -- its output is in {job.log}. Last lines: {last_lines(job.log)}"
+    )
 
 
 @dataclass
 class _Running:
     """A job that was started, by this process or by one that has been killed since."""
+
     job: Job
     folder: Path
     token: str
     handle: Any = None  # of submitit, or the job's id; None for one that is waited for by its lock
     slot: Any = None
-    gone_since: Optional[float] = None
+    gone_since: float | None = None
     adopted: bool = False
 
 
@@ -152,7 +164,7 @@ class _FileExecutor(ABC):
 
     # ---- the loop
 
-    def run(self, jobs: Sequence[Job], more: Optional[Callable[[str], Sequence[Job]]] = None) -> list:
+    def run(self, jobs: Sequence[Job], more: Callable[[str], Sequence[Job]] | None = None) -> list:
         waiting, running, seconds, errors = list(jobs), [], {}, []
         free, attempts = self.slots(), Counter()
         share = self.share(len(free) if more else len(jobs))
@@ -207,15 +219,25 @@ class _FileExecutor(ABC):
 
     def _write(self, running: _Running, share: int, **more) -> None:
         job = running.job
-        write_json({"name": job.name, "token": running.token, "argv": list(job.argv), "log": str(Path(job.log).absolute()),
-                    "environment": {**job.environment, **self.environment(running.slot)}, "share": share, **more},
-                   running.folder / runner.JOB)
+        write_json(
+            {
+                "name": job.name,
+                "token": running.token,
+                "argv": list(job.argv),
+                "log": str(Path(job.log).absolute()),
+                "environment": {**job.environment, **self.environment(running.slot)},
+                "share": share,
+                **more,
+            },
+            running.folder / runner.JOB,
+        )
 
     def _adopt(self, job: Job, folder: Path, slot: Any) -> _Running:
         found = read_json(folder / runner.JOB)
         if found["argv"] != list(job.argv):
-            raise UserError(f"{job.name} runs already, as another command: {shlex.join(found['argv'])}. Wait for it to "
-                            f"end, or end it.")
+            raise UserError(
+                f"{job.name} runs already, as another command: {shlex.join(found['argv'])}. Wait for it to end, or end it."
+            )
         print(f"  {job.name} is running already; waiting for it.", flush=True)
         return _Running(job, folder, found["token"], found.get("job_id"), slot, adopted=True)
 
@@ -233,8 +255,9 @@ class _FileExecutor(ABC):
         """The job as what submitit runs: a command."""
         from submitit.helpers import CommandFunction
 
-        return CommandFunction([sys.executable, "-m", "nnunet_partial.orchestration.job", str(running.folder),
-                                running.token], verbose=False)
+        return CommandFunction(
+            [sys.executable, "-m", "nnunet_partial.orchestration.job", str(running.folder), running.token], verbose=False
+        )
 
 
 class DebugExecutor(_FileExecutor):
@@ -260,7 +283,7 @@ def _is_locked(running: _Running) -> bool:
     return lock is None
 
 
-def _reason(outcome: Optional[Mapping]) -> str:
+def _reason(outcome: Mapping | None) -> str:
     return "ended without a result (killed?)" if outcome is None else f"ended with exit code {outcome['exit_code']}"
 
 
@@ -309,8 +332,9 @@ class SlurmExecutor(_FileExecutor):
     def __init__(self, folder: Path, options: Mapping[str, Any], retries: int = 0):
         super().__init__(folder, retries)
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
-            raise UserError("--executor slurm: sbatch and srun are not on the PATH. Start the loop on a login node, or use "
-                            "--executor local.")
+            raise UserError(
+                "--executor slurm: sbatch and srun are not on the PATH. Start the loop on a login node, or use --executor local."
+            )
         self.options = dict(options)
         self._states, self._asked = {}, 0.0
 

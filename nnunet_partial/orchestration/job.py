@@ -10,6 +10,7 @@
 ``python -m nnunet_partial.orchestration.job FOLDER TOKEN`` runs it, on this machine or on a node of a cluster. A
 process whose token is no longer the one of job.json was overtaken by a newer start and ends without doing anything.
 """
+
 import json
 import os
 import platform
@@ -19,9 +20,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Mapping, Optional, Sequence
 
 from nnunet_partial.files import read_json, write_json
 
@@ -29,8 +30,12 @@ JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
 # What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
 # it freed, or a CPU training spends a quarter of its time on page faults of tensors that come and go; and GNU OpenMP's threads
 # sleep after microseconds without work, or two trainings on the same cores wait for each other and take twice as long
-COMMAND_ENVIRONMENT = {"PYTHONUNBUFFERED": "1", "MALLOC_MMAP_THRESHOLD_": str(2 ** 33), "MALLOC_TRIM_THRESHOLD_": str(2 ** 33),
-                       "GOMP_SPINCOUNT": "2000"}
+COMMAND_ENVIRONMENT = {
+    "PYTHONUNBUFFERED": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**33),
+    "GOMP_SPINCOUNT": "2000",
+}
 _MOST_AUGMENTERS = 12  # nnU-Net's default per GPU
 _MOST_WORKERS = 8  # nnU-Net's default of nnUNet_def_n_proc
 NOT_STARTED = 127  # the shell's exit code for a command that is not found
@@ -55,8 +60,10 @@ def main(folder: str, token: str) -> int:
         if forwarding.told is not None and code != 0:
             raise SystemExit(128 + forwarding.told)
         ended = time.time()
-        write_json({"token": token, "exit_code": code, "seconds": ended - started, "ended": ended,
-                    "host": platform.node()}, folder / RESULT)
+        write_json(
+            {"token": token, "exit_code": code, "seconds": ended - started, "ended": ended, "host": platform.node()},
+            folder / RESULT,
+        )
         return code
 
 
@@ -67,8 +74,8 @@ class _Forwarding:
     """
 
     def __init__(self):
-        self.told: Optional[int] = None
-        self._process: Optional[subprocess.Popen] = None
+        self.told: int | None = None
+        self._process: subprocess.Popen | None = None
         self._before: dict = {}
 
     def __enter__(self) -> "_Forwarding":
@@ -93,8 +100,9 @@ class _Forwarding:
         return process.wait()
 
 
-def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], forwarding: _Forwarding, share: int = 1,
-                lock=None) -> int:
+def run_command(
+    argv: Sequence[str], log: Path, environment: Mapping[str, str], forwarding: _Forwarding, share: int = 1, lock=None
+) -> int:
     """Run ``argv`` with its output in ``log`` and this process's allocation divided by ``share``; its exit code."""
     log.parent.mkdir(parents=True, exist_ok=True)
     own = {**COMMAND_ENVIRONMENT, **os.environ, **environment}
@@ -106,12 +114,13 @@ def run_command(argv: Sequence[str], log: Path, environment: Mapping[str, str], 
             print(f"the command {argv[0]} is not installed in this environment.", file=handle, flush=True)
             return NOT_STARTED
         keep = {} if lock is None or os.name == "nt" else {"pass_fds": (lock.fileno(),)}
-        process = subprocess.Popen([program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle,
-                                   stderr=subprocess.STDOUT, env=own, **keep)
+        process = subprocess.Popen(
+            [program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle, stderr=subprocess.STDOUT, env=own, **keep
+        )
         return forwarding.wait(process)
 
 
-def find_program(name: str, path: str) -> Optional[str]:
+def find_program(name: str, path: str) -> str | None:
     """A program of the folder ``NNUNET_PARTIAL_PROGRAMS`` (for wrappers, such as of a container) if it is set, then of
     this environment, then of ``path``."""
     first = os.environ.get("NNUNET_PARTIAL_PROGRAMS")
@@ -127,8 +136,11 @@ def worker_counts(environment: Mapping[str, str], share: int = 1) -> dict:
     cores = max(1, allocated_cores(environment) // max(1, share))
     augmenters = min(_MOST_AUGMENTERS, cores) if has_gpu(environment) else min(_MOST_AUGMENTERS, cores // 4)
     computing = 1 if has_gpu(environment) else max(1, cores - augmenters)
-    return {"nnUNet_n_proc_DA": str(augmenters), "nnUNet_def_n_proc": str(min(_MOST_WORKERS, cores)),
-            "OMP_NUM_THREADS": str(computing)}
+    return {
+        "nnUNet_n_proc_DA": str(augmenters),
+        "nnUNet_def_n_proc": str(min(_MOST_WORKERS, cores)),
+        "OMP_NUM_THREADS": str(computing),
+    }
 
 
 def allocated_cores(environment: Mapping[str, str]) -> int:
@@ -181,7 +193,7 @@ def _flock(handle, blocking: bool) -> bool:
     return True
 
 
-def read_result(folder: Path, token: Optional[str] = None) -> Optional[dict]:
+def read_result(folder: Path, token: str | None = None) -> dict | None:
     """What became of the job started with ``token`` (None: with any); None while it has not ended."""
     try:
         result = json.loads((folder / RESULT).read_text(encoding="utf-8"))

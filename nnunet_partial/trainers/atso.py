@@ -1,6 +1,8 @@
 """ATSO: one model of one generation (Huo et al. 2021, Algorithm 1; METHODS section 4)."""
+
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -27,8 +29,9 @@ class nnUNetTrainerATSO(PartialTrainer):
         check_super_classes(self.settings.atso.super_classes, self.annotations.classes)
         weights = self.settings.atso.initial_weights
         if weights and not Path(weights).is_file() and not self.training_is_finished(plans, configuration, fold):
-            raise UserError(f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that "
-                            f"model first.")
+            raise UserError(
+                f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that model first."
+            )
         exclude = self.settings.atso.exclude
         self.excluded = frozenset(read_json(exclude)["excluded"]) if exclude and self.labels else frozenset()
         return dataset_json
@@ -46,8 +49,10 @@ class nnUNetTrainerATSO(PartialTrainer):
         try:
             unwrap(self.network).load_state_dict(weights)
         except RuntimeError as error:
-            raise UserError(f"atso.initial_weights {file} do not fit the planned network: {error}. Train both with the "
-                            f"same plans, or leave the setting out.") from None
+            raise UserError(
+                f"atso.initial_weights {file} do not fit the planned network: {error}. Train both with the "
+                f"same plans, or leave the setting out."
+            ) from None
         self.print_to_log_file(f"Starting from the weights of {file}")
 
     # ------------------------------------------------------------------ what it trains on
@@ -60,8 +65,10 @@ class nnUNetTrainerATSO(PartialTrainer):
         validating = [i for i in validating if self.dataset_annotations.of(i).annotated]  # fold all holds every case
         if not training:
             with exit_on_user_error():
-                raise UserError(f"fold {self.fold} has no training case that annotates "
-                                f"{'anything' if self.labels is None else 'every class or is pseudo-labelled'}.")
+                raise UserError(
+                    f"fold {self.fold} has no training case that annotates "
+                    f"{'anything' if self.labels is None else 'every class or is pseudo-labelled'}."
+                )
         return training, validating
 
     @property
@@ -98,9 +105,16 @@ class nnUNetTrainerATSO(PartialTrainer):
         if self.local_rank == 0 and not self.training_is_over:
             cases = self.do_split()[0]
             pseudo = set(self._pseudo_labelled(cases))
-            write_json({"labels": self.settings.labels, "initial_weights": self.settings.atso.initial_weights,
-                        "labelled": [i for i in cases if i not in pseudo], "pseudo_labelled": sorted(pseudo),
-                        "excluded": sorted(self.excluded)}, Path(self.output_folder) / TRAINING_CASES)
+            write_json(
+                {
+                    "labels": self.settings.labels,
+                    "initial_weights": self.settings.atso.initial_weights,
+                    "labelled": [i for i in cases if i not in pseudo],
+                    "pseudo_labelled": sorted(pseudo),
+                    "excluded": sorted(self.excluded),
+                },
+                Path(self.output_folder) / TRAINING_CASES,
+            )
 
     # ------------------------------------------------------------------ super-classes
 

@@ -1,6 +1,8 @@
 """Co-training of weight-averaged models (Huang et al. 2020; METHODS section 1), and the rows of its Table 1."""
+
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,18 +43,20 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         own, classes = self.settings.co_training, self.dataset_annotations.classes
         if self.dataset_annotations.ignore_label is not None:
-            raise UserError(f"{self.dataset_annotations.file}: co-training has no place for an ignore label; its focal "
-                            f"and Dice losses need a label everywhere. Train nnUNetTrainerSelfTraining.")
+            raise UserError(
+                f"{self.dataset_annotations.file}: co-training has no place for an ignore label; its focal "
+                f"and Dice losses need a label everywhere. Train nnUNetTrainerSelfTraining."
+            )
         where = f"plans {plans['plans_name']}: setting co_training"
         if not (own.gamma == 0 or own.gamma >= 1):
             raise UserError(f"{where}.gamma must be 0 or at least 1, found {own.gamma}.")
         if own.ema_decay >= 1:
             raise UserError(f"{where}.ema_decay must be below 1, found {own.ema_decay}.")
         given = own.class_weights
-        if given is not None and not (len(given) == len(classes)
-                                      and all(isinstance(i, (int, float)) and i >= 0 for i in given)):
-            raise UserError(f"{where}.class_weights must be {len(classes)} numbers, one for each of "
-                            f"{', '.join(classes)}, found {given}.")
+        if given is not None and not (len(given) == len(classes) and all(isinstance(i, (int, float)) and i >= 0 for i in given)):
+            raise UserError(
+                f"{where}.class_weights must be {len(classes)} numbers, one for each of {', '.join(classes)}, found {given}."
+            )
         return dataset_json
 
     # ------------------------------------------------------------------ networks
@@ -60,13 +64,19 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     def build_peers(self) -> dict:
         if not self.co_teaching:
             return {}
-        return {"peer": self.build_network_architecture(
-            self.plans_manager, self.configuration_manager, self.num_input_channels,
-            self.label_manager.num_segmentation_heads, self.enable_deep_supervision)}
+        return {
+            "peer": self.build_network_architecture(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+            )
+        }
 
     def on_networks_built(self) -> None:
         self.deployed = "network"
-        self.running_dice = {name: None for name in self.members}
+        self.running_dice = dict.fromkeys(self.members)
         self.steps_of_epoch = 0
         self.averages, self._average_networks = {}, {}
         if self.weight_averaged:
@@ -89,11 +99,13 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def _warn_of_slow_averages(self) -> None:
         steps, decay = self.num_epochs * self.num_iterations_per_epoch, self.settings.co_training.ema_decay
-        share = decay ** steps  # of the first weights in the last average
+        share = decay**steps  # of the first weights in the last average
         if share > MOST_OF_THE_START:
-            self.print_to_log_file(f"WARNING: co_training.ema_decay {decay:g} averages over about {1 / (1 - decay):.0f} steps, and "
-                                   f"this training has {steps}: {share:.0%} of what is deployed would be the weights it began with. "
-                                   f"For so few steps set co_training.ema_decay={0.01 ** (1 / steps):.3f} or lower.")
+            self.print_to_log_file(
+                f"WARNING: co_training.ema_decay {decay:g} averages over about {1 / (1 - decay):.0f} steps, and "
+                f"this training has {steps}: {share:.0%} of what is deployed would be the weights it began with. "
+                f"For so few steps set co_training.ema_decay={0.01 ** (1 / steps):.3f} or lower."
+            )
 
     @property
     def candidates(self) -> dict:
@@ -112,8 +124,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             weights = torch.tensor([own.background_weight, *own.class_weights])
         self.class_weights = weights.float().to(self.device)
         names = ("background", *self.dataset_annotations.classes)
-        self.print_to_log_file("Class weights of the focal loss: " +
-                               ", ".join(f"{i} {j:.3g}" for i, j in zip(names, weights.tolist())))
+        self.print_to_log_file(
+            "Class weights of the focal loss: " + ", ".join(f"{i} {j:.3g}" for i, j in zip(names, weights.tolist()))
+        )
 
     def compute_losses(self, batch: Batch) -> dict:
         taught = self.average_logits(batch.data)
@@ -126,8 +139,11 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         focal = sum(self.at_every_scale(self.focal_loss, i, targets) for i in outputs.values())
         dice = sum(self.at_every_scale(co_training.soft_dice_loss, i, targets) for i in outputs.values())
         soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
-        return {"focal": own.lambda_focal * focal, "dice": own.lambda_dice * dice,
-                "soft": self.ramp_up() * own.lambda_soft * soft}
+        return {
+            "focal": own.lambda_focal * focal,
+            "dice": own.lambda_dice * dice,
+            "soft": self.ramp_up() * own.lambda_soft * soft,
+        }
 
     @torch.no_grad()
     def average_logits(self, data: torch.Tensor) -> dict:
@@ -240,9 +256,13 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     # ------------------------------------------------------------------ checkpoints
 
     def extra_state(self) -> dict:
-        return {**super().extra_state(), "trained_weights": unwrap(self.network).state_dict(),
-                "deployed": self.deployed, "running_dice": dict(self.running_dice),
-                "averages": {name: average.checkpoint_state() for name, average in self.averages.items()}}
+        return {
+            **super().extra_state(),
+            "trained_weights": unwrap(self.network).state_dict(),
+            "deployed": self.deployed,
+            "running_dice": dict(self.running_dice),
+            "averages": {name: average.checkpoint_state() for name, average in self.averages.items()},
+        }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         super().load_extra_state(state)
@@ -255,8 +275,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
                 try:
                     average.load_checkpoint_state(state["averages"][name])
                 except ValueError as error:
-                    raise UserError(f"{self.output_folder}: {error} Set co_training.ema_decay back, or train from the "
-                                    f"start.") from None
+                    raise UserError(
+                        f"{self.output_folder}: {error} Set co_training.ema_decay back, or train from the start."
+                    ) from None
 
 
 class nnUNetTrainerCoTrainingCT(nnUNetTrainerCoTraining):
@@ -283,8 +304,14 @@ class nnUNetTrainerCoTrainingIBN(nnUNetTrainerCoTraining):
     """CT + WA + RM + IBN: instance-batch normalisation in the encoder's first stages, three or all but the deepest."""
 
     @staticmethod
-    def build_network_architecture(plans_manager, configuration_manager, num_input_channels: int,
-                                   num_output_channels: int, enable_deep_supervision: bool = True) -> nn.Module:
-        network = nnUNetTrainer.build_network_architecture(plans_manager, configuration_manager, num_input_channels,
-                                                           num_output_channels, enable_deep_supervision)
+    def build_network_architecture(
+        plans_manager,
+        configuration_manager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        network = nnUNetTrainer.build_network_architecture(
+            plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
         return use_instance_batch_norm(network, min(3, max(1, len(network.encoder.stages) - 1)))

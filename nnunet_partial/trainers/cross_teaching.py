@@ -1,6 +1,8 @@
 """Distillation from cross-teaching teachers into a light student (Choi 2022; METHODS section 3), and the rows of its
 Table 3."""
-from typing import Any, List, Mapping, Optional, Sequence
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 from unittest import mock
 
 import torch
@@ -10,7 +12,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
-from nnunet_partial.data.pools import PoolDataLoader, Pools
+from nnunet_partial.data.preprocessed.pools import PoolDataLoader, Pools
 from nnunet_partial.errors import UserError
 from nnunet_partial.losses import cross_teaching
 from nnunet_partial.losses.partial import groups_from_annotated
@@ -49,11 +51,15 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         own, annotations = self.settings.cross_teaching, self.dataset_annotations
         where = f"plans {plans['plans_name']}: setting cross_teaching"
         if annotations.ignore_label is not None:
-            raise UserError(f"{annotations.file}: cross-teaching distillation has no place for an ignore label; its losses "
-                            f"need a label everywhere. Train nnUNetTrainerPartial.")
+            raise UserError(
+                f"{annotations.file}: cross-teaching distillation has no place for an ignore label; its losses "
+                f"need a label everywhere. Train nnUNetTrainerPartial."
+            )
         if not annotations.annotated_sources:
-            raise UserError(f"{annotations.file}: no case annotates anything, so there is nothing to learn from. Merge "
-                            f"a dataset with labels into it.")
+            raise UserError(
+                f"{annotations.file}: no case annotates anything, so there is nothing to learn from. Merge "
+                f"a dataset with labels into it."
+            )
         if not (own.gamma == 0 or own.gamma >= 1):
             raise UserError(f"{where}.gamma must be 0 or at least 1, found {own.gamma}.")
         _check_networks(plans, configuration, dataset_json, where, self.build_network_architecture)
@@ -62,23 +68,45 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     # ------------------------------------------------------------------ networks
 
     @staticmethod
-    def build_network_architecture(plans_manager, configuration_manager, num_input_channels: int,
-                                   num_output_channels: int, enable_deep_supervision: bool = True) -> nn.Module:
+    def build_network_architecture(
+        plans_manager,
+        configuration_manager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
         """The student, of plans alone: stock nnU-Net calls this to predict."""
-        return usenet(plans_manager, configuration_manager, num_input_channels, num_output_channels,
-                      enable_deep_supervision, "transposed", mobile=True)
+        return usenet(
+            plans_manager,
+            configuration_manager,
+            num_input_channels,
+            num_output_channels,
+            enable_deep_supervision,
+            "transposed",
+            mobile=True,
+        )
 
     def build_peers(self) -> dict:
-        return {name: usenet(self.plans_manager, self.configuration_manager, self.num_input_channels,
-                             self.label_manager.num_segmentation_heads, self.enable_deep_supervision, upsampling, mobile)
-                for name, (upsampling, mobile) in self.peers.items()}
+        return {
+            name: usenet(
+                self.plans_manager,
+                self.configuration_manager,
+                self.num_input_channels,
+                self.label_manager.num_segmentation_heads,
+                self.enable_deep_supervision,
+                upsampling,
+                mobile,
+            )
+            for name, (upsampling, mobile) in self.peers.items()
+        }
 
     def on_networks_built(self) -> None:
         sizes = {name: sum(p.numel() for p in member.network.parameters()) for name, member in self.members.items()}
-        self.print_to_log_file("Parameters: " + ", ".join(f"{'student' if k == 'network' else k} {v / 1e6:.2f} M"
-                                                          for k, v in sizes.items()))
+        self.print_to_log_file(
+            "Parameters: " + ", ".join(f"{'student' if k == 'network' else k} {v / 1e6:.2f} M" for k, v in sizes.items())
+        )
 
-    def _get_deep_supervision_scales(self) -> Optional[List[List[float]]]:
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
         """Those of the network, which at the paper's size is not the planned one."""
         if not self.enable_deep_supervision:
             return None
@@ -91,22 +119,29 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """Nothing is frozen here; this is where training ends if the fold has nothing to learn from."""
         pools = self.case_pools()
         if not pools["labelled"]:
-            raise UserError(f"fold {self.fold} of splits_final.json has no training case that annotates anything. Train "
-                            f"another fold, or 'all'.")
-        self.print_to_log_file(f"Training cases that annotate something: {len(pools['labelled'])}; that lack classes: "
-                               f"{len(pools['unlabelled'])}.")
+            raise UserError(
+                f"fold {self.fold} of splits_final.json has no training case that annotates anything. Train "
+                f"another fold, or 'all'."
+            )
+        self.print_to_log_file(
+            f"Training cases that annotate something: {len(pools['labelled'])}; that lack classes: {len(pools['unlabelled'])}."
+        )
         if self.semi_supervised and not pools["unlabelled"]:
-            self.print_to_log_file("WARNING: every training case annotates every class, so cross teaching and "
-                                   "pseudo-supervision have nothing to do: this is full supervision"
-                                   + (" with distillation." if self.teachers else "."))
+            self.print_to_log_file(
+                "WARNING: every training case annotates every class, so cross teaching and "
+                "pseudo-supervision have nothing to do: this is full supervision"
+                + (" with distillation." if self.teachers else ".")
+            )
 
     def case_pools(self) -> dict:
         """``labelled``: training cases that annotate something; ``unlabelled``: those that lack something. A case
         annotated in part is in both."""
         annotations = self.annotations if self.labels is None else self.labels.annotations(self.annotations)
         masks = {i: annotations.mask(i)[1:] for i in self.do_split()[0]}
-        return {"labelled": [i for i, mask in masks.items() if any(mask)],
-                "unlabelled": [i for i, mask in masks.items() if not all(mask)]}
+        return {
+            "labelled": [i for i, mask in masks.items() if any(mask)],
+            "unlabelled": [i for i, mask in masks.items() if not all(mask)],
+        }
 
     def get_dataloaders(self):
         with mock.patch.object(nnunet_module, "nnUNetDataLoader", PoolDataLoader):
@@ -119,8 +154,9 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         if not self.semi_supervised:
             training.pools = Pools([pools["labelled"]], self.batch_size)
         elif balanced and pools["unlabelled"]:
-            training.pools = Pools([pools["labelled"], pools["unlabelled"]], self.configuration_manager.batch_size,
-                                   self._first_sample())
+            training.pools = Pools(
+                [pools["labelled"], pools["unlabelled"]], self.configuration_manager.batch_size, self._first_sample()
+            )
         return training, validating
 
     def _first_sample(self) -> int:
@@ -129,7 +165,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
             return 0
         sizes = [None] * distributed.get_world_size()
         distributed.all_gather_object(sizes, self.batch_size)
-        return sum(sizes[:distributed.get_rank()])
+        return sum(sizes[: distributed.get_rank()])
 
     def _apply_settings(self) -> None:
         super()._apply_settings()
@@ -158,8 +194,9 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
             losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, **self._dice)
         taught = [logits[i] for i in (self.teachers[0], self.teachers[-1])] if self.teachers else None
         if "pseudo_supervision" in self.loss_terms:
-            losses["pseudo_supervision"] = semi * cross_teaching.pseudo_supervision(logits["network"], *taught, lacking,
-                                                                                    **self._dice)
+            losses["pseudo_supervision"] = semi * cross_teaching.pseudo_supervision(
+                logits["network"], *taught, lacking, **self._dice
+            )
         if "distillation" in self.loss_terms:
             of_labelled, of_unlabelled = self.distillation_weights()
             weights = of_labelled * share_labelled * labelled + of_unlabelled * share_unlabelled * unlabelled
@@ -170,14 +207,15 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """L_seg of one network on annotated classes, with nnU-Net's weight of each resolution."""
         own = self.settings.cross_teaching
         targets = batch.target if isinstance(batch.target, list) else [batch.target]
-        return sum(weight * cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, weight_focal,
-                                                      **self._dice)
-                   for weight, output, target in zip(self.deep_supervision_weights(), outputs, targets) if weight)
+        return sum(
+            weight * cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, weight_focal, **self._dice)
+            for weight, output, target in zip(self.deep_supervision_weights(), outputs, targets)
+            if weight
+        )
 
     @property
     def _dice(self) -> dict:
-        return {"batch_dice": self.settings.cross_teaching.batch_dice,
-                "all_gather": AllGatherGrad.apply if self.is_ddp else None}
+        return {"batch_dice": self.settings.cross_teaching.batch_dice, "all_gather": AllGatherGrad.apply if self.is_ddp else None}
 
     def shares(self, *kinds: torch.Tensor) -> list:
         """For each kind of sample (B,) bool what turns a mean over the batch into the mean over samples of that kind: the
@@ -199,7 +237,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         own, r = self.settings.cross_teaching, self.ramp()
         if not self.semi_supervised:
             return own.lambda_distillation * r, 0.0
-        unlabelled = own.lambda_distillation * r ** 2
+        unlabelled = own.lambda_distillation * r**2
         return own.lambda_distillation * r, unlabelled * (own.lambda_ssl if own.weighting == "paper" else 1.0)
 
 
@@ -262,16 +300,25 @@ class nnUNetTrainerCrossTeachingSD(nnUNetTrainerCrossTeaching):
     peers = {"teacher1": ("transposed", False), "teacher2": ("transposed", False)}
 
 
-def usenet(plans_manager: PlansManager, configuration_manager, num_input_channels: int, num_output_channels: int,
-           deep_supervision: bool, upsampling: str, mobile: bool) -> ResidualUSENet:
+def usenet(
+    plans_manager: PlansManager,
+    configuration_manager,
+    num_input_channels: int,
+    num_output_channels: int,
+    deep_supervision: bool,
+    upsampling: str,
+    mobile: bool,
+) -> ResidualUSENet:
     """A network of the size that the plans ask for (``cross_teaching.size``, ``cross_teaching.blocks_per_stage``)."""
     own = RunSettings.from_plans(plans_manager.plans).cross_teaching
     changes = {} if own.blocks_per_stage is None else {"blocks_per_stage": own.blocks_per_stage}
     if own.size == "paper":
-        return ResidualUSENet(num_input_channels, num_output_channels, upsampling, mobile,
-                              deep_supervision=deep_supervision, **changes)
-    return ResidualUSENet.from_plans(configuration_manager, num_input_channels, num_output_channels, upsampling, mobile,
-                                     deep_supervision, **changes)
+        return ResidualUSENet(
+            num_input_channels, num_output_channels, upsampling, mobile, deep_supervision=deep_supervision, **changes
+        )
+    return ResidualUSENet.from_plans(
+        configuration_manager, num_input_channels, num_output_channels, upsampling, mobile, deep_supervision, **changes
+    )
 
 
 def _check_networks(plans: Mapping[str, Any], configuration: str, dataset_json: dict, where: str, build) -> None:
@@ -281,9 +328,11 @@ def _check_networks(plans: Mapping[str, Any], configuration: str, dataset_json: 
     settings = RunSettings.from_plans(plans)
     own = settings.cross_teaching
     if own.size == "paper" and (len(planned.patch_size) != 3 or any(i % PAPER_STRIDE for i in planned.patch_size)):
-        raise UserError(f"{where}.size=paper needs patches of three axes divisible by {PAPER_STRIDE}, found "
-                        f"{list(planned.patch_size)}. Set patch_size with nnunet_partial variant, for example --set "
-                        f"patch_size=96,64,96.")
+        raise UserError(
+            f"{where}.size=paper needs patches of three axes divisible by {PAPER_STRIDE}, found "
+            f"{list(planned.patch_size)}. Set patch_size with nnunet_partial variant, for example --set "
+            f"patch_size=96,64,96."
+        )
     blocks = own.blocks_per_stage
     if blocks is not None and any(isinstance(i, bool) or not isinstance(i, int) or i < 1 for i in blocks):
         raise UserError(f"{where}.blocks_per_stage must be whole numbers from 1, found {blocks}.")
@@ -293,5 +342,7 @@ def _check_networks(plans: Mapping[str, Any], configuration: str, dataset_json: 
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     if settings.deep_supervision and len(network.encoder.stages) < 3:
-        raise UserError(f"plans {plans['plans_name']}: deep supervision needs three stages, found "
-                        f"{len(network.encoder.stages)}. Add --set deep_supervision=false.")
+        raise UserError(
+            f"plans {plans['plans_name']}: deep supervision needs three stages, found "
+            f"{len(network.encoder.stages)}. Add --set deep_supervision=false."
+        )

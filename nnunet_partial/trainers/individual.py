@@ -1,9 +1,11 @@
 """The planned network on one source, with that source's classes: a teacher, and the baseline "individual"."""
-from typing import Any, Mapping
+
+from collections.abc import Mapping
+from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
-from nnunet_partial.data.relabel import RelabelTransform, relabel_locations
+from nnunet_partial.data.preprocessed.relabel import RelabelTransform, relabel_locations
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.labels import KEY
 from nnunet_partial.training import validation
@@ -20,9 +22,11 @@ class nnUNetTrainerIndividual(PartialTrainer):
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         if self.settings.source is None:
             number = plans["dataset_name"][7:10]
-            raise UserError(f"plans {plans['plans_name']}: nnUNetTrainerIndividual needs the setting source. Make its plans with: "
-                            f"nnunet_partial variant {int(number)} --base {plans['plans_name']} --name SOURCE --set "
-                            f"source=SOURCE (sources: {', '.join(self.annotations.annotated_sources)})")
+            raise UserError(
+                f"plans {plans['plans_name']}: nnUNetTrainerIndividual needs the setting source. Make its plans with: "
+                f"nnunet_partial variant {int(number)} --base {plans['plans_name']} --name SOURCE --set "
+                f"source=SOURCE (sources: {', '.join(self.annotations.annotated_sources)})"
+            )
         complete, self.annotations = self.annotations, self.annotations.restricted_to_source(self.settings.source)
         self.label_map = {complete.classes.index(name) + 1: i + 1 for i, name in enumerate(self.annotations.classes)}
         if complete.ignore_label is not None:
@@ -41,15 +45,19 @@ class nnUNetTrainerIndividual(PartialTrainer):
         training, validating = ([i for i in keys if i in self.annotations.cases] for keys in (training, validating))
         if not training:
             with exit_on_user_error():
-                raise UserError(f"fold {self.fold} of splits_final.json has no training case of source {self.settings.source}. "
-                                f"Train another fold, or 'all'.")
+                raise UserError(
+                    f"fold {self.fold} of splits_final.json has no training case of source {self.settings.source}. "
+                    f"Train another fold, or 'all'."
+                )
         return training, validating
 
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = super().get_tr_and_val_datasets()
         if not validating.identifiers:
-            self.print_to_log_file(f"WARNING: fold {self.fold} has no validation case of source {self.settings.source}; the "
-                                   f"pseudo Dice is that of training cases.")
+            self.print_to_log_file(
+                f"WARNING: fold {self.fold} has no validation case of source {self.settings.source}; the "
+                f"pseudo Dice is that of training cases."
+            )
             validating.identifiers = list(training.identifiers)
         return tuple(relabel_locations(i, self.label_map, len(self.annotations.classes)) for i in (training, validating))
 
@@ -60,5 +68,6 @@ class nnUNetTrainerIndividual(PartialTrainer):
         return ComposeTransforms([RelabelTransform(self.label_map), super().get_validation_transforms(*args, **kwargs)])
 
     def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
-        return validation.metrics_on_annotated(self.annotations, folder_truth, folder_predicted, *args, **kwargs,
-                                               label_map=self.label_map)
+        return validation.metrics_on_annotated(
+            self.annotations, folder_truth, folder_predicted, *args, **kwargs, label_map=self.label_map
+        )

@@ -1,5 +1,7 @@
 """MS-KD: one frozen teacher per source teaches one student (Feng et al. 2021; METHODS section 2)."""
-from typing import Any, Mapping, Sequence
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import interpolate
@@ -41,8 +43,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
         level = self.settings.mskd.feature_level if self.uses_features else None
         self.teachers = [load_teacher(i, self.annotations, self.device, level) for i in self._find_teachers()]
         for teacher in self.teachers:
-            self.print_to_log_file(f"Teacher of source {teacher.files.source}: {teacher.files.checkpoint} "
-                                   f"({', '.join(teacher.files.classes)})")
+            self.print_to_log_file(
+                f"Teacher of source {teacher.files.source}: {teacher.files.checkpoint} ({', '.join(teacher.files.classes)})"
+            )
         if self._do_i_compile():
             for teacher in self.teachers:
                 teacher.network = torch.compile(teacher.network)
@@ -66,8 +69,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
             losses["feature"] = self.settings.mskd.lambda_feature * self.feature_term(teacher_logits, teacher_features, organ)
         return losses
 
-    def feature_term(self, teacher_logits: Sequence[torch.Tensor], teacher_features: Sequence[Any],
-                     like: torch.Tensor) -> torch.Tensor:
+    def feature_term(
+        self, teacher_logits: Sequence[torch.Tensor], teacher_features: Sequence[Any], like: torch.Tensor
+    ) -> torch.Tensor:
         """Eq. 7, summed over teachers; zero where lambda_feature switches it off."""
         if self.tap is None:
             return torch.zeros_like(like)

@@ -1,5 +1,7 @@
 """The baseline that every method is compared with: partial labels taken at face value."""
-from typing import Any, Mapping
+
+from collections.abc import Mapping
+from typing import Any
 
 from nnunet_partial.labels import Annotations
 from nnunet_partial.training.base import PartialTrainer

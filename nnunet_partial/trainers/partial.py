@@ -1,4 +1,5 @@
 """Marginal (partial-label) supervision alone: METHODS section 0."""
+
 from nnunet_partial.training.base import PartialTrainer
 
 

@@ -1,4 +1,5 @@
 """Self-training: nnU-Net's loss on pseudo-completed labels (the baseline of Huang et al. 2020, Table 1)."""
+
 from nnunet_partial.training.base import PartialTrainer
 
 

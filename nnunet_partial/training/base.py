@@ -4,12 +4,14 @@ What stays nnU-Net's is called, not copied. A method adds the networks it needs 
 what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`PartialTrainer.compute_losses`).
 ``self.network`` is always the network that is deployed.
 """
+
 import io
 import os
 import random
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -26,9 +28,9 @@ from torch import autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_partial import paths
-from nnunet_partial.data.annotated import AnnotatedLookup
-from nnunet_partial.data.label_directory import LabelDirectory
-from nnunet_partial.data.splits import stratified_splits
+from nnunet_partial.data.preprocessed.annotated import AnnotatedLookup
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
 from nnunet_partial.labels import Annotations
@@ -49,6 +51,7 @@ PAPER_MOMENTUM = 0.9
 @dataclass
 class Member:
     """A network that is trained, with what trains it."""
+
     network: nn.Module
     optimizer: torch.optim.Optimizer
     lr_scheduler: Any
@@ -62,12 +65,13 @@ class Batch:
     resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
     ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels.
     """
+
     data: torch.Tensor
     target: Any
     annotated: torch.Tensor
     groups: torch.Tensor
     cases: Sequence[str]
-    truth: Optional[torch.Tensor] = None
+    truth: torch.Tensor | None = None
 
     @property
     def full_resolution_target(self) -> torch.Tensor:
@@ -89,13 +93,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     #: whether a training case that annotates nothing teaches the method anything; such cases are left out if not
     learns_from_unlabelled = True
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):
         with exit_on_user_error():
             self.settings = RunSettings.from_plans(plans)
             # what the dataset holds; a method may restrict what it trains on (self.annotations) in preflight
-            self.dataset_annotations = Annotations.from_dataset_json(dataset_json,
-                                                                     f"dataset.json of {plans.get('dataset_name')}")
+            self.dataset_annotations = Annotations.from_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')}")
             self.annotations = self.dataset_annotations
             self.labels = self._find_labels(plans, configuration, fold)
             dataset_json = self.preflight(plans, configuration, fold, dataset_json)
@@ -116,12 +120,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         model = paths.model_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
         return (paths.fold_folder(model, fold) / "checkpoint_final.pth").is_file()
 
-    def _find_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> Optional[LabelDirectory]:
+    def _find_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
         """The label directory of this run, checked against plans and dataset; None where labels are nnU-Net's own."""
         self.labels_command = labels_command(plans, configuration, fold, self.settings.labels)
         if self.settings.labels is None and self.needs_labels:
-            raise UserError(f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory "
-                            f"of pseudo-completed labels. Make both with: {self.labels_command}")
+            raise UserError(
+                f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory "
+                f"of pseudo-completed labels. Make both with: {self.labels_command}"
+            )
         if self.settings.labels is None or self.training_is_finished(plans, configuration, fold):  # --val needs none
             return None
         labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
@@ -134,8 +140,15 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         return f"Make it with: {self.labels_command}"
 
     def _apply_settings(self) -> None:
-        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch", "initial_lr", "weight_decay",
-                     "oversample_foreground_percent", "save_every"):
+        for name in (
+            "num_epochs",
+            "num_iterations_per_epoch",
+            "num_val_iterations_per_epoch",
+            "initial_lr",
+            "weight_decay",
+            "oversample_foreground_percent",
+            "save_every",
+        ):
             setattr(self, name, getattr(self.settings, name))
         if self.settings.optimizer == "paper":
             self.initial_lr, self.weight_decay = PAPER_SGD["initial_lr"], PAPER_SGD["weight_decay"]
@@ -193,22 +206,26 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def _optimizer_for(self, network: nn.Module) -> tuple:
         """nnU-Net's optimiser and schedule, AdamW with the same schedule, or those of the co-training paper."""
         if self.settings.optimizer == "paper":
-            optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
-                                        momentum=PAPER_MOMENTUM)
+            optimizer = torch.optim.SGD(
+                network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=PAPER_MOMENTUM
+            )
             return optimizer, CosineScheduler(optimizer, self.initial_lr, self.num_epochs)
         if self.settings.optimizer == "adamw":
             optimizer = torch.optim.AdamW(network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
         else:
-            optimizer = torch.optim.SGD(network.parameters(), self.initial_lr, weight_decay=self.weight_decay,
-                                        momentum=SGD_MOMENTUM, nesterov=True)
+            optimizer = torch.optim.SGD(
+                network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=SGD_MOMENTUM, nesterov=True
+            )
         return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's deep supervision around the marginal loss instead of around Dice + CE."""
         loss = super()._build_loss()
-        marginal = MarginalDiceCELoss(batch_dice=self.configuration_manager.batch_dice,
-                                      ignore_label=self.label_manager.ignore_label,
-                                      all_gather=AllGatherGrad.apply if self.is_ddp else None)
+        marginal = MarginalDiceCELoss(
+            batch_dice=self.configuration_manager.batch_dice,
+            ignore_label=self.label_manager.ignore_label,
+            all_gather=AllGatherGrad.apply if self.is_ddp else None,
+        )
         if not isinstance(loss, DeepSupervisionWrapper):
             return marginal
         loss.loss = marginal
@@ -248,15 +265,18 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         annotated = [i for i in training if self.dataset_annotations.of(i).annotated]
         if not annotated:
             with exit_on_user_error():
-                raise UserError(f"fold {self.fold} has no training case that annotates anything, and {type(self).__name__} learns "
-                                "from annotations alone. Train another fold, or a method that learns from unlabelled cases.")
+                raise UserError(
+                    f"fold {self.fold} has no training case that annotates anything, and {type(self).__name__} learns "
+                    "from annotations alone. Train another fold, or a method that learns from unlabelled cases."
+                )
         return annotated, validating
 
     def get_dataloaders(self):
         self.annotated_lookup = self._annotated_lookup(self.annotations)
         # a training case's labels may be completed by pseudo labels; a validation case's never are
-        self.training_lookup = self.annotated_lookup if self.labels is None else \
-            self._annotated_lookup(self.labels.annotations(self.annotations))
+        self.training_lookup = (
+            self.annotated_lookup if self.labels is None else self._annotated_lookup(self.labels.annotations(self.annotations))
+        )
         return super().get_dataloaders()
 
     def get_tr_and_val_datasets(self) -> tuple:
@@ -274,11 +294,20 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         # on the host, where the loss reads the groups
         annotated = self.training_lookup(batch["keys"]) if training else truth
         target = batch["target"]
-        target = [i.to(self.device, non_blocking=True) for i in target] if isinstance(target, list) \
+        target = (
+            [i.to(self.device, non_blocking=True) for i in target]
+            if isinstance(target, list)
             else target.to(self.device, non_blocking=True)
+        )
         data = batch["data"].to(self.device, non_blocking=True)
-        return Batch(data, target, annotated.to(self.device, non_blocking=True), groups_from_annotated(annotated),
-                     [str(i) for i in batch["keys"]], truth.to(self.device, non_blocking=True))
+        return Batch(
+            data,
+            target,
+            annotated.to(self.device, non_blocking=True),
+            groups_from_annotated(annotated),
+            [str(i) for i in batch["keys"]],
+            truth.to(self.device, non_blocking=True),
+        )
 
     # ------------------------------------------------------------------ the step
 
@@ -343,8 +372,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list) -> None:
         super().on_train_epoch_end(train_outputs)
         for name in self.loss_terms:
-            self.logger.log(progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])),
-                            self.current_epoch)
+            self.logger.log(
+                progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])), self.current_epoch
+            )
 
     # ------------------------------------------------------------------ validation
 
@@ -358,8 +388,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             output = network(batch.data)
             loss = self.marginal_loss(output, batch)
         logits = output[0] if isinstance(output, (list, tuple)) else output
-        counts = validation.annotated_counts(logits, batch.full_resolution_target, batch.annotated,
-                                             self.label_manager.ignore_label, get_tp_fp_fn_tn)
+        counts = validation.annotated_counts(
+            logits, batch.full_resolution_target, batch.annotated, self.label_manager.ignore_label, get_tp_fp_fn_tn
+        )
         return {"loss": loss.detach().cpu().numpy(), **counts}
 
     def on_validation_epoch_end(self, val_outputs: list) -> None:
@@ -378,8 +409,10 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if not self.do_split()[1]:
             self.print_to_log_file("This fold has no case to validate on.")
             return
-        with mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder), \
-                onednn_convolutions(unwrap(self.network)):
+        with (
+            mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder),
+            onednn_convolutions(unwrap(self.network)),
+        ):
             super().perform_actual_validation(save_probabilities)
 
     def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
@@ -406,8 +439,11 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def extra_state(self) -> dict:
         """Everything beyond nnU-Net's checkpoint that an exact resume needs."""
-        peers = {name: {"network_weights": unwrap(member.network).state_dict(), "optimizer_state": member.optimizer.state_dict()}
-                 for name, member in self.members.items() if name != "network"}
+        peers = {
+            name: {"network_weights": unwrap(member.network).state_dict(), "optimizer_state": member.optimizer.state_dict()}
+            for name, member in self.members.items()
+            if name != "network"
+        }
         return {"peers": peers, "rng_state": rng_state()}
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
@@ -431,12 +467,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self._resume_rng = state.get("rng_state")
 
 
-def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: Optional[str] = None) -> str:
+def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:
     """The command that makes the label directory ``folder``, and without one also the plans that name it."""
     number, base = int(plans["dataset_name"][7:10]), plans["plans_name"]
     out = "LABELS" if folder is None else folder.replace("{fold}", str(fold))
-    command = (f"nnunet_partial pseudo-label {number} --configuration {configuration} --fold {fold} --plans {base} "
-               f"--from teachers --out {out}")
+    command = (
+        f"nnunet_partial pseudo-label {number} --configuration {configuration} --fold {fold} --plans {base} "
+        f"--from teachers --out {out}"
+    )
     if folder:
         return command
     return f"{command} && nnunet_partial variant {number} --base {base} --name NAME --set labels={out}"
@@ -445,15 +483,18 @@ def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, fold
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch."""
     random.seed(seed)
-    np.random.seed(seed % 2 ** 32)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def rng_state() -> dict:
     """The state of every random generator that a step draws from."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
-    state = {"python": random.getstate(), "numpy": [name, keys.tolist(), position, has_gauss, gauss],
-             "torch": torch.get_rng_state()}
+    state = {
+        "python": random.getstate(),
+        "numpy": [name, keys.tolist(), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state

@@ -3,8 +3,9 @@
 nnU-Net's logger accepts known keys only and draws as many epochs as its shortest list has, so every key that is
 registered here must get one value per epoch.
 """
+
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from nnunet_partial.files import atomic_path
 
@@ -37,6 +38,7 @@ def replace_nan(logger) -> None:
 def plot_terms(logger, terms: Sequence[str], classes: Sequence[str], output_folder: str) -> None:
     """``progress_terms.png`` beside nnU-Net's ``progress.png``: every loss term, and the pseudo Dice of every class."""
     import matplotlib
+
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
 

@@ -1,4 +1,5 @@
 """Learning rates over the epochs that nnU-Net has no schedule for."""
+
 import math
 
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler

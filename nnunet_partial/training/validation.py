@@ -5,14 +5,15 @@ nnU-Net compares whatever stands in ``fold_N/validation`` with the label files, 
 ``validation`` therefore show them as background too: all of nnU-Net's figures are then those of the annotated classes.
 The complete predictions are kept beside it in ``validation_all_classes``.
 """
+
 import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, Mapping, Optional, Sequence
 
 import numpy as np
 import torch
@@ -25,8 +26,9 @@ from nnunet_partial.labels import Annotations
 ALL_CLASSES_FOLDER = "validation_all_classes"
 
 
-def annotated_counts(logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, ignore_label: Optional[int],
-                     count: Callable) -> dict:
+def annotated_counts(
+    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, ignore_label: int | None, count: Callable
+) -> dict:
     """True and false positives and false negatives of the K foreground classes, summed over the samples that annotate them.
 
     logits (B, K + 1, *S); target (B, 1, *S); annotated (B, K + 1) bool; ``count`` is nnU-Net's ``get_tp_fp_fn_tn``.
@@ -41,36 +43,53 @@ def annotated_counts(logits: torch.Tensor, target: torch.Tensor, annotated: torc
     tp, fp, fn, _ = count(onehot, target, axes=list(range(2, logits.ndim)), mask=mask)
     foreground = annotated[:, 1:].to(tp.dtype)
     # float64, which a checkpoint keeps as it is: nnU-Net's running mean then goes on exactly after a resume
-    return {name: (value[:, 1:] * foreground).sum(0).cpu().double().numpy()
-            for name, value in (("tp_hard", tp), ("fp_hard", fp), ("fn_hard", fn))}
+    return {
+        name: (value[:, 1:] * foreground).sum(0).cpu().double().numpy()
+        for name, value in (("tp_hard", tp), ("fp_hard", fp), ("fn_hard", fn))
+    }
 
 
-def metrics_on_annotated(annotations: Annotations, folder_truth: str, folder_predicted: str, output_file: str,
-                         image_reader_writer, file_ending: str, labels: Sequence[int], ignore_label: Optional[int] = None,
-                         num_processes: int = default_num_processes, chill: bool = True,
-                         label_map: Optional[Mapping[int, int]] = None) -> dict:
+def metrics_on_annotated(
+    annotations: Annotations,
+    folder_truth: str,
+    folder_predicted: str,
+    output_file: str,
+    image_reader_writer,
+    file_ending: str,
+    labels: Sequence[int],
+    ignore_label: int | None = None,
+    num_processes: int = default_num_processes,
+    chill: bool = True,
+    label_map: Mapping[int, int] | None = None,
+) -> dict:
     """nnU-Net's ``compute_metrics_on_folder`` for partially annotated cases; same arguments after the first.
 
     ``label_map``: value in the label files -> value that the network predicts, for a network that knows only some of
     the dataset's classes. Predictions in ``folder_predicted`` are replaced by their annotated part.
     """
-    cases = [i[:-len(file_ending)] for i in sorted(os.listdir(folder_predicted)) if i.endswith(file_ending)]
+    cases = [i[: -len(file_ending)] for i in sorted(os.listdir(folder_predicted)) if i.endswith(file_ending)]
     keep_annotated = partial(_keep_annotated, Path(folder_predicted), file_ending, image_reader_writer)
     with ThreadPool(min(num_processes, len(cases))) as pool:  # reading and writing: threads start in no time
         pool.starmap(keep_annotated, [(i, annotations.values(i)) for i in cases])
     with tempfile.TemporaryDirectory() as temporary:
         if label_map is not None:
             for case in cases:
-                _relabel(os.path.join(folder_truth, case + file_ending), os.path.join(temporary, case + file_ending),
-                         image_reader_writer, label_map)
+                _relabel(
+                    os.path.join(folder_truth, case + file_ending),
+                    os.path.join(temporary, case + file_ending),
+                    image_reader_writer,
+                    label_map,
+                )
             folder_truth = temporary
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=RuntimeWarning)  # classes without an annotated case have no mean
-            result = compute_metrics_on_folder(folder_truth, folder_predicted, None, image_reader_writer, file_ending, labels,
-                                               ignore_label, num_processes, chill)
+            result = compute_metrics_on_folder(
+                folder_truth, folder_predicted, None, image_reader_writer, file_ending, labels, ignore_label, num_processes, chill
+            )
             # nnU-Net's mean over classes is NaN as soon as one class is annotated nowhere
-            result["foreground_mean"] = {metric: float(np.nanmean([result["mean"][i][metric] for i in labels]))
-                                         for metric in result["foreground_mean"]}
+            result["foreground_mean"] = {
+                metric: float(np.nanmean([result["mean"][i][metric] for i in labels])) for metric in result["foreground_mean"]
+            }
     with atomic_path(output_file) as temporary_file:
         save_summary_json(result, temporary_file)
     return result
@@ -87,8 +106,9 @@ def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: s
     annotated = np.where(np.isin(segmentation, values), segmentation, 0)
     if not np.array_equal(annotated, segmentation):
         with atomic_path(file) as temporary:
-            image_reader_writer.write_seg(annotated[0].astype(np.uint8 if annotated.max() < 256 else np.uint16), temporary,
-                                          properties)
+            image_reader_writer.write_seg(
+                annotated[0].astype(np.uint8 if annotated.max() < 256 else np.uint16), temporary, properties
+            )
     probabilities = folder / (case + ".npz")
     if probabilities.is_file():
         _keep_annotated_probabilities(probabilities, values)

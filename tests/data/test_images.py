@@ -61,9 +61,7 @@ def test_big_endian_nifti_and_scale_factors(tmp_path):
     scaled = nibabel.Nifti1Image(values * np.int16(100), np.eye(4))
     scaled.header.set_slope_inter(0.01, 0)  # 1 is stored as 100 and read as 100 * 0.01 in float
     nibabel.save(scaled, tmp_path / "scaled.nii.gz")
-    nibabel.save(
-        nibabel.Nifti1Image(values.astype(">i2"), np.eye(4), nibabel.Nifti1Header(endianness=">")), tmp_path / "big.nii"
-    )
+    nibabel.save(nibabel.Nifti1Image(values.astype(">i2"), np.eye(4), nibabel.Nifti1Header(endianness=">")), tmp_path / "big.nii")
     for name in ("scaled.nii.gz", "big.nii"):
         np.testing.assert_array_equal(images.read_label(tmp_path / name)[0].T, values)
 
@@ -125,21 +123,15 @@ def test_rounding_is_no_difference(changes):
 def test_check_same_geometry_names_both_files_and_the_remedy(tmp_path, label, write_image):
     write_image(label, tmp_path / "image.nii.gz")
     write_image(label, tmp_path / "label.nii.gz", origin=(-10.0, 20.0, 25.0))
-    with pytest.raises(
-        UserError, match="image.nii.gz and .*label.nii.gz differ in origin .*5.0.*25.0.*Resample the label"
-    ):
+    with pytest.raises(UserError, match="image.nii.gz and .*label.nii.gz differ in origin .*5.0.*25.0.*Resample the label"):
         images.check_same_geometry(tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
 
 
 def test_channels_along_a_fourth_axis_or_in_colours(tmp_path, label, write_image):
-    nibabel.save(
-        nibabel.Nifti1Image(np.zeros((7, 6, 5, 3), np.float32), np.diag([-1.5, -1.5, 2, 1])), tmp_path / "four.nii.gz"
-    )
+    nibabel.save(nibabel.Nifti1Image(np.zeros((7, 6, 5, 3), np.float32), np.diag([-1.5, -1.5, 2, 1])), tmp_path / "four.nii.gz")
     write_image(label, tmp_path / "label.nii.gz", origin=(0.0, 0.0, 0.0))
     sitk.WriteImage(sitk.GetImageFromArray(np.zeros((6, 7, 3), np.uint8), isVector=True), str(tmp_path / "colour.png"))
-    assert (
-        images.number_of_channels(tmp_path / "four.nii.gz") == images.number_of_channels(tmp_path / "colour.png") == 3
-    )
+    assert images.number_of_channels(tmp_path / "four.nii.gz") == images.number_of_channels(tmp_path / "colour.png") == 3
     assert images.number_of_channels(tmp_path / "label.nii.gz") == 1
     assert images.check_same_geometry(tmp_path / "four.nii.gz", tmp_path / "label.nii.gz").size_xyz == (7, 6, 5)
     for name in ("four.nii.gz", "colour.png"):
@@ -261,15 +253,11 @@ with exit_on_user_error():
 """
 
 
-@pytest.mark.skipif(
-    not hasattr(resource, "RLIMIT_FSIZE") or not hasattr(signal, "SIGXFSZ"), reason="needs a file size limit"
-)
+@pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE") or not hasattr(signal, "SIGXFSZ"), reason="needs a file size limit")
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_disk_that_is_full_leaves_no_file(tmp_path, ending):
     (tmp_path / "out").mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "out" / f"a{ending}")], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "out" / f"a{ending}")], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"a{ending} cannot be written completely" in done.stderr
     assert os.listdir(tmp_path / "out") == []

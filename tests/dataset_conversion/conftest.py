@@ -1,4 +1,5 @@
 """Tools of the converter tests: writing download trees, running a converter, comparing the whole result."""
+
 import argparse
 import hashlib
 import json
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import phantoms
 from nnunet_partial.commands import convert as convert_command
 from nnunet_partial.data.conversion import SourceFolder, command, convert
 from nnunet_partial.data.conversion.run import Report
+from nnunet_partial.demo import phantoms
 
 TINY = {name: phantoms.coarser(style, 2) for name, style in phantoms.STYLES.items()}
 IDENTITY = (1, 0, 0, 0, 1, 0, 0, 0, 1)
@@ -51,18 +52,13 @@ def run(raw):
         converter = convert_command.load(name)
         parser = argparse.ArgumentParser()
         command.add_arguments(parser, converter)
-        options = parser.parse_args(
-            [str(source), "--dataset-id",
-             str(dataset_id), "--processes", "1", *map(str, arguments)])
+        options = parser.parse_args([str(source), "--dataset-id", str(dataset_id), "--processes", "1", *map(str, arguments)])
         return convert(converter, SourceFolder(options.source, options.follow_links), options)
 
     return run_converter
 
 
-def make_image(array: np.ndarray,
-               spacing=(0.8, 0.9, 2.5),
-               origin=(-11.0, 7.0, 101.5),
-               direction=IDENTITY) -> "sitk.Image":
+def make_image(array: np.ndarray, spacing=(0.8, 0.9, 2.5), origin=(-11.0, 7.0, 101.5), direction=IDENTITY) -> "sitk.Image":
     image = sitk.GetImageFromArray(array)
     if image.GetDimension() == 3:
         image.SetSpacing(spacing)
@@ -97,13 +93,23 @@ def remap(label: np.ndarray, values: dict) -> np.ndarray:
 
 def hashes(folder: Path) -> dict:
     return {
-        str(i.relative_to(folder)): hashlib.sha256(i.read_bytes()).hexdigest()
-        for i in sorted(folder.rglob("*")) if i.is_file()
+        str(i.relative_to(folder)): hashlib.sha256(i.read_bytes()).hexdigest() for i in sorted(folder.rglob("*")) if i.is_file()
     }
 
 
-def check_result(report: Report, *, classes, cases, source, channels=("CT",), skipped=None, ending=".nii.gz",
-                 reader="SimpleITKIOWithReorient", ignore=False, files=()) -> None:
+def check_result(
+    report: Report,
+    *,
+    classes,
+    cases,
+    source,
+    channels=("CT",),
+    skipped=None,
+    ending=".nii.gz",
+    reader="SimpleITKIOWithReorient",
+    ignore=False,
+    files=(),
+) -> None:
     """The whole dataset is exactly as expected.
 
     ``cases``: name -> (images, label array or None for unlabelled, annotated classes); an image is the path of the
@@ -113,17 +119,17 @@ def check_result(report: Report, *, classes, cases, source, channels=("CT",), sk
     content = json.loads((folder / "dataset.json").read_text())
     labels = {"background": 0, **{name: i + 1 for i, name in enumerate(classes)}}
     assert content == {
-        "name": folder.name, "channel_names": {str(i): name
-                                               for i, name in enumerate(channels)},
-        "labels": {**labels, "ignore": len(classes) + 1} if ignore else labels, "numTraining": len(cases),
+        "name": folder.name,
+        "channel_names": {str(i): name for i, name in enumerate(channels)},
+        "labels": {**labels, "ignore": len(classes) + 1} if ignore else labels,
+        "numTraining": len(cases),
         "file_ending": ending,
-        **({"overwrite_image_reader_writer": reader} if reader else {}), "dataset": content["dataset"],
+        **({"overwrite_image_reader_writer": reader} if reader else {}),
+        "dataset": content["dataset"],
         "nnunet_partial": {
-            "version": 1, "cases": {
-                name: {"source": source, "annotated": list(annotated)}
-                for name, (_, _, annotated) in cases.items()
-            }
-        }
+            "version": 1,
+            "cases": {name: {"source": source, "annotated": list(annotated)} for name, (_, _, annotated) in cases.items()},
+        },
     }
     assert list(content["dataset"]) == list(cases)
     expected_files = {"dataset.json", "conversion.json", *files}
@@ -164,13 +170,15 @@ def _same_place(first, second) -> None:
 @pytest.fixture
 def tools(src):
     """The functions above; ``src`` must not change while a test runs."""
-    yield SimpleNamespace(image=make_image,
-                          write=write_image,
-                          grey=grey,
-                          label_with=label_with,
-                          remap=remap,
-                          hashes=hashes,
-                          check=check_result,
-                          shape=SHAPE,
-                          tiny=TINY,
-                          identity=IDENTITY)
+    yield SimpleNamespace(
+        image=make_image,
+        write=write_image,
+        grey=grey,
+        label_with=label_with,
+        remap=remap,
+        hashes=hashes,
+        check=check_result,
+        shape=SHAPE,
+        tiny=TINY,
+        identity=IDENTITY,
+    )

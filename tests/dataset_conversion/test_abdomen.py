@@ -1,4 +1,5 @@
 """BTCV, FLARE22, AMOS22, TotalSegmentator: many organs, unlabelled cases, modalities, one file per organ."""
+
 import json
 import shutil
 
@@ -19,24 +20,25 @@ def test_btcv(src, tools, run):
     tools.write(src / "RawData" / "Testing" / "img" / "img0061.nii.gz", tools.grey(61))
     tools.write(src / "RawData" / "Training" / "img" / "img0002.nii.gz", tools.grey(2))
     report = run("btcv", src)
-    tools.check(report,
-                source="btcv",
-                classes=list(btcv.ORGANS),
-                cases=cases,
-                skipped={
-                    "btcv_0061": "it has no label of the classes; --unlabelled includes such cases",
-                    "btcv_0002": "img0002.nii.gz has no label"
-                })
+    tools.check(
+        report,
+        source="btcv",
+        classes=list(btcv.ORGANS),
+        cases=cases,
+        skipped={
+            "btcv_0061": "it has no label of the classes; --unlabelled includes such cases",
+            "btcv_0002": "img0002.nii.gz has no label",
+        },
+    )
     report.folder.rename(src.parent / "first")
     report = run("btcv", src, "--organs", "kidney,liver", dataset_id=8)
-    tools.check(report,
-                source="btcv",
-                classes=["kidney", "liver"],
-                skipped=dict(report.skipped),
-                cases={
-                    k: (i, tools.remap(label, {2: 1, 3: 1, 6: 2}), ["kidney", "liver"])
-                    for k, (i, label, _) in cases.items()
-                })
+    tools.check(
+        report,
+        source="btcv",
+        classes=["kidney", "liver"],
+        skipped=dict(report.skipped),
+        cases={k: (i, tools.remap(label, {2: 1, 3: 1, 6: 2}), ["kidney", "liver"]) for k, (i, label, _) in cases.items()},
+    )
 
 
 def test_flare22(src, tools, run):
@@ -44,8 +46,10 @@ def test_flare22(src, tools, run):
     image = tools.write(src / "FLARE22_LabeledCase50" / "images" / "FLARE22_Tr_0001_0000.nii.gz", tools.grey(0))
     tools.write(src / "FLARE22_LabeledCase50" / "labels" / "FLARE22_Tr_0001.nii.gz", label)
     labelled = {"FLARE22_Tr_0001": ([image], label, flare22.ORGANS)}
-    plain = {f"Case_{n:05d}": ([tools.write(src / folder / f"Case_{n:05d}_0000.nii.gz", tools.grey(n))], None, [])
-             for n, folder in ((7, "FLARE22_UnlabeledCase1-1000"), (1999, "FLARE22_UnlabeledCase1001-2000"))}
+    plain = {
+        f"Case_{n:05d}": ([tools.write(src / folder / f"Case_{n:05d}_0000.nii.gz", tools.grey(n))], None, [])
+        for n, folder in ((7, "FLARE22_UnlabeledCase1-1000"), (1999, "FLARE22_UnlabeledCase1001-2000"))
+    }
     tools.write(src / "Validation" / "FLARETs_0001_0000.nii.gz", tools.grey(3))
     report = run("flare22", src, "--unlabelled")
     tools.check(report, source="flare22", classes=list(flare22.ORGANS), cases={**plain, **labelled})
@@ -68,9 +72,16 @@ def amos(src, tools):
 def test_amos22_ct(src, tools, amos, run):
     report = run("amos22", src, "--with-validation", "--unlabelled")
     test = src / "amos22" / "imagesTs" / "amos_0300.nii.gz"
-    tools.check(report, source="amos22", classes=list(amos22.ORGANS),
-                cases={"amos_0001": ([amos[1][0]], amos[1][1], amos22.ORGANS), "amos_0300": ([test], None, []),
-                       "amos_0400": ([amos[400][0]], amos[400][1], amos22.ORGANS)})
+    tools.check(
+        report,
+        source="amos22",
+        classes=list(amos22.ORGANS),
+        cases={
+            "amos_0001": ([amos[1][0]], amos[1][1], amos22.ORGANS),
+            "amos_0300": ([test], None, []),
+            "amos_0400": ([amos[400][0]], amos[400][1], amos22.ORGANS),
+        },
+    )
 
 
 def test_amos22_mr_does_not_annotate_bladder_and_prostate(src, tools, amos, run):
@@ -80,12 +91,15 @@ def test_amos22_mr_does_not_annotate_bladder_and_prostate(src, tools, amos, run)
         source="amos22",
         classes=["liver", "bladder", "kidney"],
         channels=("MR",),
-        cases={"amos_0507": ([amos[507][0]], tools.remap(amos[507][1], {6: 1, 2: 3, 3: 3}), ["liver", "kidney"])})
+        cases={"amos_0507": ([amos[507][0]], tools.remap(amos[507][1], {6: 1, 2: 3, 3: 3}), ["liver", "kidney"])},
+    )
 
 
 def test_totalsegmentator(src, tools, run):
-    masks = {name: (np.random.default_rng(i).random(tools.shape) < 0.2).astype(np.uint8)
-             for i, name in enumerate(("kidney_left", "kidney_right", "liver", "spleen"))}
+    masks = {
+        name: (np.random.default_rng(i).random(tools.shape) < 0.2).astype(np.uint8)
+        for i, name in enumerate(("kidney_left", "kidney_right", "liver", "spleen"))
+    }
     for case, missing in (("s0000", ()), ("s0011", ("kidney_left",))):
         tools.write(src / "Totalsegmentator_dataset_v201" / case / "ct.nii.gz", tools.grey(int(case[1:])))
         for name, mask in masks.items():
@@ -99,6 +113,12 @@ def test_totalsegmentator(src, tools, run):
     report = run("totalsegmentator", src, "--organs", "liver,kidney=kidney_left+kidney_right")
     kidneys = masks["kidney_left"] | masks["kidney_right"]
     whole = np.where(masks["liver"], 1, np.where(kidneys, 2, 0))  # where masks overlap, the later name counts
-    tools.check(report, source="totalsegmentator", classes=["liver", "kidney"],
-                cases={"s0000": ([images["s0000"]], whole, ["liver", "kidney"]),
-                       "s0011": ([images["s0011"]], np.where(masks["liver"], 1, 0), ["liver"])})
+    tools.check(
+        report,
+        source="totalsegmentator",
+        classes=["liver", "kidney"],
+        cases={
+            "s0000": ([images["s0000"]], whole, ["liver", "kidney"]),
+            "s0011": ([images["s0011"]], np.where(masks["liver"], 1, 0), ["liver"]),
+        },
+    )

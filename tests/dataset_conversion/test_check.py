@@ -1,4 +1,5 @@
 """``nnunet_partial check``: quiet on good data, and each thing that can be wrong is found and named."""
+
 import json
 import os
 import re
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import cli, phantoms
-from nnunet_partial.data import inspection
+from nnunet_partial import cli
+from nnunet_partial.data.check import inspection
+from nnunet_partial.demo import phantoms
 
 LIVER = {phantoms.LIVER: 1, phantoms.LIVER_TUMOUR: 1}
 
@@ -62,8 +64,7 @@ def test_good_data_gives_no_finding(dataset):
 @pytest.mark.parametrize("axis, words", [(0, "liver lies .* to the patient's left"), (1, "the spine lies .* in front")])
 def test_mirrored_patient(axis, words, dataset):
     found, text = findings(dataset({3: header_mirrored(axis)}))
-    assert ("warning", "anatomy", "lits_003") in found and {i[2]
-                                                            for i in found} == {"lits_003"} and re.search(words, text)
+    assert ("warning", "anatomy", "lits_003") in found and {i[2] for i in found} == {"lits_003"} and re.search(words, text)
 
 
 def test_upside_down_patient(src, tools, run):
@@ -74,8 +75,9 @@ def test_upside_down_patient(src, tools, run):
         ct, label = header_mirrored(2)(ct, label) if case == 2 else (ct, label)
         sitk.WriteImage(ct, str(src / f"{case}_ct.nii.gz"))
         sitk.WriteImage(label, str(src / f"{case}_seg.nii.gz"))
-    folder = run("generic", src, "--image-glob", "*_ct.nii.gz", "--label-glob", "*_seg.nii.gz", "--labels",
-                 "liver=1,kidney=2").folder
+    folder = run(
+        "generic", src, "--image-glob", "*_ct.nii.gz", "--label-glob", "*_seg.nii.gz", "--labels", "liver=1,kidney=2"
+    ).folder
     assert findings(folder)[0] == [("warning", "anatomy", "2")]
 
 
@@ -107,8 +109,7 @@ def test_empty_label_and_unusual_volume(dataset):
         return ct, sitk.BinaryErode(label, (2, 2, 2))
 
     found, text = findings(dataset({2: empty, 6: shrunk}))
-    assert found == [("warning", "empty label", "lits_002"),
-                     ("warning", "volume", "lits_006")] and "ml is usual" in text
+    assert found == [("warning", "empty label", "lits_002"), ("warning", "volume", "lits_006")] and "ml is usual" in text
 
 
 def test_duplicates_also_when_mirrored_or_stored_in_another_order(dataset, src):
@@ -128,8 +129,9 @@ def test_duplicates_also_when_mirrored_or_stored_in_another_order(dataset, src):
 def test_leakage_into_a_test_set(dataset, src, run, tmp_path):
     folder = dataset(number=3)
     (folder / "imagesTs").mkdir()
-    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(src / "volume-1.nii.gz")), "RAI"),
-                    str(folder / "imagesTs" / "t_0000.nii.gz"))
+    sitk.WriteImage(
+        sitk.DICOMOrient(sitk.ReadImage(str(src / "volume-1.nii.gz")), "RAI"), str(folder / "imagesTs" / "t_0000.nii.gz")
+    )
     (tmp_path / "test").mkdir()
     shutil.copy(src / "volume-0.nii.gz", tmp_path / "test" / "x.nii.gz")
     other = run("generic", tmp_path / "test", "--image-glob", "*.nii.gz", "--unlabelled", dataset_id=9).folder
@@ -164,7 +166,7 @@ def test_broken_contract_and_unreadable_image(dataset, src):
     label[2, 2, 2] = 9
     sitk.WriteImage(label, str(folder / "labelsTr" / "lits_001.nii.gz"))
     data = (src / "volume-2.nii.gz").read_bytes()
-    (src / "volume-2.nii.gz").write_bytes(data[:len(data) // 2])
+    (src / "volume-2.nii.gz").write_bytes(data[: len(data) // 2])
     found, text = findings(folder)
     assert ("error", "unreadable", "lits_002") in found and ("error", "contract", "") in found
     assert "holds the value 9" in text and "truncated or damaged" in text
@@ -184,8 +186,9 @@ def test_command_writes_text_json_and_pictures(dataset, tmp_path, capsys):
     assert np.isclose(content["cases"]["lits_000"]["volumes_ml"]["liver"], expected, rtol=1e-4)
     picture = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "check.png")))
     assert picture.shape[0] > 500 and len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
-    assert not [i for i in folder.iterdir() if i.name not in ("dataset.json", "conversion.json", "labelsTr")
-                ], "the dataset is not written to"
+    assert not [i for i in folder.iterdir() if i.name not in ("dataset.json", "conversion.json", "labelsTr")], (
+        "the dataset is not written to"
+    )
 
 
 def test_command_exits_with_1_on_errors_and_2_on_bad_input(dataset, tmp_path, capsys):

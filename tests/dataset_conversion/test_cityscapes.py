@@ -1,4 +1,5 @@
 """Cityscapes: RGB pictures in place, 19 classes with void ignored, super-classes, pictures without labels."""
+
 import json
 
 import numpy as np
@@ -34,43 +35,42 @@ def test_nineteen_classes(src, tools, pictures, run):
     aachen, augsburg = pictures["aachen_000000_000000"], pictures["augsburg_000000_000001"]
     ids = {value: CLASSES.index(name) + 1 for name, value in cityscapes.CLASSES.items()}
     expected = np.vectorize(lambda v: ids.get(int(v), 20))(aachen[1])
-    tools.check(report,
-                source="cityscapes",
-                classes=CLASSES,
-                channels=("R", "G", "B"),
-                ending=".png",
-                reader="NaturalImage2DIO",
-                ignore=True,
-                files=["super_classes.json"],
-                cases={
-                    "aachen_000000_000000": ([aachen[0]], expected, CLASSES),
-                    "augsburg_000000_000001": ([augsburg[0]], None, [])
-                })
-    assert json.loads((report.folder /
-                       "super_classes.json").read_text()) == {k: list(v)
-                                                              for k, v in cityscapes.SUPER_CLASSES.items()}
+    tools.check(
+        report,
+        source="cityscapes",
+        classes=CLASSES,
+        channels=("R", "G", "B"),
+        ending=".png",
+        reader="NaturalImage2DIO",
+        ignore=True,
+        files=["super_classes.json"],
+        cases={"aachen_000000_000000": ([aachen[0]], expected, CLASSES), "augsburg_000000_000001": ([augsburg[0]], None, [])},
+    )
+    assert json.loads((report.folder / "super_classes.json").read_text()) == {
+        k: list(v) for k, v in cityscapes.SUPER_CLASSES.items()
+    }
 
 
 def test_super_classes(src, tools, pictures, run):
     report = run("cityscapes", src, "--super-classes")
     super_of = {
-        cityscapes.CLASSES[name]: i + 1
-        for i, members in enumerate(cityscapes.SUPER_CLASSES.values())
-        for name in members
+        cityscapes.CLASSES[name]: i + 1 for i, members in enumerate(cityscapes.SUPER_CLASSES.values()) for name in members
     }
     picture, ids = pictures["aachen_000000_000000"]
     expected = np.vectorize(lambda v: super_of.get(int(v), 6))(ids)
     classes = ["road", "vehicle", "person", "vegetation", "others"]
-    tools.check(report,
-                source="cityscapes",
-                classes=classes,
-                channels=("R", "G", "B"),
-                ending=".png",
-                reader="NaturalImage2DIO",
-                ignore=True,
-                files=["super_classes.json"],
-                skipped=dict(report.skipped),
-                cases={"aachen_000000_000000": ([picture], expected, classes)})
+    tools.check(
+        report,
+        source="cityscapes",
+        classes=classes,
+        channels=("R", "G", "B"),
+        ending=".png",
+        reader="NaturalImage2DIO",
+        ignore=True,
+        files=["super_classes.json"],
+        skipped=dict(report.skipped),
+        cases={"aachen_000000_000000": ([picture], expected, classes)},
+    )
 
 
 def test_every_class_has_one_super_class():

@@ -1,4 +1,5 @@
 """DICOM series: geometry against known volumes, multi-frame files, oblique axes, a real series."""
+
 import os
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from nnunet_partial import phantoms
 from nnunet_partial.data.conversion import dicom
+from nnunet_partial.demo import phantoms
 
 
 def volume(direction=(1, 0, 0, 0, 1, 0, 0, 0, 1)):
@@ -48,11 +49,16 @@ def write_multiframe(image, path: Path, order):
         position.ImagePositionPatient = [f"{i:.8g}" for i in image.TransformIndexToPhysicalPoint((0, 0, int(index)))]
         frame.PlanePositionSequence = Sequence([position])
         frames.append(frame)
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
-                 "RescaleIntercept", "RescaleSlope"):
+    for name in (
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "SliceThickness",
+        "RescaleIntercept",
+        "RescaleSlope",
+    ):
         delattr(dataset, name)
-    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = Sequence([shared
-                                                                                                 ]), Sequence(frames)
+    dataset.SharedFunctionalGroupsSequence, dataset.PerFrameFunctionalGroupsSequence = Sequence([shared]), Sequence(frames)
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SeriesInstanceUID = "1.2.3.4"
     dataset.NumberOfFrames = len(array)
@@ -60,10 +66,11 @@ def write_multiframe(image, path: Path, order):
     dataset.save_as(path, enforce_file_format=True)
 
 
-@pytest.mark.parametrize("direction",
-                         [np.eye(3), rotation("x", 25),
-                          rotation("y", -12), np.diag([-1, -1, 1])],
-                         ids=["axial", "tilted x", "tilted y", "prone"])
+@pytest.mark.parametrize(
+    "direction",
+    [np.eye(3), rotation("x", 25), rotation("y", -12), np.diag([-1, -1, 1])],
+    ids=["axial", "tilted x", "tilted y", "prone"],
+)
 def test_series_gives_the_volume_back(direction, tmp_path):
     expected = volume(np.ravel(direction).tolist())
     phantoms.write_dicom_series(expected, tmp_path)
@@ -90,7 +97,8 @@ def test_real_series():
     expected = reader.Execute()
     assert np.array_equal(sitk.GetArrayFromImage(image), sitk.GetArrayFromImage(expected))
     assert np.allclose(image.GetOrigin(), expected.GetOrigin()) and np.allclose(
-        image.GetSpacing(), expected.GetSpacing(), atol=1e-4)
+        image.GetSpacing(), expected.GetSpacing(), atol=1e-4
+    )
     assert np.allclose(image.GetDirection(), expected.GetDirection(), atol=1e-4)
     for file in files[::7]:
         header = pydicom.dcmread(file)

@@ -1,4 +1,5 @@
 """Any folder: every format, several channels, DICOM, unlabelled cases, real CT, globs."""
+
 import os
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import SimpleITK as sitk
 
 from dataset_conversion.generic import Glob, parse_labels
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
 
 
@@ -16,10 +17,15 @@ def test_every_format_stays_in_place(ending, src, tools, run):
     image = tools.write(src / "images" / f"anna{ending}", tools.grey(0))
     label = tools.label_with(0, (1, 4))
     tools.write(src / "labels" / f"anna{ending}", label)
-    report = run("generic", src, "--image-glob", f"images/*{ending}", "--label-glob", f"labels/*{ending}", "--labels",
-                 "liver=1,kidney=4")
-    tools.check(report, source="generic", classes=["liver", "kidney"],
-                cases={"anna": ([image], tools.remap(label, {1: 1, 4: 2}), ["liver", "kidney"])})
+    report = run(
+        "generic", src, "--image-glob", f"images/*{ending}", "--label-glob", f"labels/*{ending}", "--labels", "liver=1,kidney=4"
+    )
+    tools.check(
+        report,
+        source="generic",
+        classes=["liver", "kidney"],
+        cases={"anna": ([image], tools.remap(label, {1: 1, 4: 2}), ["liver", "kidney"])},
+    )
 
 
 def test_dicom_folders_and_labels_beside_them(src, tools, run):
@@ -35,20 +41,36 @@ def test_dicom_folders_and_labels_beside_them(src, tools, run):
 
 
 def test_two_channels_and_a_case_that_lacks_one(src, tools, run):
-    paths = [[tools.write(src / f"{case}_{channel}.mha", tools.grey(i + j)) for j, channel in enumerate(("t1", "t2"))]
-             for i, case in enumerate("ab")]
+    paths = [
+        [tools.write(src / f"{case}_{channel}.mha", tools.grey(i + j)) for j, channel in enumerate(("t1", "t2"))]
+        for i, case in enumerate("ab")
+    ]
     tools.write(src / "c_t1.mha", tools.grey(7))
     label = tools.label_with(0, (1,))
     for case in "abc":
         tools.write(src / f"{case}_seg.mha", label)
-    report = run("generic", src, "--image-glob", "*_t1.mha", "--image-glob", "*_t2.mha", "--channels", "T1,T2",
-                 "--label-glob", "*_seg.mha", "--labels", "tumor=1")
-    tools.check(report,
-                source="generic",
-                classes=["tumor"],
-                channels=("T1", "T2"),
-                skipped={"c": "one of its channels is missing"},
-                cases={"a": (paths[0], label, ["tumor"]), "b": (paths[1], label, ["tumor"])})
+    report = run(
+        "generic",
+        src,
+        "--image-glob",
+        "*_t1.mha",
+        "--image-glob",
+        "*_t2.mha",
+        "--channels",
+        "T1,T2",
+        "--label-glob",
+        "*_seg.mha",
+        "--labels",
+        "tumor=1",
+    )
+    tools.check(
+        report,
+        source="generic",
+        classes=["tumor"],
+        channels=("T1", "T2"),
+        skipped={"c": "one of its channels is missing"},
+        cases={"a": (paths[0], label, ["tumor"]), "b": (paths[1], label, ["tumor"])},
+    )
 
 
 def test_unlabelled_folder(src, tools, run):
@@ -69,16 +91,21 @@ def test_real_ct(src, run):
     names = ",".join(f"organ{v}={v}" for v in values)
     report = run("generic", src, "--image-glob", "*/ct.nii.gz", "--label-glob", "*/seg.nii.gz", "--labels", names)
     written = sitk.ReadImage(str(report.folder / report.converted["case1"].label))
-    assert np.array_equal(sitk.GetArrayFromImage(written),
-                          np.searchsorted(values, sitk.GetArrayFromImage(label), side="right"))
+    assert np.array_equal(sitk.GetArrayFromImage(written), np.searchsorted(values, sitk.GetArrayFromImage(label), side="right"))
     assert np.allclose(written.GetOrigin(), label.GetOrigin()) and report.converted["case1"].range == (-1100.0, 1207.0)
 
 
-@pytest.mark.parametrize("glob, path, case", [("*/CT", "anna/CT", "anna"),
-                                              ("images/*.nii.gz", "images/a b.nii.gz", "a_b"),
-                                              ("**/img?.mha", "x/y/img3.mha", "x_y_3"),
-                                              ("**/scan.nii", "scan.nii", "case"), ("*.nii", "x.nii.gz", None),
-                                              ("a/*.nii", "a/b/c.nii", None)])
+@pytest.mark.parametrize(
+    "glob, path, case",
+    [
+        ("*/CT", "anna/CT", "anna"),
+        ("images/*.nii.gz", "images/a b.nii.gz", "a_b"),
+        ("**/img?.mha", "x/y/img3.mha", "x_y_3"),
+        ("**/scan.nii", "scan.nii", "case"),
+        ("*.nii", "x.nii.gz", None),
+        ("a/*.nii", "a/b/c.nii", None),
+    ],
+)
 def test_names_of_cases(glob, path, case):
     assert Glob(glob).case(path) == case
 

@@ -1,4 +1,5 @@
 """ACDC and the left atrium: frames, films, nrrd, h5, NIfTI, and the real data."""
+
 import os
 from pathlib import Path
 
@@ -26,16 +27,14 @@ def test_acdc(src, tools, run):
             label = tools.label_with(frame, (1, 2, 3))
             tools.write(folder / f"{name}_gt.nii.gz", label)
             cases[name] = ([image], label, CLASSES)
-        sitk.WriteImage(sitk.JoinSeries([tools.image(tools.grey(i)) for i in range(3)]),
-                        str(folder / f"patient{patient:03d}_4d.nii.gz"))
+        sitk.WriteImage(
+            sitk.JoinSeries([tools.image(tools.grey(i)) for i in range(3)]), str(folder / f"patient{patient:03d}_4d.nii.gz")
+        )
         (folder / "Info.cfg").write_text("ED: 1\n")
     report = run("acdc", src)
-    tools.check(report,
-                source="acdc",
-                classes=CLASSES,
-                channels=("cine MR",),
-                cases={k: v
-                       for k, v in cases.items() if "101" not in k})
+    tools.check(
+        report, source="acdc", classes=CLASSES, channels=("cine MR",), cases={k: v for k, v in cases.items() if "101" not in k}
+    )
     assert "keep them in one fold" in report.lines()[-1]
     assert set(run("acdc", src, "--with-testing", dataset_id=8).converted) == set(cases)
 
@@ -45,8 +44,13 @@ def test_left_atrium_challenge_files(src, tools, run):
     label = tools.label_with(0, (255,))
     tools.write(image.with_name("laendo.nrrd"), label)
     report = run("left_atrium", src)
-    tools.check(report, source="left_atrium", classes=["left_atrium"], channels=("LGE MR",),
-                cases={"06SR5RBREL16DQ6M8LWS": ([image], np.where(label, 1, 0), ["left_atrium"])})
+    tools.check(
+        report,
+        source="left_atrium",
+        classes=["left_atrium"],
+        channels=("LGE MR",),
+        cases={"06SR5RBREL16DQ6M8LWS": ([image], np.where(label, 1, 0), ["left_atrium"])},
+    )
 
 
 def write_h5(path: Path, **datasets) -> Path:
@@ -63,8 +67,13 @@ def test_left_atrium_h5(src, tools, run):
     write_h5(src / "2018LA_Seg_Training Set" / "0RZDK210BSMWAA6467LU" / "mri_norm2.h5", image=image, label=label)
     expected = tools.image(np.ascontiguousarray(image.transpose(2, 1, 0)), spacing=(0.625,) * 3, origin=(0, 0, 0))
     report = run("left_atrium", src)
-    tools.check(report, source="left_atrium", classes=["left_atrium"], channels=("LGE MR",),
-                cases={"0RZDK210BSMWAA6467LU": ([expected], label.transpose(2, 1, 0), ["left_atrium"])})
+    tools.check(
+        report,
+        source="left_atrium",
+        classes=["left_atrium"],
+        channels=("LGE MR",),
+        cases={"0RZDK210BSMWAA6467LU": ([expected], label.transpose(2, 1, 0), ["left_atrium"])},
+    )
 
 
 @pytest.mark.parametrize("folder, name, number", [("ACDC", "acdc", 138), ("LeftAtrium", "left_atrium", 80)])
@@ -75,8 +84,7 @@ def test_real_data(folder, name, number, run):
     assert all(i.how == ("in place",) for i in report.converted.values())
     for case in list(report.converted.values())[::25]:
         image = Path(case.images[0])
-        truth = image.with_name(image.name.replace(".nii.gz",
-                                                   "_gt.nii.gz")) if name == "acdc" else source / "labels" / image.name
+        truth = image.with_name(image.name.replace(".nii.gz", "_gt.nii.gz")) if name == "acdc" else source / "labels" / image.name
         original, written = sitk.ReadImage(str(truth)), sitk.ReadImage(str(report.folder / case.label))
         assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(original))
         assert np.allclose(written.GetSpacing(), sitk.ReadImage(str(image)).GetSpacing())

@@ -1,4 +1,5 @@
 """KiTS19, 21 and 23: off-diagonal affine, slices of another size, aggregated masks, kits.json."""
+
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_partial.errors import UserError
 
-SLICES_FIRST = dict(spacing=(0.5, 0.92, 0.92), origin=(0, 0, 0), direction=(0, 0, 1, 0, 1, 0, -1, 0, 0))
+SLICES_FIRST = {"spacing": (0.5, 0.92, 0.92), "origin": (0, 0, 0), "direction": (0, 0, 1, 0, 1, 0, -1, 0, 0)}
 KIDNEY = {1: 1, 2: 1, 3: 1}
 
 
@@ -26,8 +27,7 @@ def case(src, tools):
         if image:
             tools.write(where / "imaging.nii.gz", tools.grey(number, shape), **SLICES_FIRST)
         for name in names if label else ():
-            tools.write(where / name, content if "OR" not in name else np.where(content, 1, 0).astype(np.uint8),
-                        **SLICES_FIRST)
+            tools.write(where / name, content if "OR" not in name else np.where(content, 1, 0).astype(np.uint8), **SLICES_FIRST)
         return where / "imaging.nii.gz", content
 
     return write
@@ -39,36 +39,36 @@ def test_kits19(src, tools, case, run):
     case(3, image=False)
     case(4, label=False)
     report = run("kits", src)
-    tools.check(report,
-                source="kits",
-                classes=["kidney"],
-                cases={
-                    f"case_{n:05d}": ([image], tools.remap(label, KIDNEY), ["kidney"])
-                    for n, (image, label) in images.items()
-                },
-                skipped={
-                    "case_00210": "it has no label of the classes; --unlabelled includes such cases",
-                    "case_00004": "imaging.nii.gz has no label", "case_00003": "segmentation.nii.gz has no image"
-                })
+    tools.check(
+        report,
+        source="kits",
+        classes=["kidney"],
+        cases={f"case_{n:05d}": ([image], tools.remap(label, KIDNEY), ["kidney"]) for n, (image, label) in images.items()},
+        skipped={
+            "case_00210": "it has no label of the classes; --unlabelled includes such cases",
+            "case_00004": "imaging.nii.gz has no label",
+            "case_00003": "segmentation.nii.gz has no image",
+        },
+    )
 
 
 def test_test_cases_of_kits19_are_unlabelled(src, tools, case, run):
     image, label = case(0)
     test, _ = case(299, label=False)
     report = run("kits", src, "--unlabelled", "--organs", "kidney,tumor")
-    tools.check(report,
-                source="kits",
-                classes=["kidney", "tumor"],
-                cases={
-                    "case_00000": ([image], tools.remap(label, {1: 1, 2: 2}), ["kidney", "tumor"]),
-                    "case_00299": ([test], None, [])
-                })
+    tools.check(
+        report,
+        source="kits",
+        classes=["kidney", "tumor"],
+        cases={"case_00000": ([image], tools.remap(label, {1: 1, 2: 2}), ["kidney", "tumor"]), "case_00299": ([test], None, [])},
+    )
 
 
 def test_kits19_has_no_cysts(src, case, run):
     case(0)
-    with pytest.raises(UserError,
-                       match="'cyst' is not a structure of this dataset. Structures: kidney, tumor, kidney_parenchyma"):
+    with pytest.raises(
+        UserError, match="'cyst' is not a structure of this dataset. Structures: kidney, tumor, kidney_parenchyma"
+    ):
         run("kits", src, "--organs", "kidney,cyst")
 
 
@@ -76,29 +76,34 @@ def test_kits21_uses_the_majority_of_its_annotators_or_what_is_asked_for(src, to
     names = [f"aggregated_{i}_seg.nii.gz" for i in ("MAJ", "AND", "OR")]
     image, label = case(5, (1, 2, 3), names, folder="kits21/data")
     report = run("kits", src, "--organs", "kidney,tumor,cyst")
-    tools.check(report, source="kits", classes=["kidney", "tumor", "cyst"],
-                cases={"case_00005": ([image], label, ["kidney", "tumor", "cyst"])})
+    tools.check(
+        report,
+        source="kits",
+        classes=["kidney", "tumor", "cyst"],
+        cases={"case_00005": ([image], label, ["kidney", "tumor", "cyst"])},
+    )
     report = run("kits", src, "--aggregation", "OR", "--name", "KiTS_OR", dataset_id=8)
     (report.folder.parent / "Dataset007_KiTS").rename(src.parent / "first")
-    tools.check(report,
-                source="kits",
-                classes=["kidney"],
-                cases={"case_00005": ([image], np.where(label, 1, 0), ["kidney"])})
+    tools.check(report, source="kits", classes=["kidney"], cases={"case_00005": ([image], np.where(label, 1, 0), ["kidney"])})
 
 
 def test_kits23_is_recognised_by_its_new_cases(src, tools, case, run):
     image, label = case(412, (1, 2, 3))
     report = run("kits", src, "--organs", "mass=tumor+cyst,kidney=kidney")
-    tools.check(report, source="kits", classes=["mass", "kidney"],
-                cases={"case_00412": ([image], tools.remap(label, {1: 2, 2: 1, 3: 1}), ["mass", "kidney"])})
+    tools.check(
+        report,
+        source="kits",
+        classes=["mass", "kidney"],
+        cases={"case_00412": ([image], tools.remap(label, {1: 2, 2: 1, 3: 1}), ["mass", "kidney"])},
+    )
 
 
 def test_kits_json_is_compared_with_the_headers(src, tools, case, run):
     case(0), case(1)
     entry = {"captured_pixel_width": 0.92, "captured_slice_thickness": 0.5}
     (src / "data" / "kits.json").write_text(
-        json.dumps([{"case_id": "case_00000", **entry},
-                    {"case_id": "case_00001", **entry, "captured_slice_thickness": 5.0}]))
+        json.dumps([{"case_id": "case_00000", **entry}, {"case_id": "case_00001", **entry, "captured_slice_thickness": 5.0}])
+    )
     report = run("kits", src)
     assert report.converted["case_00000"].notes == ()
     assert report.converted["case_00001"].notes == ("voxel size (0.5, 0.92, 0.92) mm, (5.0, 0.92, 0.92) in kits.json",)

@@ -1,9 +1,10 @@
 """LiTS: batches, compressed or not, placeholder voxel sizes, masks with other headers, mixed orientations."""
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
 
 LIVER = {1: 1, 2: 1}
@@ -24,36 +25,39 @@ def pair(src, tools):
 
 
 def test_two_batches_mixed_endings_and_orientations(src, tools, pair, run):
-    volumes = {0: pair(0), 7: pair(7, ending=".nii.gz", direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)),
-               101: pair(101, "Training Batch 2", direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1))}
+    volumes = {
+        0: pair(0),
+        7: pair(7, ending=".nii.gz", direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)),
+        101: pair(101, "Training Batch 2", direction=(-1, 0, 0, 0, 1, 0, 0, 0, 1)),
+    }
     tools.write(src / "Test" / "test-volume-3.nii", tools.grey(9))
     before = tools.hashes(src)
     report = run("lits", src)
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={
-                    f"lits_{n:03d}": ([volume], tools.remap(label, LIVER), ["liver"])
-                    for n, (volume, label) in volumes.items()
-                },
-                skipped={"lits_test_003": "it has no label of the classes; --unlabelled includes such cases"})
+    tools.check(
+        report,
+        source="lits",
+        classes=["liver"],
+        cases={f"lits_{n:03d}": ([volume], tools.remap(label, LIVER), ["liver"]) for n, (volume, label) in volumes.items()},
+        skipped={"lits_test_003": "it has no label of the classes; --unlabelled includes such cases"},
+    )
     assert tools.hashes(src) == before
 
 
 def test_liver_and_tumour_are_two_classes_on_request(src, tools, pair, run):
     volume, label = pair(0)
     report = run("lits", src, "--organs", "liver,tumor", "--source-name", "lits17")
-    tools.check(report, source="lits17", classes=["liver", "tumor"],
-                cases={"lits_000": ([volume], tools.remap(label, {1: 1, 2: 2}), ["liver", "tumor"])})
+    tools.check(
+        report,
+        source="lits17",
+        classes=["liver", "tumor"],
+        cases={"lits_000": ([volume], tools.remap(label, {1: 1, 2: 2}), ["liver", "tumor"])},
+    )
 
 
 def test_liver_without_tumour(src, tools, pair, run):
     volume, label = pair(0)
     report = run("lits", src, "--organs", "liver=liver_parenchyma")
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={"lits_000": ([volume], tools.remap(label, {1: 1}), ["liver"])})
+    tools.check(report, source="lits", classes=["liver"], cases={"lits_000": ([volume], tools.remap(label, {1: 1}), ["liver"])})
 
 
 def test_unlabelled_test_cases_annotate_nothing(src, tools, pair, run):
@@ -64,7 +68,8 @@ def test_unlabelled_test_cases_annotate_nothing(src, tools, pair, run):
         report,
         source="lits",
         classes=["liver"],
-        cases={"lits_000": ([volume], tools.remap(label, LIVER), ["liver"]), "lits_test_012": ([test], None, [])})
+        cases={"lits_000": ([volume], tools.remap(label, LIVER), ["liver"]), "lits_test_012": ([test], None, [])},
+    )
 
 
 def test_cases_of_ircadb_are_flagged_or_left_out(src, tools, pair, run):
@@ -81,10 +86,7 @@ def test_placeholder_voxel_size_is_told_and_mended_from_the_original_without_a_c
     volume, label = pair(28, spacing=(1, 1, 1), origin=(0, 0, 0), direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1))
     report = run("lits", src)
     assert "the voxel size 1 mm is a placeholder; give --ircadb DIR" in report.converted["lits_028"].notes
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={"lits_028": ([volume], tools.remap(label, LIVER), ["liver"])})
+    tools.check(report, source="lits", classes=["liver"], cases={"lits_028": ([volume], tools.remap(label, LIVER), ["liver"])})
 
     original = tools.image(tools.grey(28), spacing=(0.57, 0.57, 1.6))
     series = phantoms.write_dicom_series(original, tmp_path / "ircadb" / "3Dircadb1.1" / "PATIENT_DICOM")
@@ -97,10 +99,7 @@ def test_placeholder_voxel_size_is_told_and_mended_from_the_original_without_a_c
     assert report.converted["lits_028"].how == ("through a header of its own",)
     assert (report.folder / report.converted["lits_028"].images[0]).stat().st_size < 1000
     (report.folder.parent / "Dataset007_LiTS").rename(tmp_path / "elsewhere")
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={"lits_028": ([mended], tools.remap(label, LIVER), ["liver"])})
+    tools.check(report, source="lits", classes=["liver"], cases={"lits_028": ([mended], tools.remap(label, LIVER), ["liver"])})
 
 
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "LAI"])
@@ -115,10 +114,7 @@ def test_mask_with_another_header_lies_on_the_liver_all_the_same(orientation, sr
     sitk.WriteImage(ct, str(src / "volume-50.nii"))
     sitk.WriteImage(mask, str(src / "segmentation-50.nii"))
     report = run("lits", src)
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={"lits_050": ([src / "volume-50.nii"], expected, ["liver"])})
+    tools.check(report, source="lits", classes=["liver"], cases={"lits_050": ([src / "volume-50.nii"], expected, ["liver"])})
     assert "the header of the label disagrees with the image's, which was used" in report.converted["lits_050"].notes
 
 
@@ -130,10 +126,7 @@ def test_mirrored_mask_is_found_by_the_image(src, tools, run):
     sitk.WriteImage(patient.ct_image(), str(src / "volume-1.nii"))
     sitk.WriteImage(wrong, str(src / "segmentation-1.nii"))
     report = run("lits", src)
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={"lits_001": ([src / "volume-1.nii"], expected, ["liver"])})
+    tools.check(report, source="lits", classes=["liver"], cases={"lits_001": ([src / "volume-1.nii"], expected, ["liver"])})
     assert any("mirrored along y" in note for note in report.converted["lits_001"].notes)
 
 

@@ -1,9 +1,10 @@
 """NIH Pancreas-CT: DICOM, labels whose header mirrors them, withdrawn duplicates, missing cases."""
+
 import pydicom
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 
 MIRRORED = (1, 0, 0, 0, -1, 0, 0, 0, 1)
 NOTE = "the header of the label disagrees with the image's, which was used"
@@ -13,26 +14,19 @@ NOTE = "the header of the label disagrees with the image's, which was used"
 def case(src, tools):
     """Write series and label of one case; returns (CT, label array)."""
 
-    def write(number,
-              nested="11-24-2015-x/Pancreas-1",
-              image=True,
-              label=True,
-              ending=".dcm",
-              intercept=-1024.0,
-              slope=1.0):
+    def write(number, nested="11-24-2015-x/Pancreas-1", image=True, label=True, ending=".dcm", intercept=-1024.0, slope=1.0):
         patient = phantoms.make_patient(number, tools.tiny["nih"])
         ct = patient.ct_image()
         if image:
-            folder = phantoms.write_dicom_series(ct, src / "Pancreas-CT" / f"PANCREAS_{number:04d}" / nested,
-                                                 intercept=intercept, slope=slope)
+            folder = phantoms.write_dicom_series(
+                ct, src / "Pancreas-CT" / f"PANCREAS_{number:04d}" / nested, intercept=intercept, slope=slope
+            )
             for file in list(folder.iterdir()):
                 file.rename(file.with_name(file.stem + ending))
         mask = patient.label_image({phantoms.PANCREAS: 1})
         array = sitk.GetArrayFromImage(mask)
         if label:
-            tools.write(src / "TCIA_pancreas_labels-02-05-2017" / f"label{number:04d}.nii.gz",
-                        array,
-                        direction=MIRRORED)
+            tools.write(src / "TCIA_pancreas_labels-02-05-2017" / f"label{number:04d}.nii.gz", array, direction=MIRRORED)
         return ct, array
 
     return write
@@ -48,15 +42,18 @@ def test_release(src, tools, case, run):
     before = tools.hashes(src)
     report = run("nih", src)
     duplicate = "the same patient as pancreas_0002, withdrawn in 2020 (--keep-duplicates keeps it)"
-    tools.check(report,
-                source="nih",
-                classes=["pancreas"],
-                cases={f"pancreas_{n:04d}": ([ct], label, ["pancreas"])
-                       for n, (ct, label) in found.items()},
-                skipped={
-                    "pancreas_0025": duplicate, "pancreas_0070": duplicate,
-                    "pancreas_0003": "label0003.nii.gz has no image", "pancreas_0004": "1-001.dcm has no label"
-                })
+    tools.check(
+        report,
+        source="nih",
+        classes=["pancreas"],
+        cases={f"pancreas_{n:04d}": ([ct], label, ["pancreas"]) for n, (ct, label) in found.items()},
+        skipped={
+            "pancreas_0025": duplicate,
+            "pancreas_0070": duplicate,
+            "pancreas_0003": "label0003.nii.gz has no image",
+            "pancreas_0004": "1-001.dcm has no label",
+        },
+    )
     assert all(i.notes == (NOTE,) and i.how == ("copied",) for i in report.converted.values())
     assert tools.hashes(src) == before
 
@@ -74,10 +71,7 @@ def test_slices_are_ordered_by_position_not_by_name_or_instance_number(src, tool
         dataset.InstanceNumber = 1000 - new
         dataset.save_as(file.with_name(f"{new:04d}-shuffled.dcm"))
         file.unlink()
-    tools.check(run("nih", src),
-                source="nih",
-                classes=["pancreas"],
-                cases={"pancreas_0001": ([ct], label, ["pancreas"])})
+    tools.check(run("nih", src), source="nih", classes=["pancreas"], cases={"pancreas_0001": ([ct], label, ["pancreas"])})
 
 
 def test_a_landmark_keeps_its_place_in_the_world(src, tools, run):
@@ -91,7 +85,6 @@ def test_a_landmark_keeps_its_place_in_the_world(src, tools, run):
     label[k, j, i] = 1
     tools.write(src / "label0009.nii.gz", label, direction=MIRRORED)
     report = run("nih", src)
-    for file, value in ((report.converted["pancreas_0009"].images[0], 1234), (report.converted["pancreas_0009"].label,
-                                                                              1)):
+    for file, value in ((report.converted["pancreas_0009"].images[0], 1234), (report.converted["pancreas_0009"].label, 1)):
         image = sitk.ReadImage(str(report.folder / file))
         assert image[image.TransformPhysicalPointToIndex(position)] == value

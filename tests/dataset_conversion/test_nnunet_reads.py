@@ -1,18 +1,19 @@
 """Stock nnU-Net reads every converted dataset on one set of axes, label on image."""
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 
 RAS = (slice(None), slice(None, None, -1), slice(None, None, -1))  # of an array in patient axes (LPS)
 
 
 @pytest.mark.parametrize("source, organ", [("lits", (1, 2)), ("kits", (3, 4)), ("nih", (5,))])
 def test_axes_are_the_same_for_every_source(source, organ, src, tiny_styles, run):
+    from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
     from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-    from batchgenerators.utilities.file_and_folder_operations import load_json
 
     getattr(phantoms, f"make_{source}")(src, num_cases=3)
     report = run(source, src)
@@ -23,8 +24,7 @@ def test_axes_are_the_same_for_every_source(source, organ, src, tiny_styles, run
         patient = phantoms.make_patient(phantoms._seed(0, source, number), tiny_styles[source])
         image, properties = reader.read_images(entry["images"])
         label, label_properties = reader.read_seg(entry["label"])
-        assert np.array_equal(image[0], patient.ct[RAS]) and np.array_equal(label[0],
-                                                                            np.isin(patient.organs, organ)[RAS])
+        assert np.array_equal(image[0], patient.ct[RAS]) and np.array_equal(label[0], np.isin(patient.organs, organ)[RAS])
         assert np.allclose(properties["spacing"], patient.spacing_mm[::-1], rtol=1e-4)
         assert np.allclose(label_properties["spacing"], properties["spacing"])
 
@@ -50,4 +50,5 @@ def test_prediction_goes_back_to_the_axes_of_the_file(src, tiny_styles, tmp_path
     written, truth = (sitk.ReadImage(str(i)) for i in (tmp_path / "prediction.nii.gz", report.folder / case.label))
     assert np.array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(truth))
     assert np.allclose(written.GetDirection(), truth.GetDirection()) and np.allclose(
-        written.GetOrigin(), truth.GetOrigin(), atol=1e-3)
+        written.GetOrigin(), truth.GetOrigin(), atol=1e-3
+    )

@@ -1,4 +1,5 @@
 """Choice of classes: merging, names, priorities, partial availability."""
+
 import numpy as np
 import pytest
 
@@ -9,13 +10,17 @@ STRUCTURES = {"liver": (1, 2), "tumor": (2,), "right_kidney": (3,), "left_kidney
 LABEL = np.array([[0, 1, 2], [3, 4, 0]], np.uint8)
 
 
-@pytest.mark.parametrize("requested, classes, expected", [
-    (None, ("liver",), [[0, 1, 1], [0, 0, 0]]),
-    ("liver,tumor", ("liver", "tumor"), [[0, 1, 2], [0, 0, 0]]),
-    ("tumor,liver", ("tumor", "liver"), [[0, 2, 1], [0, 0, 0]]),
-    ("kidney=right_kidney+left_kidney", ("kidney",), [[0, 0, 0], [1, 1, 0]]),
-    ("left_kidney, Leber=liver", ("left_kidney", "Leber"), [[0, 2, 2], [0, 1, 0]]),
-    ("all=liver+right_kidney+left_kidney,tumor", ("all", "tumor"), [[0, 1, 2], [1, 1, 0]])])
+@pytest.mark.parametrize(
+    "requested, classes, expected",
+    [
+        (None, ("liver",), [[0, 1, 1], [0, 0, 0]]),
+        ("liver,tumor", ("liver", "tumor"), [[0, 1, 2], [0, 0, 0]]),
+        ("tumor,liver", ("tumor", "liver"), [[0, 2, 1], [0, 0, 0]]),
+        ("kidney=right_kidney+left_kidney", ("kidney",), [[0, 0, 0], [1, 1, 0]]),
+        ("left_kidney, Leber=liver", ("left_kidney", "Leber"), [[0, 2, 2], [0, 1, 0]]),
+        ("all=liver+right_kidney+left_kidney,tumor", ("all", "tumor"), [[0, 1, 2], [1, 1, 0]]),
+    ],
+)
 def test_classes_and_their_voxels(requested, classes, expected):
     organs = choose_organs(requested, STRUCTURES, ("liver",))
     assert organs.classes == classes and list(organs.labels().values()) == list(range(len(classes) + 1))
@@ -23,12 +28,21 @@ def test_classes_and_their_voxels(requested, classes, expected):
     assert mapped.dtype == np.uint8 and np.array_equal(mapped, expected)
 
 
-@pytest.mark.parametrize("requested, words",
-                         [("spleen", "not a structure"), ("", "not a structure"), ("liver,,tumor", "not a structure"),
-                          ("x=", "not a structure"), ("liver,liver", "given twice"), ("background=liver", "not usable"),
-                          ("ignore=liver", "not usable"), ("a/b=liver", "not usable"),
-                          ("a=tumor,b=tumor", "nothing would be left"),
-                          ("both=right_kidney+left_kidney,right_kidney,left_kidney", "nothing would be left")])
+@pytest.mark.parametrize(
+    "requested, words",
+    [
+        ("spleen", "not a structure"),
+        ("", "not a structure"),
+        ("liver,,tumor", "not a structure"),
+        ("x=", "not a structure"),
+        ("liver,liver", "given twice"),
+        ("background=liver", "not usable"),
+        ("ignore=liver", "not usable"),
+        ("a/b=liver", "not usable"),
+        ("a=tumor,b=tumor", "nothing would be left"),
+        ("both=right_kidney+left_kidney,right_kidney,left_kidney", "nothing would be left"),
+    ],
+)
 def test_requests_that_make_no_sense(requested, words):
     with pytest.raises(UserError, match=words):
         choose_organs(requested, STRUCTURES, ("liver",))

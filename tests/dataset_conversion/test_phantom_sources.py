@@ -1,13 +1,16 @@
 """LiTS, KiTS and NIH phantoms: what comes out lies on the patient, in world coordinates."""
+
 import nibabel
 import numpy as np
 import pytest
 
-from nnunet_partial import phantoms
+from nnunet_partial.demo import phantoms
 
-CASES = {"lits": (phantoms.make_lits, "lits_{:03d}", (0, 1, 2), (phantoms.LIVER, phantoms.LIVER_TUMOUR)),
-         "kits": (phantoms.make_kits, "case_{:05d}", (0, 1), (phantoms.KIDNEY, phantoms.KIDNEY_TUMOUR)),
-         "nih": (phantoms.make_nih, "pancreas_{:04d}", (1, 2), (phantoms.PANCREAS,))}
+CASES = {
+    "lits": (phantoms.make_lits, "lits_{:03d}", (0, 1, 2), (phantoms.LIVER, phantoms.LIVER_TUMOUR)),
+    "kits": (phantoms.make_kits, "case_{:05d}", (0, 1), (phantoms.KIDNEY, phantoms.KIDNEY_TUMOUR)),
+    "nih": (phantoms.make_nih, "pancreas_{:04d}", (1, 2), (phantoms.PANCREAS,)),
+}
 
 
 @pytest.mark.parametrize("source", CASES)

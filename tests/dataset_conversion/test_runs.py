@@ -1,4 +1,5 @@
 """Runs: again, after a change, with other settings, killed, without space, at the same time; the commands."""
+
 import json
 import os
 import random
@@ -15,9 +16,9 @@ import pytest
 import SimpleITK as sitk
 
 import dataset_conversion
-from nnunet_partial import phantoms
 from nnunet_partial.commands.convert import CONVERTERS
 from nnunet_partial.data.conversion import run as runs
+from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
 
 COMMAND = [sys.executable, "-c", "import sys; from nnunet_partial.cli import main; sys.exit(main())", "convert"]
@@ -28,9 +29,10 @@ def lits(src, tools):
     """``lits(number, seed)`` writes one case; three are there."""
 
     def write(number, seed=None):
-        for name, array in (("volume", tools.grey(number)), ("segmentation",
-                                                             tools.label_with(number if seed is None else seed,
-                                                                              (1, 2)))):
+        for name, array in (
+            ("volume", tools.grey(number)),
+            ("segmentation", tools.label_with(number if seed is None else seed, (1, 2))),
+        ):
             (src / f"{name}-{number}.nii.gz").unlink(missing_ok=True)
             tools.write(src / f"{name}-{number}.nii.gz", array)
 
@@ -60,11 +62,14 @@ def test_changed_new_and_removed_cases_are_noticed(src, lits, tools, run):
     report = run("lits", src)
     assert report.unchanged == ("lits_000",) and set(report.converted) == {"lits_000", "lits_001", "lits_007"}
     after = times(report.folder)
-    assert after["lits_000.nii.gz"] == before["lits_000.nii.gz"] and after["lits_001.nii.gz"] != before[
-        "lits_001.nii.gz"]
+    assert after["lits_000.nii.gz"] == before["lits_000.nii.gz"] and after["lits_001.nii.gz"] != before["lits_001.nii.gz"]
     label = {n: tools.remap(tools.label_with(seed, (1, 2)), {1: 1, 2: 1}) for n, seed in ((0, 0), (1, 99), (7, 7))}
-    tools.check(report, source="lits", classes=["liver"],
-                cases={f"lits_{n:03d}": ([src / f"volume-{n}.nii.gz"], label[n], ["liver"]) for n in (0, 1, 7)})
+    tools.check(
+        report,
+        source="lits",
+        classes=["liver"],
+        cases={f"lits_{n:03d}": ([src / f"volume-{n}.nii.gz"], label[n], ["liver"]) for n in (0, 1, 7)},
+    )
 
 
 def test_label_that_vanished_from_the_dataset_is_written_again(src, lits, run):
@@ -126,21 +131,19 @@ def test_id_of_another_dataset_is_refused(src, lits, raw, run):
 
 
 def test_two_runs_at_once_are_kept_apart(src, lits, raw, run):
-    with runs._lock(raw / "Dataset007_LiTS"):
-        with pytest.raises(UserError, match="is being converted by another process"):
-            run("lits", src)
+    with runs._lock(raw / "Dataset007_LiTS"), pytest.raises(UserError, match="is being converted by another process"):
+        run("lits", src)
 
 
 def test_images_are_copied_on_request(src, lits, tools, run):
     report = run("lits", src, "--copy-images")
     images = {n: sitk.ReadImage(str(src / f"volume-{n}.nii.gz")) for n in (0, 1, 2)}
-    tools.check(report,
-                source="lits",
-                classes=["liver"],
-                cases={
-                    f"lits_{n:03d}": ([images[n]], tools.remap(tools.label_with(n, (1, 2)), {1: 1, 2: 1}), ["liver"])
-                    for n in images
-                })
+    tools.check(
+        report,
+        source="lits",
+        classes=["liver"],
+        cases={f"lits_{n:03d}": ([images[n]], tools.remap(tools.label_with(n, (1, 2)), {1: 1, 2: 1}), ["liver"]) for n in images},
+    )
 
 
 def test_names_with_spaces_and_umlauts(tmp_path, tools, run):
@@ -148,8 +151,9 @@ def test_names_with_spaces_and_umlauts(tmp_path, tools, run):
     for number in (28,):
         tools.write(src / f"volume-{number}.nii", tools.grey(number), spacing=(1, 1, 1))
         tools.write(src / f"segmentation-{number}.nii", tools.label_with(number, (1, 2)), spacing=(1, 1, 1))
-    phantoms.write_dicom_series(tools.image(tools.grey(28), spacing=(0.5, 0.5, 2)),
-                                tmp_path / "irc däd" / "3Dircadb1.1" / "PATIENT_DICOM")
+    phantoms.write_dicom_series(
+        tools.image(tools.grey(28), spacing=(0.5, 0.5, 2)), tmp_path / "irc däd" / "3Dircadb1.1" / "PATIENT_DICOM"
+    )
     for file in list((tmp_path / "irc däd").rglob("*.dcm")):
         file.rename(file.with_name("image_" + file.stem.split("-")[1]))
     report = run("lits", src, "--ircadb", tmp_path / "irc däd")
@@ -181,10 +185,7 @@ def environment(raw: Path) -> dict:
 
 def whole(folder: Path) -> dict:
     """Content of every file of a finished dataset, the journal's account of it left out."""
-    return {
-        str(i.relative_to(folder)): i.read_bytes()
-        for i in folder.rglob("*") if i.is_file() and i.name != "conversion.json"
-    }
+    return {str(i.relative_to(folder)): i.read_bytes() for i in folder.rglob("*") if i.is_file() and i.name != "conversion.json"}
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -257,8 +258,13 @@ def test_no_space_left_is_one_line_and_leaves_nothing(tmp_path, src, tiny_styles
     """A limit on the size of files makes writing fail as a full disk does; SimpleITK does not notice either."""
     phantoms.make_nih(src, num_cases=2)
     raw = tmp_path / "raw"
-    result = subprocess.run([*COMMAND, "nih", str(src), "--dataset-id", "7", "--processes", "1"], env=environment(raw),
-                            preexec_fn=limit_file_size, capture_output=True, text=True)
+    result = subprocess.run(
+        [*COMMAND, "nih", str(src), "--dataset-id", "7", "--processes", "1"],
+        env=environment(raw),
+        preexec_fn=limit_file_size,
+        capture_output=True,
+        text=True,
+    )
     lines = [i for i in result.stderr.splitlines() if i.startswith("nnunet_partial: error:")]
     assert result.returncode == 2 and len(lines) == 1 and "Is the disk full?" in lines[0]
     assert not list(raw.iterdir())
@@ -272,10 +278,12 @@ def test_full_disk(tmp_path, src, tiny_styles):
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", str(raw)], capture_output=True).returncode:
         pytest.skip("mounting is not allowed here")
     try:
-        result = subprocess.run([*COMMAND, "nih", str(src), "--dataset-id", "7", "--processes", "1"],
-                                env=environment(raw),
-                                capture_output=True,
-                                text=True)
+        result = subprocess.run(
+            [*COMMAND, "nih", str(src), "--dataset-id", "7", "--processes", "1"],
+            env=environment(raw),
+            capture_output=True,
+            text=True,
+        )
         assert result.returncode == 2 and "cannot be written" in result.stderr and "Traceback" not in result.stderr
         assert not list(raw.iterdir())
     finally:
@@ -292,12 +300,14 @@ def test_every_converter_is_a_script_with_help(name, tmp_path):
 def test_script_does_what_the_command_does(tmp_path, src, lits):
     script = Path(dataset_conversion.__file__).parent / "lits.py"
     for raw, command in ((tmp_path / "a", [sys.executable, str(script)]), (tmp_path / "b", [*COMMAND, "lits"])):
-        result = subprocess.run([*command, str(src), "--dataset-id", "7"],
-                                env=environment(raw),
-                                cwd=tmp_path,
-                                check=True,
-                                capture_output=True,
-                                text=True)
+        result = subprocess.run(
+            [*command, str(src), "--dataset-id", "7"],
+            env=environment(raw),
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         assert "3 cases, 3 labelled, 0 skipped; classes liver" in result.stdout
         assert "images: 3 in place" in result.stdout
     assert whole(tmp_path / "a" / "Dataset007_LiTS") == whole(tmp_path / "b" / "Dataset007_LiTS")

@@ -1,4 +1,5 @@
 """SRC is never left: links, loops, paths in headers of NRRD, MetaImage and h5 files."""
+
 import os
 
 import h5py
@@ -10,16 +11,29 @@ from nnunet_partial.errors import UserError
 
 
 def test_paths_are_sorted_naturally_and_hidden_files_left_out(src):
-    for name in ("b/volume-10.nii", "b/volume-9.nii", "._volume-1.nii", ".DS_Store", "__MACOSX/volume-1.nii", "a.txt",
-                 "c/.git/x"):
+    for name in (
+        "b/volume-10.nii",
+        "b/volume-9.nii",
+        "._volume-1.nii",
+        ".DS_Store",
+        "__MACOSX/volume-1.nii",
+        "a.txt",
+        "c/.git/x",
+    ):
         (src / name).parent.mkdir(parents=True, exist_ok=True)
         (src / name).write_text("")
     assert SourceFolder(src).paths() == ["a.txt", "b/volume-9.nii", "b/volume-10.nii"]
 
 
 def test_natural_order_of_mixed_names():
-    assert sorted(["case_10", "case_9", "case", "10", "9", "a1b"],
-                  key=natural_key) == ["9", "10", "a1b", "case", "case_9", "case_10"]
+    assert sorted(["case_10", "case_9", "case", "10", "9", "a1b"], key=natural_key) == [
+        "9",
+        "10",
+        "a1b",
+        "case",
+        "case_9",
+        "case_10",
+    ]
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -109,8 +123,7 @@ def test_detached_data_inside_src_is_part_of_the_case(src, tools, run):
     assert run("generic", src, "--image-glob", "*.mhd", "--unlabelled").unchanged == ()
 
 
-@pytest.mark.parametrize("kind",
-                         ["external link", "external storage", "virtual", "soft link", "group", "missing", "text"])
+@pytest.mark.parametrize("kind", ["external link", "external storage", "virtual", "soft link", "group", "missing", "text"])
 def test_h5_files_that_keep_their_data_elsewhere(kind, src, tmp_path, run, raw):
     array = np.zeros((4, 5, 6), np.float32)
     with h5py.File(tmp_path / "other.h5", "w") as other:
@@ -143,6 +156,6 @@ def test_truncated_h5(src, run):
     with h5py.File(src / "A" / "mri_norm2.h5", "w") as file:
         file["image"] = file["label"] = np.zeros((30, 30, 30))
     data = (src / "A" / "mri_norm2.h5").read_bytes()
-    (src / "A" / "mri_norm2.h5").write_bytes(data[:len(data) // 2])
+    (src / "A" / "mri_norm2.h5").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is truncated or damaged"):
         run("left_atrium", src)

@@ -1,6 +1,7 @@
 """Text headers that refer to voxels in place: every layout of NIfTI that occurs, channels of 4D files, what must be
 copied.
 """
+
 import nibabel
 import numpy as np
 import pytest

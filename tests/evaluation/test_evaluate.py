@@ -1,4 +1,5 @@
 """Folders of predictions against folders of truth: which classes, which values, which cases, and what is written."""
+
 import csv
 import json
 import math
@@ -19,8 +20,13 @@ from nnunet_partial.evaluation.statistics import bootstrap_ci, compare
 SPACING_XYZ = (2.0, 1.0, 5.0)
 SPACING_ZYX = SPACING_XYZ[::-1]
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "spleen": 3}
-ANNOTATED = {"lits_0": ("lits", ["liver"]), "lits_1": ("lits", ["liver"]), "kits_0": ("kits", ["kidney"]),
-             "full_0": ("full", ["liver", "kidney", "spleen"]), "none_0": ("none", [])}
+ANNOTATED = {
+    "lits_0": ("lits", ["liver"]),
+    "lits_1": ("lits", ["liver"]),
+    "kits_0": ("kits", ["kidney"]),
+    "full_0": ("full", ["liver", "kidney", "spleen"]),
+    "none_0": ("none", []),
+}
 
 
 def contract(cases=ANNOTATED):
@@ -39,7 +45,7 @@ def write_dataset_json(folder, labels=LABELS, cases=ANNOTATED):
 def write(array, path, spacing_xyz=SPACING_XYZ, origin=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array.astype(np.uint8))
-    image.SetSpacing(spacing_xyz[:array.ndim])
+    image.SetSpacing(spacing_xyz[: array.ndim])
     image.SetOrigin(origin or (0.0,) * array.ndim)
     sitk.WriteImage(image, str(path))
 
@@ -68,8 +74,14 @@ def abdomen(tmp_path):
 
 
 def evaluate(abdomen, **options):
-    options = {"pred": abdomen / "pred", "truth": abdomen / "raw" / "Dataset501_Abdomen" / "labelsTr",
-               "dataset": abdomen / "raw" / "Dataset501_Abdomen" / "dataset.json", "processes": 1, "progress": False, **options}
+    options = {
+        "pred": abdomen / "pred",
+        "truth": abdomen / "raw" / "Dataset501_Abdomen" / "labelsTr",
+        "dataset": abdomen / "raw" / "Dataset501_Abdomen" / "dataset.json",
+        "processes": 1,
+        "progress": False,
+        **options,
+    }
     return evaluate_folder(options.pop("pred"), options.pop("truth"), options.pop("dataset"), **options)
 
 
@@ -79,8 +91,14 @@ def pairs(rows):
 
 def test_only_annotated_classes_are_evaluated(abdomen):
     rows = evaluate(abdomen)
-    assert pairs(rows) == [("full_0", "liver"), ("full_0", "kidney"), ("full_0", "spleen"), ("kits_0", "kidney"),
-                           ("lits_0", "liver"), ("lits_1", "liver")]
+    assert pairs(rows) == [
+        ("full_0", "liver"),
+        ("full_0", "kidney"),
+        ("full_0", "spleen"),
+        ("kits_0", "kidney"),
+        ("lits_0", "liver"),
+        ("lits_1", "liver"),
+    ]
     assert [i["source"] for i in rows] == ["full"] * 3 + ["kits", "lits", "lits"]
 
 
@@ -97,7 +115,7 @@ def test_a_structure_of_one_slice_is_measured_as_in_the_whole_image(abdomen):
     truth[3, 4:12, 4:12], pred[3, 4:12, 6:14] = 1, 1
     write(truth, abdomen / "t" / "a.nii.gz")
     write(pred, abdomen / "p" / "a.nii.gz")
-    row, = evaluate(abdomen, pred=abdomen / "p", truth=abdomen / "t", annotated=["liver"])
+    (row,) = evaluate(abdomen, pred=abdomen / "p", truth=abdomen / "t", annotated=["liver"])
     assert {k: row[k] for k in METRICS} == pytest.approx(all_metrics(pred, truth, SPACING_ZYX))
 
 
@@ -149,10 +167,16 @@ def test_truth_with_other_values(abdomen):
         evaluate(abdomen, **folders, truth_dataset=other, truth_labels=["liver=5"])
 
 
-@pytest.mark.parametrize("given,message", [
-    (["liver"], "--truth-labels liver: write each class once"), (["liver=0"], "write each class once"),
-    (["liver=1+"], "write each class once"), (["liver=1", "liver=2"], "liver=2: write each class once"),
-    (["heart=1"], "'heart' is not a class.*liver, kidney, spleen")])
+@pytest.mark.parametrize(
+    "given,message",
+    [
+        (["liver"], "--truth-labels liver: write each class once"),
+        (["liver=0"], "write each class once"),
+        (["liver=1+"], "write each class once"),
+        (["liver=1", "liver=2"], "liver=2: write each class once"),
+        (["heart=1"], "'heart' is not a class.*liver, kidney, spleen"),
+    ],
+)
 def test_bad_label_assignments(abdomen, given, message):
     with pytest.raises(UserError, match=message):
         evaluate(abdomen, truth_labels=given)
@@ -180,7 +204,7 @@ def test_predictions_stored_in_the_folder_of_another_dataset_keep_their_values(a
 
 def test_pred_labels_given(abdomen):
     write((label_map() == 2) * 7, abdomen / "p" / "kits_0.nii.gz")
-    row, = evaluate(abdomen, pred=abdomen / "p", pred_labels=["kidney=7"], allow_missing=True)
+    (row,) = evaluate(abdomen, pred=abdomen / "p", pred_labels=["kidney=7"], allow_missing=True)
     assert (row["class"], row["dice"]) == ("kidney", 1)
 
 
@@ -232,8 +256,11 @@ def test_contract_is_strict(abdomen):
 def test_truth_with_a_value_that_the_case_does_not_annotate(abdomen):
     truth = abdomen / "raw" / "Dataset501_Abdomen" / "labelsTr" / "kits_0.nii.gz"
     write(label_map(), truth)
-    with pytest.raises(UserError, match=r"kits_0.nii.gz holds the value 1, which .*dataset.json does not allow for case kits_0 "
-                                        r"\(allowed: 0, 2\)"):
+    with pytest.raises(
+        UserError,
+        match=r"kits_0.nii.gz holds the value 1, which .*dataset.json does not allow for case kits_0 "
+        r"\(allowed: 0, 2\)",
+    ):
         evaluate(abdomen)
 
 
@@ -254,8 +281,9 @@ def test_ignored_voxels_do_not_count(abdomen):
     assert row["dice"] == 1 and row["hausdorff_mean_mm"] == 0
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"origin": (0.0, 0.0, 3.0)}, "differ in origin"), ({"spacing_xyz": (2.0, 1.0, 4.0)}, "differ in spacing")])
+@pytest.mark.parametrize(
+    "change,message", [({"origin": (0.0, 0.0, 3.0)}, "differ in origin"), ({"spacing_xyz": (2.0, 1.0, 4.0)}, "differ in spacing")]
+)
 def test_other_geometry(abdomen, change, message):
     write(label_map(), abdomen / "pred" / "lits_0.nii.gz", **change)
     with pytest.raises(UserError, match=message):
@@ -318,8 +346,12 @@ def test_tolerances():
     assert parse_tolerances(["4", "heart=1"], classes) == {"liver": 4, "left_kidney": 4, "heart": 1}
     assert parse_tolerances(["flare22"], classes) == {"liver": 5, "left_kidney": 3, "heart": 2}
     assert parse_tolerances("liver=6,flare22,1", classes) == {"liver": 6, "left_kidney": 3, "heart": 1}
-    for bad, message in (("nose=1", "'nose' is not a class"), ("liver=0", "write millimetres"), ("wide", "write millimetres"),
-                         ("nan", "write millimetres")):
+    for bad, message in (
+        ("nose=1", "'nose' is not a class"),
+        ("liver=0", "write millimetres"),
+        ("wide", "write millimetres"),
+        ("nan", "write millimetres"),
+    ):
         with pytest.raises(UserError, match=message):
             parse_tolerances([bad], classes)
 
@@ -346,9 +378,16 @@ def test_dataset_by_number(abdomen, monkeypatch):
 
 
 def test_summary():
-    rows = [{"case": case, "source": "all", "class": name, "dice": dice, "hausdorff95_mm": distance}
-            for case, name, dice, distance in (("a", "liver", 0.9, 2.0), ("b", "liver", 0.7, 6.0), ("c", "liver", 0.0, math.inf),
-                                               ("a", "kidney", 0.6, 4.0), ("b", "kidney", math.nan, math.nan))]
+    rows = [
+        {"case": case, "source": "all", "class": name, "dice": dice, "hausdorff95_mm": distance}
+        for case, name, dice, distance in (
+            ("a", "liver", 0.9, 2.0),
+            ("b", "liver", 0.7, 6.0),
+            ("c", "liver", 0.0, math.inf),
+            ("a", "kidney", 0.6, 4.0),
+            ("b", "kidney", math.nan, math.nan),
+        )
+    ]
     summary = summarise(rows)
     liver, kidney = summary["classes"]["liver"], summary["classes"]["kidney"]
     assert summary["n_cases"] == 3
@@ -380,8 +419,15 @@ def test_files(abdomen):
     assert compare(rows, read_metrics(abdomen / "out"))["liver"].difference == 0
 
 
-@pytest.mark.parametrize("content,message", [
-    (None, "does not exist"), ("{", "is not valid JSON"), ("[]", "holds no rows"), ('{"rows": [{"case": "a"}]}', "holds no rows")])
+@pytest.mark.parametrize(
+    "content,message",
+    [
+        (None, "does not exist"),
+        ("{", "is not valid JSON"),
+        ("[]", "holds no rows"),
+        ('{"rows": [{"case": "a"}]}', "holds no rows"),
+    ],
+)
 def test_reading_what_is_not_a_metrics_file(tmp_path, content, message):
     file = tmp_path / "metrics.json"
     if content is not None:
@@ -392,8 +438,19 @@ def test_reading_what_is_not_a_metrics_file(tmp_path, content, message):
 
 def test_command(abdomen, capsys):
     dataset = abdomen / "raw" / "Dataset501_Abdomen"
-    arguments = ["evaluate", "--pred", str(abdomen / "pred"), "--truth", str(dataset / "labelsTr"), "--dataset",
-                 str(dataset / "dataset.json"), "--out", str(abdomen / "out"), "--processes", "1"]
+    arguments = [
+        "evaluate",
+        "--pred",
+        str(abdomen / "pred"),
+        "--truth",
+        str(dataset / "labelsTr"),
+        "--dataset",
+        str(dataset / "dataset.json"),
+        "--out",
+        str(abdomen / "out"),
+        "--processes",
+        "1",
+    ]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
     for text in ("mean over classes", "HD95 mm", "not evaluated, unlabelled: 1 (none_0)", "wrote"):
@@ -404,8 +461,17 @@ def test_command(abdomen, capsys):
 
 
 def test_command_reports_bad_input_in_one_line(abdomen, capsys):
-    arguments = ["evaluate", "--pred", str(abdomen / "nowhere"), "--truth", str(abdomen / "pred"), "--dataset",
-                 str(abdomen / "raw" / "Dataset501_Abdomen"), "--out", str(abdomen / "out")]
+    arguments = [
+        "evaluate",
+        "--pred",
+        str(abdomen / "nowhere"),
+        "--truth",
+        str(abdomen / "pred"),
+        "--dataset",
+        str(abdomen / "raw" / "Dataset501_Abdomen"),
+        "--out",
+        str(abdomen / "out"),
+    ]
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
@@ -432,7 +498,9 @@ def test_real_labels_against_simpleitk(tmp_path):
     rows = evaluate_folder(tmp_path / "pred", tmp_path / "labelsTr", dataset, processes=1, progress=False)
     assert pairs(rows) == [(case, known) for case, (known, _) in cases.items()]
     for row in rows:
-        masks = [sitk.ReadImage(str(tmp_path / i / f"{row['case']}.nii.gz")) == classes[row["class"]] for i in ("pred", "labelsTr")]
+        masks = [
+            sitk.ReadImage(str(tmp_path / i / f"{row['case']}.nii.gz")) == classes[row["class"]] for i in ("pred", "labelsTr")
+        ]
         overlap, itk = sitk.LabelOverlapMeasuresImageFilter(), sitk.HausdorffDistanceImageFilter()
         overlap.Execute(*masks)
         itk.Execute(*masks)

@@ -1,4 +1,5 @@
 """Metrics against numbers derived in sight and against independent computations: scipy, SimpleITK, surface-distance."""
+
 import math
 import os
 from pathlib import Path
@@ -11,8 +12,18 @@ from scipy import ndimage
 from scipy.spatial.distance import directed_hausdorff
 
 from nnunet_partial.evaluation import metrics
-from nnunet_partial.evaluation.metrics import (METRICS, MaskPair, all_metrics, average_surface_distance, dice, hausdorff95,
-                                               hausdorff_mean, surface_dice, volume_difference_ml, volume_difference_percent)
+from nnunet_partial.evaluation.metrics import (
+    METRICS,
+    MaskPair,
+    all_metrics,
+    average_surface_distance,
+    dice,
+    hausdorff95,
+    hausdorff_mean,
+    surface_dice,
+    volume_difference_ml,
+    volume_difference_percent,
+)
 
 # the reference library reaches scipy under old names
 pytestmark = pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning")
@@ -108,8 +119,15 @@ def test_equal_masks():
     truth, _ = random_masks(0, (8, 12, 10))
     values = all_metrics(truth, truth, SPACING_MM)
     assert values.pop("volume_pred_ml") == values.pop("volume_truth_ml") > 0
-    assert values == {"dice": 1, "surface_dice": 1, "hausdorff_mean_mm": 0, "hausdorff95_mm": 0,
-                      "average_surface_distance_mm": 0, "volume_difference_ml": 0, "volume_difference_percent": 0}
+    assert values == {
+        "dice": 1,
+        "surface_dice": 1,
+        "hausdorff_mean_mm": 0,
+        "hausdorff95_mm": 0,
+        "average_surface_distance_mm": 0,
+        "volume_difference_ml": 0,
+        "volume_difference_percent": 0,
+    }
 
 
 def test_both_masks_empty():
@@ -151,7 +169,8 @@ def test_a_structure_of_one_slice_stays_in_3d():
     pred[1, 5, 5] = False  # its faces are surface already, so the hole adds none that is farther than a voxel
     reference = surface_distance.compute_surface_distances(truth, pred, SPACING_MM)
     assert surface_dice(pred, truth, SPACING_MM, 0.5) == pytest.approx(
-        surface_distance.compute_surface_dice_at_tolerance(reference, 0.5))
+        surface_distance.compute_surface_dice_at_tolerance(reference, 0.5)
+    )
 
 
 def test_an_image_of_one_line():
@@ -174,9 +193,11 @@ def test_equal_to_brute_force_and_to_surface_distance(seed, shape, spacing_mm):
         np.testing.assert_allclose(mine[direction], reference[direction], rtol=1e-12)
     assert mine["surfel_areas_gt"].sum() == pytest.approx(reference["surfel_areas_gt"].sum())
     assert average_surface_distance(pred, truth, spacing_mm) == pytest.approx(
-        np.mean(surface_distance.compute_average_surface_distance(reference)))
+        np.mean(surface_distance.compute_average_surface_distance(reference))
+    )
     assert surface_dice(pred, truth, spacing_mm, 1.0) == pytest.approx(
-        surface_distance.compute_surface_dice_at_tolerance(reference, 1.0))
+        surface_distance.compute_surface_dice_at_tolerance(reference, 1.0)
+    )
     assert hausdorff95(pred, truth, spacing_mm) == pytest.approx(surface_distance.compute_robust_hausdorff(reference, 95))
 
 
@@ -207,23 +228,36 @@ def test_names_choose_metrics_and_functions_agree_with_the_table():
     assert list(all_metrics(pred, truth, SPACING_MM)) == list(METRICS)
     values = all_metrics(pred, truth, SPACING_MM, tolerance_mm=1.5)
     assert values["surface_dice"] == surface_dice(pred, truth, SPACING_MM, 1.5) != surface_dice(pred, truth, SPACING_MM, 0.1)
-    for name, function in (("hausdorff_mean_mm", hausdorff_mean), ("hausdorff95_mm", hausdorff95), ("dice", dice),
-                           ("average_surface_distance_mm", average_surface_distance),
-                           ("volume_difference_ml", volume_difference_ml)):
+    for name, function in (
+        ("hausdorff_mean_mm", hausdorff_mean),
+        ("hausdorff95_mm", hausdorff95),
+        ("dice", dice),
+        ("average_surface_distance_mm", average_surface_distance),
+        ("volume_difference_ml", volume_difference_ml),
+    ):
         assert values[name] == function(pred, truth, SPACING_MM)
 
 
 def test_surfaces_are_searched_once_for_all_metrics(monkeypatch):
     calls = []
-    monkeypatch.setattr(metrics, "_surface", lambda *arguments, original=metrics._surface: calls.append(1) or original(*arguments))
+    monkeypatch.setattr(
+        metrics, "_surface", lambda *arguments, original=metrics._surface: calls.append(1) or original(*arguments)
+    )
     all_metrics(*random_masks(8, (8, 9, 10)), SPACING_MM)
     assert len(calls) == 2  # one for each mask
 
 
-@pytest.mark.parametrize("pred,truth,spacing_mm", [
-    (np.ones((2, 2, 2)), np.ones((2, 2, 3)), (1, 1, 1)), (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 1)),
-    (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 0, 1)), (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, math.nan, 1)),
-    (np.ones(4), np.ones(4), (1,)), (np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 2)), (1, 1, 1, 1))])
+@pytest.mark.parametrize(
+    "pred,truth,spacing_mm",
+    [
+        (np.ones((2, 2, 2)), np.ones((2, 2, 3)), (1, 1, 1)),
+        (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 1)),
+        (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, 0, 1)),
+        (np.ones((2, 2, 2)), np.ones((2, 2, 2)), (1, math.nan, 1)),
+        (np.ones(4), np.ones(4), (1,)),
+        (np.ones((1, 2, 2, 2)), np.ones((1, 2, 2, 2)), (1, 1, 1, 1)),
+    ],
+)
 def test_masks_and_spacing_must_fit(pred, truth, spacing_mm):
     with pytest.raises(ValueError, match="found"):
         dice(pred, truth, spacing_mm)
@@ -260,9 +294,11 @@ def test_real_masks_against_simpleitk_and_surface_distance():
             reference = surface_distance.compute_surface_distances(truth, pred, spacing_mm)
             assert hausdorff95(pred, truth, spacing_mm) == pytest.approx(surface_distance.compute_robust_hausdorff(reference, 95))
             assert surface_dice(pred, truth, spacing_mm, 2.0) == pytest.approx(
-                surface_distance.compute_surface_dice_at_tolerance(reference, 2.0))
+                surface_distance.compute_surface_dice_at_tolerance(reference, 2.0)
+            )
             assert average_surface_distance(pred, truth, spacing_mm) == pytest.approx(
-                np.mean(surface_distance.compute_average_surface_distance(reference)))
+                np.mean(surface_distance.compute_average_surface_distance(reference))
+            )
 
 
 def test_real_masks_one_inside_the_other_against_simpleitk():
@@ -285,7 +321,10 @@ def itk_image(array, spacing_mm):
 HAND_MADE = {
     "boxes side by side": (mask((9, 14, 11), np.s_[1:4, 2:6, 1:4]), mask((9, 14, 11), np.s_[5:8, 8:13, 6:10])),
     "one inside the other": (mask((9, 14, 11), np.s_[2:4, 4:7, 3:6]), mask((9, 14, 11), np.s_[1:7, 2:11, 1:9])),
-    "two parts against one": (mask((9, 14, 11), np.s_[1:3, 2:5, 1:4], np.s_[6:8, 9:12, 7:10]), mask((9, 14, 11), np.s_[1:3, 2:5, 1:4])),
+    "two parts against one": (
+        mask((9, 14, 11), np.s_[1:3, 2:5, 1:4], np.s_[6:8, 9:12, 7:10]),
+        mask((9, 14, 11), np.s_[1:3, 2:5, 1:4]),
+    ),
     "one voxel against a box": (voxel((9, 14, 11), 8, 13, 10), mask((9, 14, 11), np.s_[1:4, 2:6, 1:4])),
     "one voxel against one": (voxel((9, 14, 11), 0, 0, 0), voxel((9, 14, 11), 5, 1, 10)),
     "the same voxel": (voxel((9, 14, 11), 4, 4, 4), voxel((9, 14, 11), 4, 4, 4)),
@@ -309,10 +348,12 @@ def test_hand_made_anisotropic_masks_against_simpleitk_and_surface_distance(name
     reference = surface_distance.compute_surface_distances(truth, pred, spacing_mm)
     assert hausdorff95(pred, truth, spacing_mm) == pytest.approx(surface_distance.compute_robust_hausdorff(reference, 95))
     assert average_surface_distance(pred, truth, spacing_mm) == pytest.approx(
-        np.mean(surface_distance.compute_average_surface_distance(reference)))
+        np.mean(surface_distance.compute_average_surface_distance(reference))
+    )
     for tolerance_mm in (0.4, 2.0, 9.0):
         assert surface_dice(pred, truth, spacing_mm, tolerance_mm) == pytest.approx(
-            surface_distance.compute_surface_dice_at_tolerance(reference, tolerance_mm))
+            surface_distance.compute_surface_dice_at_tolerance(reference, tolerance_mm)
+        )
 
 
 @pytest.mark.parametrize("name", HAND_MADE)

@@ -1,4 +1,5 @@
 """Ranks and tests between methods, on numbers whose order is known."""
+
 import math
 
 import numpy as np
@@ -26,8 +27,11 @@ def test_methods_stand_in_the_order_of_their_means():
 
 
 def test_a_smaller_distance_is_better_and_a_missed_structure_is_last():
-    methods = {"near": [rows([2, 4], metric="hausdorff95_mm")], "far": [rows([9, 9], metric="hausdorff95_mm")],
-               "missed": [rows([1, INF], metric="hausdorff95_mm")]}
+    methods = {
+        "near": [rows([2, 4], metric="hausdorff95_mm")],
+        "far": [rows([9, 9], metric="hausdorff95_mm")],
+        "missed": [rows([1, INF], metric="hausdorff95_mm")],
+    }
     ranked = {i.name: i for i in rank(methods, "hausdorff95_mm")}
     assert ranked["missed"].n_infinite == 1 and ranked["missed"].mean == 1
     # ranks by case: near 2, far 3, missed 1; then near 1, far 2, missed 3
@@ -77,15 +81,18 @@ def test_every_pair_is_tested_and_adjusted():
 
 def test_a_case_that_is_infinite_for_one_method_is_left_out_of_all():
     methods = {"a": [rows([1, INF, 3], metric="hausdorff95_mm")], "b": [rows([2, 2, 5], metric="hausdorff95_mm")]}
-    pair, = pairwise(methods, "hausdorff95_mm")
+    (pair,) = pairwise(methods, "hausdorff95_mm")
     assert pair.n == 2 and pair.difference == pytest.approx(((1 - 2) + (3 - 5)) / 2)
 
 
-@pytest.mark.parametrize("methods,metric,message", [
-    ({"a": [rows([0.1])], "b": [rows([0.1], "spleen")]}, "dice", "no case and class in common"),
-    ({"a": [rows([0.1])]}, "volume_difference_ml", "cannot be ranked"),
-    ({"a": [rows([0.1])]}, "surface_dice", "has no surface_dice"),
-])
+@pytest.mark.parametrize(
+    "methods,metric,message",
+    [
+        ({"a": [rows([0.1])], "b": [rows([0.1], "spleen")]}, "dice", "no case and class in common"),
+        ({"a": [rows([0.1])]}, "volume_difference_ml", "cannot be ranked"),
+        ({"a": [rows([0.1])]}, "surface_dice", "has no surface_dice"),
+    ],
+)
 def test_what_cannot_be_compared_is_refused(methods, metric, message):
     for function in (rank, pairwise):
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,5 @@
 """The report page: what it says, that it stands alone, that everybody can read it, and that a browser shows it."""
+
 import base64
 import json
 import os
@@ -43,10 +44,17 @@ def checkpoint(path, epochs, plans):
     import torch
 
     curve = np.linspace(1, 0.2, epochs).tolist()
-    logging = {"train_losses": curve, "val_losses": curve, "mean_fg_dice": curve[::-1], "ema_fg_dice": curve[::-1],
-               "dice_per_class_or_region": [[0.1, 0.2]] * epochs, "lrs": curve, "loss/marginal": curve,
-               "epoch_start_timestamps": [10.0 * i for i in range(epochs)],
-               "epoch_end_timestamps": [10.0 * i + 9 for i in range(epochs)]}
+    logging = {
+        "train_losses": curve,
+        "val_losses": curve,
+        "mean_fg_dice": curve[::-1],
+        "ema_fg_dice": curve[::-1],
+        "dice_per_class_or_region": [[0.1, 0.2]] * epochs,
+        "lrs": curve,
+        "loss/marginal": curve,
+        "epoch_start_timestamps": [10.0 * i for i in range(epochs)],
+        "epoch_end_timestamps": [10.0 * i + 9 for i in range(epochs)],
+    }
     (path / "fold_0").mkdir(parents=True)
     (path / "plans.json").write_text(json.dumps(plans))
     torch.save({"network_weights": {}, "logging": logging}, path / "fold_0" / "checkpoint_final.pth")
@@ -56,39 +64,82 @@ def checkpoint(path, epochs, plans):
 def study(tmp_path_factory):
     """A dataset, a test set, three methods with known order (the first with two seeds), a trained model, efficiency."""
     root = tmp_path_factory.mktemp("report")
-    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, **ORGANS}, "numTraining": 3, "file_ending": ".nii.gz",
-               "nnunet_partial": {"version": 1, "cases": {"a": {"source": "lits", "annotated": ["liver"]},
-                                                          "b": {"source": "lits", "annotated": []},
-                                                          "c": {"source": "kits", "annotated": ["kidney"]}}}}
+    dataset = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **ORGANS},
+        "numTraining": 3,
+        "file_ending": ".nii.gz",
+        "nnunet_partial": {
+            "version": 1,
+            "cases": {
+                "a": {"source": "lits", "annotated": ["liver"]},
+                "b": {"source": "lits", "annotated": []},
+                "c": {"source": "kits", "annotated": ["kidney"]},
+            },
+        },
+    }
     (root / "Dataset501_Organs").mkdir()
     (root / "Dataset501_Organs" / "dataset.json").write_text(json.dumps(dataset))
     rng = np.random.default_rng(0)
     shifts = {"Good": 1, "Poor": 4, "Worse & worse": 9}
     for case in range(CASES):
-        write(rng.normal(0, 20, (10, 24, 20)).astype(np.float32) + 60 * organs() - 300, root / "imagesTs" / f"t{case}_0000.nii.gz")
+        write(
+            rng.normal(0, 20, (10, 24, 20)).astype(np.float32) + 60 * organs() - 300, root / "imagesTs" / f"t{case}_0000.nii.gz"
+        )
         write(organs(), root / "labelsTs" / f"t{case}.nii.gz")
         for name, shift in shifts.items():
             write(organs(shift + case), root / name / f"t{case}.nii.gz")
     for name in shifts:
-        evaluate_folder(root / name, root / "labelsTs", root / "Dataset501_Organs", root / "ev" / name, annotated="all",
-                        processes=1, progress=False, command=f"nnunet_partial evaluate --pred {name}")
+        evaluate_folder(
+            root / name,
+            root / "labelsTs",
+            root / "Dataset501_Organs",
+            root / "ev" / name,
+            annotated="all",
+            processes=1,
+            progress=False,
+            command=f"nnunet_partial evaluate --pred {name}",
+        )
     architecture = {"arch_kwargs": {"features_per_stage": [8, 16], "n_stages": 2}}
-    plans = {"plans_name": "nnUNetPlans_tiny", "configurations": {"3d_fullres": {
-        "spacing": [4.0, 1.0, 2.0], "patch_size": [16, 16, 16], "batch_size": 2, "architecture": architecture}},
-        "nnunet_partial": {"num_epochs": 5, "num_iterations_per_epoch": 7}}
+    plans = {
+        "plans_name": "nnUNetPlans_tiny",
+        "configurations": {
+            "3d_fullres": {"spacing": [4.0, 1.0, 2.0], "patch_size": [16, 16, 16], "batch_size": 2, "architecture": architecture}
+        },
+        "nnunet_partial": {"num_epochs": 5, "num_iterations_per_epoch": 7},
+    }
     checkpoint(root / "Dataset501_Organs" / "nnUNetTrainerPartial__nnUNetPlans_tiny__3d_fullres", 3, plans)
-    efficiency = {"machine": {"processor": "x86"}, "methods": {"Good": {
-        "cases": [{}, {}], "total": {"wall_time_s": 12.5, "peak_memory_mb": 900.0}, "network": {"parameters": 4.2e6}}}}
+    efficiency = {
+        "machine": {"processor": "x86"},
+        "methods": {
+            "Good": {"cases": [{}, {}], "total": {"wall_time_s": 12.5, "peak_memory_mb": 900.0}, "network": {"parameters": 4.2e6}}
+        },
+    }
     (root / "efficiency.json").write_text(json.dumps(efficiency))
     return root
 
 
 def arguments(study, out, *more):
-    return ["report", "--dataset", str(study / "Dataset501_Organs"), "--evaluation", f"Poor={study / 'ev' / 'Poor'}",
-            "--evaluation", f"Good={study / 'ev' / 'Good'}", "--evaluation", f"Good={study / 'ev' / 'Good'}",
-            "--evaluation", f"Worse & worse={study / 'ev' / 'Worse & worse'}",
-            "--model", f"Good={study / 'Dataset501_Organs' / 'nnUNetTrainerPartial__nnUNetPlans_tiny__3d_fullres'}",
-            "--efficiency", str(study / "efficiency.json"), "--out", str(out), *more]
+    return [
+        "report",
+        "--dataset",
+        str(study / "Dataset501_Organs"),
+        "--evaluation",
+        f"Poor={study / 'ev' / 'Poor'}",
+        "--evaluation",
+        f"Good={study / 'ev' / 'Good'}",
+        "--evaluation",
+        f"Good={study / 'ev' / 'Good'}",
+        "--evaluation",
+        f"Worse & worse={study / 'ev' / 'Worse & worse'}",
+        "--model",
+        f"Good={study / 'Dataset501_Organs' / 'nnUNetTrainerPartial__nnUNetPlans_tiny__3d_fullres'}",
+        "--efficiency",
+        str(study / "efficiency.json"),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +174,7 @@ class Elements(HTMLParser):
 
 # ------------------------------------------------------------------ what it says
 
+
 def test_the_better_method_is_first(page):
     content = json.loads(page.with_suffix(".json").read_text())
     assert [i["name"] for i in content["ranking"]] == ["Good", "Poor", "Worse & worse"]
@@ -140,15 +192,28 @@ def test_the_matrix_counts_what_is_annotated(study):
     content = json.loads((study / "Dataset501_Organs" / "dataset.json").read_text())
     table = tables.annotated_matrix(content, "dataset.json")
     assert table.columns == ["cases", "liver", "kidney"]
-    assert {name: [i.text for i in cells] for name, cells in table.rows} == {"kits": ["1", "none", "1"], "lits": ["2", "1", "none"]}
+    assert {name: [i.text for i in cells] for name, cells in table.rows} == {
+        "kits": ["1", "none", "1"],
+        "lits": ["2", "1", "none"],
+    }
     del content["nnunet_partial"]
     assert [[i.text for i in cells] for _, cells in tables.annotated_matrix(content, "dataset.json").rows] == [["3", "3", "3"]]
 
 
 def test_commands_costs_and_plans_are_shown(page):
     text = "".join(Elements(page.read_text()).text)
-    for expected in ("nnunet_partial evaluate --pred Good", "nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial -p nnUNetPlans_tiny",
-                     "nnunet_partial report --dataset", "3 of 5", "27 s", "16, 16, 16", "12.5", "nnunetv2 2.", "Watch <out>.", "4.2"):
+    for expected in (
+        "nnunet_partial evaluate --pred Good",
+        "nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerPartial -p nnUNetPlans_tiny",
+        "nnunet_partial report --dataset",
+        "3 of 5",
+        "27 s",
+        "16, 16, 16",
+        "12.5",
+        "nnunetv2 2.",
+        "Watch <out>.",
+        "4.2",
+    ):
         assert expected in text, expected
 
 
@@ -160,8 +225,10 @@ def test_given_commands_replace_those_that_folders_tell(study, tmp_path):
 
 
 def test_best_median_and_worst_are_chosen_by_the_metric():
-    rows = [{"case": c, "class": "liver", "dice": d, "hausdorff95_mm": h} for c, d, h in
-            (("a", 0.5, 3.0), ("b", 0.9, 1.0), ("c", 0.1, float("inf")), ("d", float("nan"), float("nan")))]
+    rows = [
+        {"case": c, "class": "liver", "dice": d, "hausdorff95_mm": h}
+        for c, d, h in (("a", 0.5, 3.0), ("b", 0.9, 1.0), ("c", 0.1, float("inf")), ("d", float("nan"), float("nan")))
+    ]
     assert [(p, r["case"]) for p, r in cases.choose(rows, "liver", "dice")] == [("best", "b"), ("median", "a"), ("worst", "c")]
     assert [r["case"] for _, r in cases.choose(rows, "liver", "hausdorff95_mm")] == ["b", "a", "c"]
     assert [p for p, _ in cases.choose(rows[:2], "liver", "dice")] == ["best", "worst"]
@@ -170,6 +237,7 @@ def test_best_median_and_worst_are_chosen_by_the_metric():
 
 
 # ------------------------------------------------------------------ pictures
+
 
 def test_overlays_are_along_the_patients_axes(study, inputs, tmp_path):
     """The same patient stored with flipped and swapped axes is drawn alike."""
@@ -180,8 +248,15 @@ def test_overlays_are_along_the_patients_axes(study, inputs, tmp_path):
         image = sitk.ReadImage(str(study / folder / f"{name}.nii.gz"))
         (turned / folder).mkdir(parents=True)
         sitk.WriteImage(sitk.DICOMOrient(image, "PSR"), str(turned / folder / f"{name}.nii.gz"))
-    evaluate_folder(turned / "Good", turned / "labelsTs", study / "Dataset501_Organs", turned / "ev", annotated="all",
-                    processes=1, progress=False)
+    evaluate_folder(
+        turned / "Good",
+        turned / "labelsTs",
+        study / "Dataset501_Organs",
+        turned / "ev",
+        annotated="all",
+        processes=1,
+        progress=False,
+    )
     other = read_inputs(study / "Dataset501_Organs", [("Good", turned / "ev")])
     view = cases.read_view(other, other.methods["Good"][0], "t0", "liver")
     assert view.spacing_mm == pytest.approx(SPACING_XYZ[::-1]) and straight.spacing_mm == pytest.approx(SPACING_XYZ[::-1])
@@ -207,7 +282,10 @@ def test_what_is_no_longer_there_is_said_and_not_drawn(study, tmp_path):
     metrics.write_text(metrics.read_text().replace(str(study), str(moved)))
     shutil.rmtree(moved / "imagesTs")
     inputs = read_inputs(moved / "Dataset501_Organs", [("Good", moved / "ev" / "Good")])
-    assert "without the image" in cases.shown_cases(inputs, "Good", inputs.methods["Good"][0].rows, ["liver"])["liver"][0].picture.alt
+    assert (
+        "without the image"
+        in cases.shown_cases(inputs, "Good", inputs.methods["Good"][0].rows, ["liver"])["liver"][0].picture.alt
+    )
     shutil.rmtree(moved / "Good")
     shown = cases.shown_cases(inputs, "Good", inputs.methods["Good"][0].rows, ["liver"])["liver"]
     assert [i.picture for i in shown] == [None] * 3 and "no longer in" in shown[0].reason
@@ -230,6 +308,7 @@ def test_a_method_that_missed_a_class_everywhere_has_no_box_there():
 
 
 # ------------------------------------------------------------------ for everybody
+
 
 def test_nothing_is_loaded_from_elsewhere(page):
     elements = Elements(page.read_text())
@@ -272,17 +351,21 @@ def test_everything_can_be_reached_with_the_keyboard(page):
     """No handlers of a mouse, and what scrolls can be focused; what folds is a details element, which browsers make reachable."""
     elements = Elements(page.read_text())
     assert not [k for _, attributes in elements.found for k in attributes if k.startswith("on")]
-    assert all(i.get("tabindex") == "0" for i in elements.of("pre") + [i for i in elements.of("div") if i.get("class") == "scroll"])
+    assert all(
+        i.get("tabindex") == "0" for i in elements.of("pre") + [i for i in elements.of("div") if i.get("class") == "scroll"]
+    )
     assert len(elements.of("summary")) == len(elements.of("details")) > 0
 
 
 def contrast(one, other):
     """WCAG 2.1's ratio of two colours such as #0072b2."""
+
     def luminance(colour):
         colour = "".join(i * 2 for i in colour[1:]) if len(colour) == 4 else colour[1:]
-        parts = [int(colour[i:i + 2], 16) / 255 for i in (0, 2, 4)]
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)]
         linear = [i / 12.92 if i <= 0.04045 else ((i + 0.055) / 1.055) ** 2.4 for i in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
     low, high = sorted((luminance(one), luminance(other)))
     return (high + 0.05) / (low + 0.05)
 
@@ -293,10 +376,13 @@ def test_text_stands_out_from_its_ground(page):
     for rule, text in rules.items():
         colour, ground = (re.search(rf"(?:^|[; ]){name}: (#\w+)", text) for name in ("color", "background"))
         if colour or ground:
-            assert contrast(colour[1] if colour else "#1a1a1a", ground[1] if ground else "#ffffff") >= (4.5 if rule != ".line" else 0)
+            assert contrast(colour[1] if colour else "#1a1a1a", ground[1] if ground else "#ffffff") >= (
+                4.5 if rule != ".line" else 0
+            )
 
 
 # ------------------------------------------------------------------ in a browser
+
 
 def browser():
     found = next((i for i in ("chromium", "chromium-browser", "google-chrome", "chrome") if shutil.which(i)), None)
@@ -307,9 +393,11 @@ def browser():
 
 def in_browser(html, folder):
     """Load a page and say what the browser's console says and, for each picture, how wide it came out (0: did not load)."""
-    probe = ("<script>addEventListener('load', () => { const p = document.createElement('pre'); p.id = 'probe';"
-             "p.textContent = JSON.stringify([...document.images].map(i => i.complete ? i.naturalWidth : 0));"
-             "document.body.append(p); });</script>")
+    probe = (
+        "<script>addEventListener('load', () => { const p = document.createElement('pre'); p.id = 'probe';"
+        "p.textContent = JSON.stringify([...document.images].map(i => i.complete ? i.naturalWidth : 0));"
+        "document.body.append(p); });</script>"
+    )
     policy = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
     (folder / "as_it_is.html").write_text(html, encoding="utf-8")
     (folder / "probed.html").write_text(policy.sub("", html).replace("</head>", probe + "</head>"), encoding="utf-8")
@@ -321,10 +409,24 @@ def in_browser(html, folder):
 
 
 def load(file, folder):
-    return subprocess.run([browser(), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                           f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=5000",
-                           "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=180,
-                          env={**os.environ, "HOME": str(folder)})
+    return subprocess.run(
+        [
+            browser(),
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            f"--user-data-dir={folder / 'profile'}",
+            "--enable-logging=stderr",
+            "--virtual-time-budget=5000",
+            "--dump-dom",
+            file.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "HOME": str(folder)},
+    )
 
 
 def test_a_browser_shows_it_without_complaint(page, tmp_path):
@@ -334,27 +436,33 @@ def test_a_browser_shows_it_without_complaint(page, tmp_path):
 
 
 def test_the_browser_check_sees_a_broken_picture_and_a_complaint(tmp_path):
-    html = ('<!DOCTYPE html><html><head><title>t</title></head><body><img src="data:image/png;base64,AAAA" alt="broken">'
-            '<script>console.error("complaint")</script></body></html>')
+    html = (
+        '<!DOCTYPE html><html><head><title>t</title></head><body><img src="data:image/png;base64,AAAA" alt="broken">'
+        '<script>console.error("complaint")</script></body></html>'
+    )
     console, widths = in_browser(html, tmp_path)
     assert widths == [0] and any("complaint" in i for i in console)
 
 
 # ------------------------------------------------------------------ bad input
 
-@pytest.mark.parametrize("change,message", [
-    (["--out", "report.txt"], "must end in .html"),
-    (["--evaluation", "Good"], "NAME=FOLDER"),
-    (["--evaluation", "Other=missing"], "metrics.json does not exist"),
-    (["--model", "Good=."], "not a model folder"),
-    (["--commands", "missing.json"], "does not exist"),
-    (["--images", "missing"], "is not a folder"),
-    (["--efficiency", "missing.json"], "does not exist"),
-])
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (["--out", "report.txt"], "must end in .html"),
+        (["--evaluation", "Good"], "NAME=FOLDER"),
+        (["--evaluation", "Other=missing"], "metrics.json does not exist"),
+        (["--model", "Good=."], "not a model folder"),
+        (["--commands", "missing.json"], "does not exist"),
+        (["--images", "missing"], "is not a folder"),
+        (["--efficiency", "missing.json"], "does not exist"),
+    ],
+)
 def test_bad_input_is_one_line(study, tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
         cli.main(arguments(study, Path("r.html"), *change))
-    line, = capsys.readouterr().err.splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and message in line
     assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,19 @@
 """Bootstrap intervals and paired tests: exact small cases, known distributions, degenerate input."""
+
 import itertools
 import math
 
 import numpy as np
 import pytest
 
-from nnunet_partial.evaluation.statistics import (MEAN_OVER_CLASSES, bootstrap_ci, compare, holm, paired_permutation_test,
-                                                  paired_wilcoxon)
+from nnunet_partial.evaluation.statistics import (
+    MEAN_OVER_CLASSES,
+    bootstrap_ci,
+    compare,
+    holm,
+    paired_permutation_test,
+    paired_wilcoxon,
+)
 
 
 def test_bootstrap_interval_is_that_of_the_normal_approximation():
@@ -73,8 +80,8 @@ def test_one_sign_in_all_pairs_gives_the_smallest_p():
     a = np.linspace(0.5, 0.9, 8)
     b = a - np.linspace(0.01, 0.02, 8)
     # of 2^8 sign patterns, all plus and all minus are as extreme
-    assert paired_permutation_test(a, b) == pytest.approx(2 / 2 ** 8)
-    assert paired_wilcoxon(a, b) == pytest.approx(2 / 2 ** 8)
+    assert paired_permutation_test(a, b) == pytest.approx(2 / 2**8)
+    assert paired_wilcoxon(a, b) == pytest.approx(2 / 2**8)
 
 
 def test_many_pairs():

@@ -1,4 +1,5 @@
 """Untrained single-source models of the tiny dataset, where nnU-Net keeps trained ones."""
+
 import io
 import os
 from contextlib import redirect_stdout
@@ -6,7 +7,7 @@ from contextlib import redirect_stdout
 import pytest
 import torch
 
-from nnunet_partial.data import label_directory
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.variants import write_source_variants
 
 
@@ -21,8 +22,9 @@ def models(tiny, tmp_path_factory):
     try:
         for plans in write_source_variants(tiny.id, {}, tiny.plans, overwrite=True):
             for configuration in ("3d_fullres", "2d"):
-                made = get_trainer_from_args(str(tiny.id), configuration, 0, "nnUNetTrainerIndividual", plans.stem,
-                                             False, torch.device("cpu"))
+                made = get_trainer_from_args(
+                    str(tiny.id), configuration, 0, "nnUNetTrainerIndividual", plans.stem, False, torch.device("cpu")
+                )
                 made.initialize()
                 made.do_split()  # writes splits_final.json
                 made.save_checkpoint(os.path.join(made.output_folder, "checkpoint_final.pth"))
@@ -52,4 +54,5 @@ def stock(tiny):
             predictor.initialize_from_trained_model_folder(folder, (0,))
             image = str(tiny.folders.raw / tiny.name / "imagesTr" / f"{case}_0000.nii.gz")
             return predictor.predict_from_files_sequential([[image]], None)[0]
+
     return predict

@@ -1,4 +1,5 @@
 """Exported models: what they hold, what they refuse, and that nnU-Net predicts with them where this package is not."""
+
 import json
 import os
 import subprocess
@@ -20,37 +21,71 @@ from nnunet_partial.inference import export
 from nnunet_partial.inference.export import export_model, stock_trainer_name
 
 NAME = "Dataset501_Abdomen/nnUNetTrainer__nnUNetPlans_mine__3d_fullres"
-DATASET = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1, "kidney": 2}, "numTraining": 1,
-           "file_ending": ".nii.gz", "dataset": {"lits_0": {"images": ["/home/me/patient.nii.gz"], "label": "/home/me/l.nii.gz"}},
-           "nnunet_partial": {"version": 1, "cases": {"lits_0": {"source": "lits", "annotated": ["liver"]}}}}
+DATASET = {
+    "channel_names": {"0": "CT"},
+    "labels": {"background": 0, "liver": 1, "kidney": 2},
+    "numTraining": 1,
+    "file_ending": ".nii.gz",
+    "dataset": {"lits_0": {"images": ["/home/me/patient.nii.gz"], "label": "/home/me/l.nii.gz"}},
+    "nnunet_partial": {"version": 1, "cases": {"lits_0": {"source": "lits", "annotated": ["liver"]}}},
+}
 MIRRORING_AXES = (0, 2)
 
 
 def plans():
     architecture = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {"n_stages": 3, "features_per_stage": [4, 8, 8], "conv_op": "torch.nn.modules.conv.Conv3d",
-                        "kernel_sizes": [[3, 3, 3]] * 3, "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]], "n_conv_per_stage": [1] * 3,
-                        "n_conv_per_stage_decoder": [1, 1], "conv_bias": True,
-                        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-                        "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU",
-                        "nonlin_kwargs": {"inplace": True}},
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}
+        "arch_kwargs": {
+            "n_stages": 3,
+            "features_per_stage": [4, 8, 8],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": [[3, 3, 3]] * 3,
+            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+            "n_conv_per_stage": [1] * 3,
+            "n_conv_per_stage_decoder": [1, 1],
+            "conv_bias": True,
+            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
     resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
     configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2,
-        "patch_size": [16, 16, 16], "median_image_size_in_voxels": [20.0, 24.0, 24.0], "spacing": [2.5, 2.0, 2.0],
-        "normalization_schemes": ["ZScoreNormalization"], "use_mask_for_norm": [False], "architecture": architecture,
-        "resampling_fn_data": "resample_data_or_seg_to_shape", "resampling_fn_data_kwargs": resampling,
-        "resampling_fn_seg": "resample_data_or_seg_to_shape", "resampling_fn_seg_kwargs": {**resampling, "is_seg": True},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape", "resampling_fn_probabilities_kwargs": resampling,
-        "batch_dice": False}
-    return {"dataset_name": "Dataset501_Abdomen", "plans_name": "nnUNetPlans_mine", "image_reader_writer": "SimpleITKIO",
-            "original_median_spacing_after_transp": [2.5, 2.0, 2.0], "original_median_shape_after_transp": [20, 24, 24],
-            "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2], "experiment_planner_used": "ExperimentPlanner",
-            "label_manager": "LabelManager", "configurations": {"3d_fullres": configuration},
-            "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0, "std": 1.0}},
-            "nnunet_partial": {"mskd": {"teachers": {"lits": "/home/me/teacher"}}}}
+        "data_identifier": "nnUNetPlans_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": [16, 16, 16],
+        "median_image_size_in_voxels": [20.0, 24.0, 24.0],
+        "spacing": [2.5, 2.0, 2.0],
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": architecture,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": resampling,
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True},
+        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+        "resampling_fn_probabilities_kwargs": resampling,
+        "batch_dice": False,
+    }
+    return {
+        "dataset_name": "Dataset501_Abdomen",
+        "plans_name": "nnUNetPlans_mine",
+        "image_reader_writer": "SimpleITKIO",
+        "original_median_spacing_after_transp": [2.5, 2.0, 2.0],
+        "original_median_shape_after_transp": [20, 24, 24],
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+        "configurations": {"3d_fullres": configuration},
+        "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0, "std": 1.0}},
+        "nnunet_partial": {"mskd": {"teachers": {"lits": "/home/me/teacher"}}},
+    }
 
 
 def network(seed=0):
@@ -66,12 +101,25 @@ def network(seed=0):
 def checkpoint(seed=0, trainer="nnUNetTrainerMSKD", configuration="3d_fullres", fold=0, **changes):
     """What a trainer leaves: optimiser, log with numpy numbers, averages, settings, paths."""
     weights = network(seed).state_dict()
-    return {"network_weights": weights, "optimizer_state": {"state": {0: torch.ones(3)}}, "grad_scaler_state": None,
-            "logging": {"mean_fg_dice": [np.float64(0.5)]}, "_best_ema": np.float64(0.5), "current_epoch": 3,
-            "init_args": {"plans": plans(), "configuration": configuration, "fold": fold, "dataset_json": DATASET,
-                          "device": torch.device("cpu")},
-            "nnunet_partial": {"ema": weights}, "trainer_name": trainer, "inference_allowed_mirroring_axes": MIRRORING_AXES,
-            **changes}
+    return {
+        "network_weights": weights,
+        "optimizer_state": {"state": {0: torch.ones(3)}},
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float64(0.5)]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 3,
+        "init_args": {
+            "plans": plans(),
+            "configuration": configuration,
+            "fold": fold,
+            "dataset_json": DATASET,
+            "device": torch.device("cpu"),
+        },
+        "nnunet_partial": {"ema": weights},
+        "trainer_name": trainer,
+        "inference_allowed_mirroring_axes": MIRRORING_AXES,
+        **changes,
+    }
 
 
 def write_fold(model, fold, **changes):
@@ -109,13 +157,24 @@ def test_checkpoint_holds_what_predicts_and_nothing_else(model, tmp_path):
 def test_files(model, tmp_path):
     export_model(model, tmp_path / "out")
     folder = tmp_path / "out" / NAME
-    assert files_of(tmp_path / "out") == [f"{NAME}/{i}" for i in (
-        "dataset.json", "dataset_fingerprint.json", "export.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth",
-        "plans.json")]
+    assert files_of(tmp_path / "out") == [
+        f"{NAME}/{i}"
+        for i in (
+            "dataset.json",
+            "dataset_fingerprint.json",
+            "export.json",
+            "fold_0/checkpoint_final.pth",
+            "fold_1/checkpoint_final.pth",
+            "plans.json",
+        )
+    ]
     exported = json.loads((folder / "dataset.json").read_text())
     assert exported == {k: v for k, v in DATASET.items() if k != "dataset"} and "nnunet_partial" in exported
     assert json.loads((folder / "plans.json").read_text()) == {k: v for k, v in plans().items() if k != "nnunet_partial"}
-    assert json.loads((folder / "export.json").read_text())["trained_with"] == {"0": "nnUNetTrainerMSKD", "1": "nnUNetTrainerMSKD"}
+    assert json.loads((folder / "export.json").read_text())["trained_with"] == {
+        "0": "nnUNetTrainerMSKD",
+        "1": "nnUNetTrainerMSKD",
+    }
     assert not any(b"/home/me" in i.read_bytes() for i in folder.rglob("*") if i.is_file())
 
 
@@ -179,8 +238,9 @@ def test_a_failure_leaves_what_was_there(model, tmp_path, monkeypatch):
     monkeypatch.undo()
     replace = os.replace
     failing = {str(tmp_path / "out" / NAME)}  # fails once, when the new folder is to take the place of the old one
-    monkeypatch.setattr(export.os, "replace", lambda a, b: disk_full() if str(b) in failing and ".tmp-export-" in str(a)
-                        else replace(a, b))
+    monkeypatch.setattr(
+        export.os, "replace", lambda a, b: disk_full() if str(b) in failing and ".tmp-export-" in str(a) else replace(a, b)
+    )
     with pytest.raises(UserError, match="cannot be written"):
         export_model(model, tmp_path / "out", folds=[1], overwrite=True)
     assert (files_of(tmp_path / "out"), (tmp_path / "model.zip").read_bytes()) == before
@@ -205,10 +265,18 @@ def test_trainer_of_the_export(monkeypatch, tmp_path):
         stock_trainer_name("nnUNetTrainerOther", tmp_path)
 
 
-@pytest.mark.parametrize("changes,message", [
-    ({"network_weights": {"encoder.conv": torch.ones(1)}}, "fold_1/checkpoint_final.pth do not fit the network of its plans.json"),
-    ({"trainer_name": "nnUNetTrainerPartial"}, "fold 0 with nnUNetTrainerMSKD, .*fold 1 with nnUNetTrainerPartial"),
-    ({"init_args": {}}, "names no trainer or no configuration"), ({"trainer_name": None}, "names no trainer")])
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (
+            {"network_weights": {"encoder.conv": torch.ones(1)}},
+            "fold_1/checkpoint_final.pth do not fit the network of its plans.json",
+        ),
+        ({"trainer_name": "nnUNetTrainerPartial"}, "fold 0 with nnUNetTrainerMSKD, .*fold 1 with nnUNetTrainerPartial"),
+        ({"init_args": {}}, "names no trainer or no configuration"),
+        ({"trainer_name": None}, "names no trainer"),
+    ],
+)
 def test_models_that_do_not_fit(model, tmp_path, changes, message):
     write_fold(model, 1, **changes)
     with pytest.raises(UserError, match=message):
@@ -218,9 +286,13 @@ def test_models_that_do_not_fit(model, tmp_path, changes, message):
 
 def test_architecture_of_this_package_in_the_plans(model, tmp_path):
     content = plans()
-    content["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = "nnunet_partial.networks.usenet.ResidualUSENet"
+    content["configurations"]["3d_fullres"]["architecture"]["network_class_name"] = (
+        "nnunet_partial.networks.usenet.ResidualUSENet"
+    )
     (model / "plans.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="architecture nnunet_partial.networks.usenet.ResidualUSENet, which stock nnU-Net does not"):
+    with pytest.raises(
+        UserError, match="architecture nnunet_partial.networks.usenet.ResidualUSENet, which stock nnU-Net does not"
+    ):
         export_model(model, tmp_path / "out")
 
 
@@ -239,14 +311,34 @@ def test_command(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     for name in ("nnUNet_raw", "nnUNet_preprocessed"):
         monkeypatch.delenv(name, raising=False)
-    assert cli.main(["export", "--dataset", "501", "--trainer", "nnUNetTrainerMSKD", "--plans", "nnUNetPlans_mine",
-                     "--configuration", "3d_fullres", "--zip", str(tmp_path / "a.zip"), "--folds", "0"]) == 0
+    assert (
+        cli.main(
+            [
+                "export",
+                "--dataset",
+                "501",
+                "--trainer",
+                "nnUNetTrainerMSKD",
+                "--plans",
+                "nnUNetPlans_mine",
+                "--configuration",
+                "3d_fullres",
+                "--zip",
+                str(tmp_path / "a.zip"),
+                "--folds",
+                "0",
+            ]
+        )
+        == 0
+    )
     assert "nnUNetv2_install_pretrained_model_from_zip" in capsys.readouterr().out
     assert cli.main(["export", str(model), "--out", str(tmp_path / "out")]) == 0
     assert f"-m {tmp_path}/out/{NAME} -f 0 1" in capsys.readouterr().out
-    for arguments, message in (([], "give either MODEL_FOLDER or --dataset"),
-                               (["--dataset", "501"], "--dataset needs --trainer and --configuration"),
-                               ([str(model), "--out", str(tmp_path / "out")], "exists. Remove it")):
+    for arguments, message in (
+        ([], "give either MODEL_FOLDER or --dataset"),
+        (["--dataset", "501"], "--dataset needs --trainer and --configuration"),
+        ([str(model), "--out", str(tmp_path / "out")], "exists. Remove it"),
+    ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["export", *arguments])
         assert stop.value.code == 2 and message in capsys.readouterr().err
@@ -272,8 +364,12 @@ def elsewhere(tmp_path):
     (tmp_path / "blocker").mkdir()
     (tmp_path / "blocker" / "sitecustomize.py").write_text(BLOCKER)
     environment = {k: v for k, v in os.environ.items() if k not in ("nnUNet_extTrainer", "nnUNet_raw", "nnUNet_preprocessed")}
-    environment.update(PYTHONPATH=str(tmp_path / "blocker"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", OMP_NUM_THREADS="1",
-                       nnUNet_results=str(tmp_path / "installed"))
+    environment.update(
+        PYTHONPATH=str(tmp_path / "blocker"),
+        TORCH_DEVICE_BACKEND_AUTOLOAD="0",
+        OMP_NUM_THREADS="1",
+        nnUNet_results=str(tmp_path / "installed"),
+    )
     (tmp_path / "installed").mkdir()
 
     def run(*command):
@@ -296,8 +392,15 @@ def expected_segmentation(image):
     """The ensemble of both folds, networks built here and given to the predictor as they are."""
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     manager = PlansManager({k: v for k, v in plans().items() if k != "nnunet_partial"})
-    predictor.manual_initialization(network(0), manager, manager.get_configuration("3d_fullres"),
-                                    [network(0).state_dict(), network(1).state_dict()], DATASET, "nnUNetTrainer", MIRRORING_AXES)
+    predictor.manual_initialization(
+        network(0),
+        manager,
+        manager.get_configuration("3d_fullres"),
+        [network(0).state_dict(), network(1).state_dict()],
+        DATASET,
+        "nnUNetTrainer",
+        MIRRORING_AXES,
+    )
     data, properties = manager.image_reader_writer_class().read_images([str(image)])
     return predictor.predict_single_npy_array(data, properties)
 
@@ -309,12 +412,33 @@ def test_stock_nnunet_predicts_where_this_package_is_not_installed(model, tmp_pa
     assert installed.returncode == 0, installed.stderr
     assert files_of(tmp_path / "installed") == files_of(tmp_path / "out")
     assert (tmp_path / "installed" / NAME / "fold_0" / "checkpoint_final.pth").read_bytes() == (
-        tmp_path / "out" / NAME / "fold_0" / "checkpoint_final.pth").read_bytes()
+        tmp_path / "out" / NAME / "fold_0" / "checkpoint_final.pth"
+    ).read_bytes()
     expected = expected_segmentation(tmp_path / "images" / "x_0000.nii.gz")
     assert np.bincount(expected.ravel().astype(int), minlength=3).min() > 0.02 * expected.size  # all classes are there
     # nnU-Net finds the model by the number of its dataset in the folder that the zip was installed to
-    result = elsewhere("nnUNetv2_predict", "-d", 501, "-c", "3d_fullres", "-p", "nnUNetPlans_mine", "-f", 0, 1, "-device", "cpu",
-                       "-npp", 1, "-nps", 1, "-i", tmp_path / "images", "-o", tmp_path / "predicted")
+    result = elsewhere(
+        "nnUNetv2_predict",
+        "-d",
+        501,
+        "-c",
+        "3d_fullres",
+        "-p",
+        "nnUNetPlans_mine",
+        "-f",
+        0,
+        1,
+        "-device",
+        "cpu",
+        "-npp",
+        1,
+        "-nps",
+        1,
+        "-i",
+        tmp_path / "images",
+        "-o",
+        tmp_path / "predicted",
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     predicted = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "predicted" / "x.nii.gz")))
     assert np.mean(predicted != expected) < 1e-4  # the number of threads changes the last bit of a sum
@@ -341,8 +465,11 @@ def test_the_student_as_onnx(model, tmp_path, capsys):
     student.decoder.deep_supervision = False
     image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(4))
     assert onnx_difference(file, student.eval(), image) <= 1e-4
-    for wrong, word in ((argv, "exists"), ([*argv[:2], "--folds", "0", "1", "--onnx", "x.onnx"], "takes one fold"),
-                        ([*argv[:2], "--folds", "7", "--onnx", "x.onnx"], "holds no fold_7")):
+    for wrong, word in (
+        (argv, "exists"),
+        ([*argv[:2], "--folds", "0", "1", "--onnx", "x.onnx"], "takes one fold"),
+        ([*argv[:2], "--folds", "7", "--onnx", "x.onnx"], "holds no fold_7"),
+    ):
         with pytest.raises(SystemExit) as end:
             cli.main(wrong)
         assert end.value.code == 2 and word in capsys.readouterr().err

@@ -1,4 +1,5 @@
 """Several models' probabilities as one label map: where they agree, overlap, or do not fit each other."""
+
 import json
 import pickle
 
@@ -13,18 +14,24 @@ from nnunet_partial.inference.fuse import fuse
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "spleen": 3}
 SHAPE_ZYX, SPACING_XYZ = (2, 3, 4), (1.0, 2.0, 5.0)
 # nnU-Net reads with SimpleITKIO and keeps this of an image
-PROPERTIES = {"sitk_stuff": {"spacing": SPACING_XYZ, "origin": (7.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)},
-              "spacing": list(SPACING_XYZ[::-1])}
+PROPERTIES = {
+    "sitk_stuff": {"spacing": SPACING_XYZ, "origin": (7.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)},
+    "spacing": list(SPACING_XYZ[::-1]),
+}
 
 
 def predictions(folder, classes, cases):
     """A folder as nnUNetv2_predict --save_probabilities leaves it. ``cases``: name -> probabilities of the foreground classes."""
     folder.mkdir(parents=True)
     (folder / "dataset.json").write_text(json.dumps({"labels": {"background": 0, **{n: i + 1 for i, n in enumerate(classes)}}}))
-    (folder / "plans.json").write_text(json.dumps({"image_reader_writer": "SimpleITKIO", "plans_name": "p", "configurations": {}}))
+    (folder / "plans.json").write_text(
+        json.dumps({"image_reader_writer": "SimpleITKIO", "plans_name": "p", "configurations": {}})
+    )
     for case, foreground in cases.items():
         foreground = np.asarray(foreground, np.float32)
-        np.savez_compressed(folder / f"{case}.npz", probabilities=np.concatenate([1 - foreground.sum(0, keepdims=True), foreground]))
+        np.savez_compressed(
+            folder / f"{case}.npz", probabilities=np.concatenate([1 - foreground.sum(0, keepdims=True), foreground])
+        )
         (folder / f"{case}.pkl").write_bytes(pickle.dumps(PROPERTIES))
     return folder
 
@@ -68,15 +75,18 @@ def test_finished_cases_stay_and_probabilities_can_go(models, capsys):
     assert (root / "out" / "one.nii.gz").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("change,message", [
-    (lambda root, a, b: (b / "one.npz").rename(b / "two.npz"), "no probabilities of case"),
-    (lambda root, a, b: [i.unlink() for i in [*a.glob("*.npz"), *b.glob("*.npz")]], "--save_probabilities"),
-    (lambda root, a, b: (b / "dataset.json").unlink(), "--save_probabilities"),
-    (lambda root, a, b: (a / "one.pkl").unlink(), "one.pkl does not exist"),
-    (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((2, 1, 3, 4))), "shape"),
-    (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((4, *SHAPE_ZYX))), "4 classes"),
-    (lambda root, a, b: (b / "dataset.json").write_text('{"labels": {"background": 0, "lung": 1}}'), "'lung'"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda root, a, b: (b / "one.npz").rename(b / "two.npz"), "no probabilities of case"),
+        (lambda root, a, b: [i.unlink() for i in [*a.glob("*.npz"), *b.glob("*.npz")]], "--save_probabilities"),
+        (lambda root, a, b: (b / "dataset.json").unlink(), "--save_probabilities"),
+        (lambda root, a, b: (a / "one.pkl").unlink(), "one.pkl does not exist"),
+        (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((2, 1, 3, 4))), "shape"),
+        (lambda root, a, b: np.savez_compressed(b / "one.npz", probabilities=np.zeros((4, *SHAPE_ZYX))), "4 classes"),
+        (lambda root, a, b: (b / "dataset.json").write_text('{"labels": {"background": 0, "lung": 1}}'), "'lung'"),
+    ],
+)
 def test_what_does_not_fit_is_refused(models, change, message):
     root, a, b = models
     change(root, a, b)

@@ -1,4 +1,5 @@
 """ONNX export: the file gives what torch gives, or there is no file."""
+
 import sys
 
 import pytest
@@ -24,8 +25,21 @@ def network(kind):
         return ResidualUSENet(2, 3, mobile=True, features=(4, 8), deep_supervision=True)
     if kind == "teacher":
         return ResidualUSENet(2, 3, "trilinear", features=(4, 8))
-    return PlainConvUNet(2, 2, (4, 8), nn.Conv2d, 3, (1, 2), 1, 3, 1, norm_op=nn.InstanceNorm2d,
-                         norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, deep_supervision=True)
+    return PlainConvUNet(
+        2,
+        2,
+        (4, 8),
+        nn.Conv2d,
+        3,
+        (1, 2),
+        1,
+        3,
+        1,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        deep_supervision=True,
+    )
 
 
 @pytest.mark.parametrize("kind, size", (("student", (8, 4, 8)), ("teacher", (8, 4, 8)), ("planned 2D", (8, 16))))

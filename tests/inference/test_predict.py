@@ -1,4 +1,5 @@
 """Masks of a dataset's own cases from preprocessed files, against nnU-Net's own prediction of the raw images."""
+
 import os
 import shutil
 
@@ -29,8 +30,27 @@ def test_masks_are_those_of_stock_prediction(tiny, models, stock, tmp_path, conf
     """The same voxels in the same geometry, with the dataset's values of a model that knows the pancreas alone."""
     model, cases = models["nih", configuration], ["lits_000", "kits_005"]
     (tmp_path / "names.txt").write_text("\n".join(cases))
-    assert main(["predict", str(tiny.id), "--configuration", configuration, "--model", str(model), "--plans", tiny.plans, "-o",
-                 str(tmp_path / "out"), "--cases", str(tmp_path / "names.txt"), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                str(tiny.id),
+                "--configuration",
+                configuration,
+                "--model",
+                str(model),
+                "--plans",
+                tiny.plans,
+                "-o",
+                str(tmp_path / "out"),
+                "--cases",
+                str(tmp_path / "names.txt"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     for case in cases:
         expected = stock(model, case)
         found, mask = read(tmp_path / "out" / f"{case}.nii.gz")
@@ -99,17 +119,25 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
     damaged = tmp_path / "damaged"
     shutil.copytree(model, damaged)
     (damaged / "fold_0" / "checkpoint_final.pth").write_bytes(b"no checkpoint")
-    for changes, words in (({"--model": str(tmp_path / "none")}, ("fold_0/checkpoint_final.pth", "Train it")),
-                           ({"--model": str(damaged)}, ("damaged or not a checkpoint", "train the model again")),
-                           ({"--model": models["lits", "2d"]}, ("trained with spacing",)),
-                           ({"--configuration": "3d_lowres"}, ("no configuration '3d_lowres'",)),
-                           ({"--plans": "nnUNetPlans_no"}, ("nnUNetPlans_no",)),
-                           ({"--cases": "validation", "--fold": "9"}, ("--fold 9", "folds 0 to 4")),
-                           ({"--cases": str(tmp_path / "names")}, ("lits_999_seg.b2nd does not exist",)),
-                           ({"-o": str(raw)}, ("not made", "dataset.json")),
-                           ({"-o": str(truth)}, ("not made", "lits_000.nii.gz"))):
-        arguments = {"--configuration": "3d_fullres", "--model": model, "--plans": tiny.plans, "-o": str(tmp_path / "out"),
-                     "--device": "cpu", **changes}
+    for changes, words in (
+        ({"--model": str(tmp_path / "none")}, ("fold_0/checkpoint_final.pth", "Train it")),
+        ({"--model": str(damaged)}, ("damaged or not a checkpoint", "train the model again")),
+        ({"--model": models["lits", "2d"]}, ("trained with spacing",)),
+        ({"--configuration": "3d_lowres"}, ("no configuration '3d_lowres'",)),
+        ({"--plans": "nnUNetPlans_no"}, ("nnUNetPlans_no",)),
+        ({"--cases": "validation", "--fold": "9"}, ("--fold 9", "folds 0 to 4")),
+        ({"--cases": str(tmp_path / "names")}, ("lits_999_seg.b2nd does not exist",)),
+        ({"-o": str(raw)}, ("not made", "dataset.json")),
+        ({"-o": str(truth)}, ("not made", "lits_000.nii.gz")),
+    ):
+        arguments = {
+            "--configuration": "3d_fullres",
+            "--model": model,
+            "--plans": tiny.plans,
+            "-o": str(tmp_path / "out"),
+            "--device": "cpu",
+            **changes,
+        }
         with pytest.raises(SystemExit) as end:
             main(["predict", str(tiny.id), *(i for pair in arguments.items() for i in pair)])
         errors = capsys.readouterr().err.strip().splitlines()

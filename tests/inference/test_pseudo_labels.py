@@ -1,4 +1,5 @@
 """Pseudo labels: who labels what, what is never touched, restarts; prediction against nnU-Net's from raw images."""
+
 import os
 import shutil
 import signal
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_partial.cli import main
-from nnunet_partial.data import label_directory
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, sha256
 from nnunet_partial.inference import preprocessed, pseudo_labels
@@ -17,8 +18,11 @@ CLASSES = ("liver", "kidney", "pancreas")
 pytestmark = pytest.mark.usefixtures("one_thread")
 ORGANS_OF_SOURCE = {"lits": "liver", "kits": "kidney", "nih": "pancreas"}
 # organ -> box (z, y, x) and logit of its teacher there; the kidney's box overlaps the pancreas', which is surer
-BOXES = {"liver": (slice(1, 5), slice(0, 6), slice(0, 6), 2.0), "kidney": (slice(6, 10), slice(0, 6), slice(0, 6), 1.0),
-         "pancreas": (slice(8, 12), slice(0, 6), slice(0, 6), 3.0)}
+BOXES = {
+    "liver": (slice(1, 5), slice(0, 6), slice(0, 6), 2.0),
+    "kidney": (slice(6, 10), slice(0, 6), slice(0, 6), 1.0),
+    "pancreas": (slice(8, 12), slice(0, 6), slice(0, 6), 3.0),
+}
 
 
 @pytest.fixture
@@ -61,8 +65,27 @@ def labels_of(folder, case):
 
 
 def test_each_case_gets_what_it_lacks_and_keeps_what_it_has(tiny, results, drawn, tmp_path):
-    assert main(["pseudo-label", str(tiny.id), "--configuration", "3d_fullres", "--fold", "0", "--plans", tiny.plans,
-                 "--from", "teachers", "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert (
+        main(
+            [
+                "pseudo-label",
+                str(tiny.id),
+                "--configuration",
+                "3d_fullres",
+                "--fold",
+                "0",
+                "--plans",
+                tiny.plans,
+                "--from",
+                "teachers",
+                "--out",
+                str(tmp_path / "out"),
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
     file = tmp_path / "out" / "provenance.json"
     content = read_json(file)
     splits = read_json(tiny.preprocessed / "splits_final.json")
@@ -101,11 +124,13 @@ def test_each_case_gets_what_it_lacks_and_keeps_what_it_has(tiny, results, drawn
 
 
 def test_outside_the_body_and_ignored_voxels_stay():
-    claims = [(np.array([1, 1, 0, 2]), np.array([.6, .6, .9, .6], np.float32)),
-              (np.array([2, 0, 0, 1]), np.array([.7, .9, .9, .6], np.float32))]
+    claims = [
+        (np.array([1, 1, 0, 2]), np.array([0.6, 0.6, 0.9, 0.6], np.float32)),
+        (np.array([2, 0, 0, 1]), np.array([0.7, 0.9, 0.9, 0.6], np.float32)),
+    ]
     labels, probability = pseudo_labels.merge_claims(claims, (4,))
     assert labels.tolist() == [2, 1, 0, 2]  # higher wins; background claims nothing; the first of equals
-    assert probability == pytest.approx([.7, .6, 0, .6])
+    assert probability == pytest.approx([0.7, 0.6, 0, 0.6])
 
 
 def test_the_same_organ_from_two_models_and_the_largest_component(tiny, results, models, drawn, tmp_path, monkeypatch):
@@ -131,7 +156,7 @@ def test_the_same_organ_from_two_models_and_the_largest_component(tiny, results,
 
 
 def test_only_background_and_lacking_classes_are_possible():
-    logits = torch.tensor([[0., 2.], [5., 5.], [1., 1.]])[:, :, None, None].half()  # class 1 is annotated elsewhere
+    logits = torch.tensor([[0.0, 2.0], [5.0, 5.0], [1.0, 1.0]])[:, :, None, None].half()  # class 1 is annotated elsewhere
     index, probability = preprocessed.restricted_prediction(logits, [2], slab=1)
     assert index.flatten().tolist() == [1, 0]
     assert probability.flatten().numpy() == pytest.approx([np.e / (1 + np.e)] * 2)
@@ -156,7 +181,9 @@ def test_killed_anywhere_it_continues(tiny, results, drawn, tmp_path, forked):
     for survived in range(moves):
         for after in (False, True):
             out = tmp_path / f"killed_{survived}_{after}"
-            process = forked(__file__, tiny=tiny, out=out, cases=cases, survived=survived, after=after, environment=dict(os.environ))
+            process = forked(
+                __file__, tiny=tiny, out=out, cases=cases, survived=survived, after=after, environment=dict(os.environ)
+            )
             process.join()
             assert process.exitcode == -signal.SIGKILL
             if survived + after < moves:
@@ -211,8 +238,9 @@ def test_a_changed_model_is_refused_or_done_again(tiny, results, models, drawn, 
 def test_several_processes_give_the_same(tiny, results, tmp_path):
     """Real networks."""
     cases = read_json(tiny.preprocessed / "splits_final.json")[0]["train"][:3]
-    one, two = (label(tiny, tmp_path / str(len(i)), cases=cases, mirroring=False, devices=i).parent
-                for i in (["cpu"], ["cpu", "cpu"]))
+    one, two = (
+        label(tiny, tmp_path / str(len(i)), cases=cases, mirroring=False, devices=i).parent for i in (["cpu"], ["cpu", "cpu"])
+    )
     assert files_of(one)[0] == files_of(two)[0] and files_of(one)[2] == files_of(two)[2]
     for case in cases:
         assert np.array_equal(labels_of(one, case), labels_of(two, case))
@@ -226,12 +254,14 @@ def test_prediction_agrees_with_nnunets_from_raw_images(tiny, results, models, s
     expected = stock(folder, case)
 
     plans = read_json(tiny.preprocessed / f"{tiny.plans}.json")
-    predictor = preprocessed.load_predictor(preprocessed.find_model(folder, 0, CLASSES, plans, configuration),
-                                            torch.device("cpu"))
+    predictor = preprocessed.load_predictor(
+        preprocessed.find_model(folder, 0, CLASSES, plans, configuration), torch.device("cpu")
+    )
     data, _, properties = preprocessed.load_case(tiny.preprocessed / f"nnUNetPlans_{configuration}", case)
     logits = preprocessed.predict_logits(predictor, data)
     found = convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, properties)
+        logits, predictor.plans_manager, predictor.configuration_manager, predictor.label_manager, properties
+    )
     assert set(np.unique(expected)) == {0, 1}
     assert np.array_equal(found, expected)
     assert np.array_equal(logits.float().argmax(0).numpy(), preprocessed.restricted_prediction(logits, [1])[0].numpy())
@@ -244,8 +274,14 @@ def test_voxel_volume():
 
 def test_bad_input_is_one_line(tiny, results, models, drawn, tmp_path, capsys, monkeypatch):
     def refused(*words, **options):
-        arguments = {"--configuration": "3d_fullres", "--plans": tiny.plans, "--fold": "0", "--from": "teachers",
-                     "--out": str(tmp_path / "out"), **{f"--{k}": v for k, v in options.items()}}
+        arguments = {
+            "--configuration": "3d_fullres",
+            "--plans": tiny.plans,
+            "--fold": "0",
+            "--from": "teachers",
+            "--out": str(tmp_path / "out"),
+            **{f"--{k}": v for k, v in options.items()},
+        }
         with pytest.raises(SystemExit) as end:
             main(["pseudo-label", str(tiny.id), *(i for pair in arguments.items() for i in pair)])
         errors = capsys.readouterr().err.strip().splitlines()
@@ -263,7 +299,7 @@ def test_bad_input_is_one_line(tiny, results, models, drawn, tmp_path, capsys, m
     label_directory.write_json({"labels": {"background": 0, "spleen": 1}}, stranger / "dataset.json")
     refused("segments spleen", "liver, kidney, pancreas", **{"from": str(stranger)})
     plans = read_json(stranger / "plans.json")
-    plans["configurations"]["3d_fullres"]["spacing"] = [1., 1., 1.]
+    plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
     label_directory.write_json(plans, stranger / "plans.json")
     refused("spacing [1.0, 1.0, 1.0]", str(stranger), **{"from": str(stranger)})
     monkeypatch.setenv("nnUNet_results", str(tmp_path))

@@ -1,4 +1,5 @@
 """The losses on a device that is not the CPU, with partitions left on the CPU: "meta" refuses to mix devices, as a GPU does."""
+
 import torch
 
 from nnunet_partial.losses import co_training, cross_teaching, ms_kd
@@ -35,12 +36,20 @@ def test_ms_kd():
 def test_co_training():
     logits, target = case()
     region = co_training.region_mask(target[:, 0], torch.ones(3, 4, dtype=torch.bool), "dilated")
-    check(co_training.focal_loss(logits, target, torch.ones(4)) + co_training.soft_dice_loss(logits, target)
-          + co_training.soft_cross_entropy(logits, logits, region), logits)
+    check(
+        co_training.focal_loss(logits, target, torch.ones(4))
+        + co_training.soft_dice_loss(logits, target)
+        + co_training.soft_cross_entropy(logits, logits, region),
+        logits,
+    )
 
 
 def test_cross_teaching():
     logits, target = case()
-    check(cross_teaching.cross_teaching(logits, logits, GROUPS) + cross_teaching.dice_focal(logits, target, GROUPS)
-          + cross_teaching.pseudo_supervision(logits, logits, logits) + cross_teaching.distillation(logits, logits, logits),
-          logits)
+    check(
+        cross_teaching.cross_teaching(logits, logits, GROUPS)
+        + cross_teaching.dice_focal(logits, target, GROUPS)
+        + cross_teaching.pseudo_supervision(logits, logits, logits)
+        + cross_teaching.distillation(logits, logits, logits),
+        logits,
+    )

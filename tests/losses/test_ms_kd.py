@@ -32,12 +32,12 @@ def read_logit_loss(student, teacher_logits, classes):
     """Eqs. 2 to 6, voxel by voxel."""
     s = student.detach().double().flatten(2).numpy()
     ts = [t.detach().double().flatten(2).numpy() for t in teacher_logits]
-    organ = background = 0.
+    organ = background = 0.0
     for b in range(s.shape[0]):
         for v in range(s.shape[2]):
             q_s, q_hats, masks = softmax(s[b, :, v]), [], []
             for t, cs in zip(ts, classes):
-                q, q_hat = softmax(t[b, :, v]), [0.] * s.shape[1]
+                q, q_hat = softmax(t[b, :, v]), [0.0] * s.shape[1]
                 for j, c in enumerate((0, *cs)):
                     q_hat[c] = q[j]
                 q_hats.append(q_hat)
@@ -50,7 +50,7 @@ def read_logit_loss(student, teacher_logits, classes):
 
 def read_feature_loss(student, features, masks):
     """Eq. 7, voxel by voxel."""
-    s, voxels, total = student.detach().double().flatten(2).numpy(), masks[0].numel(), 0.
+    s, voxels, total = student.detach().double().flatten(2).numpy(), masks[0].numel(), 0.0
     for f, m in zip(features, masks):
         f, m = f.detach().double().flatten(2).numpy(), m.flatten(1).numpy()
         for b, v in zip(*np.nonzero(m)):
@@ -60,10 +60,11 @@ def read_feature_loss(student, features, masks):
 
 # ---- regions and transfer
 
+
 def test_regions_by_hand():
     # voxels: no teacher | teacher 0 | teacher 1, second organ | both | ties, which are background
-    first = torch.tensor([[[1., 0, 1, 0, 1], [0., 1, 0, 1, 1]]])
-    second = torch.tensor([[[2., 2, 0, 0, 1], [0., 0, 0, 1, 1], [1., 0, 1, 0, 1]]])
+    first = torch.tensor([[[1.0, 0, 1, 0, 1], [0.0, 1, 0, 1, 1]]])
+    second = torch.tensor([[[2.0, 2, 0, 0, 1], [0.0, 0, 0, 1, 1], [1.0, 0, 1, 0, 1]]])
     organs, background = ms_kd.teacher_regions([first, second])
     assert organs[0].tolist() == [[False, True, False, True, False]]
     assert organs[1].tolist() == [[False, False, True, True, False]]
@@ -81,12 +82,15 @@ def test_regions_are_argmax(size):
 
 
 def test_transfer_by_hand():
-    probs = torch.tensor([[[.5, .25], [.2, .25], [.3, .5]]])
-    assert ms_kd.transfer(probs, (3, 1), 5).tolist() == torch.tensor(
-        [[[.5, .25], [.3, .5], [0, 0], [.2, .25], [0, 0]]]).tolist()
+    probs = torch.tensor([[[0.5, 0.25], [0.2, 0.25], [0.3, 0.5]]])
+    assert (
+        ms_kd.transfer(probs, (3, 1), 5).tolist()
+        == torch.tensor([[[0.5, 0.25], [0.3, 0.5], [0, 0], [0.2, 0.25], [0, 0]]]).tolist()
+    )
 
 
 # ---- logits
+
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("classes", [CLASSES, [(1,), (2,)], [(2,), (2, 1)]], ids=["several organs", "two", "shared organ"])
@@ -103,8 +107,8 @@ def test_logit_loss_is_its_equations(size, classes):
 
 def test_logit_loss_at_one_voxel_by_hand():
     # teacher: q = (1/4, 3/4), organ 2 of 2; student: (1/2, 1/4, 1/4)
-    teacher = torch.tensor([1., 3], dtype=torch.float64).log()[None, :, None]
-    student = torch.tensor([2., 1, 1], dtype=torch.float64).log()[None, :, None]
+    teacher = torch.tensor([1.0, 3], dtype=torch.float64).log()[None, :, None]
+    student = torch.tensor([2.0, 1, 1], dtype=torch.float64).log()[None, :, None]
     organ, background = ms_kd.logit_loss(student, [teacher], [(2,)])
     assert organ.item() == pytest.approx(1 / 4 * math.log((1 / 4) / (1 / 2)) + 3 / 4 * math.log((3 / 4) / (1 / 4)))
     assert background.item() == 0
@@ -138,7 +142,7 @@ def test_logit_loss_is_zero_where_the_student_says_the_same():
 @pytest.mark.parametrize("sign, silent", [(1, 1), (-1, 0)], ids=["no background", "no organ"])
 def test_empty_region_gives_exactly_zero(sign, silent):
     student = random(1, 3, 4, 3).requires_grad_()
-    teacher = sign * torch.tensor([-5., 5])[None, :, None, None].expand(1, 2, 4, 3)
+    teacher = sign * torch.tensor([-5.0, 5])[None, :, None, None].expand(1, 2, 4, 3)
     terms = ms_kd.logit_loss(student, [teacher], [(1,)])
     grad = torch.autograd.grad(terms[silent], student, retain_graph=True)[0]
     assert terms[silent].item() == 0 and grad.abs().max() == 0
@@ -164,10 +168,11 @@ def test_logit_gradient_is_that_of_the_value():
 
 # ---- features
 
+
 def feature_case(size, dtype=torch.float64, channels=6):
     student = random(2, channels, *size, seed=1, dtype=dtype)
     features = [2 * random(2, channels, *size, seed=2 + k, dtype=dtype) for k in range(2)]
-    masks = [random(2, *size, seed=5 + k) > .3 for k in range(2)]
+    masks = [random(2, *size, seed=5 + k) > 0.3 for k in range(2)]
     return student, features, masks
 
 
@@ -183,8 +188,10 @@ def test_features_of_the_mask_alone_are_features_times_the_mask(size):
     student, features, masks = feature_case(size)
     student.requires_grad_()
     log_s = student.log_softmax(1).sort(1).values
-    dense = sum(((torch.xlogy(q, q) - q * log_s).sum(1) * m).mean()
-                for q, m in ((f.softmax(1).sort(1).values, m) for f, m in zip(features, masks)))
+    dense = sum(
+        ((torch.xlogy(q, q) - q * log_s).sum(1) * m).mean()
+        for q, m in ((f.softmax(1).sort(1).values, m) for f, m in zip(features, masks))
+    )
     loss = ms_kd.feature_loss(student, features, masks)
     torch.testing.assert_close(loss, dense)
     torch.testing.assert_close(torch.autograd.grad(loss, student)[0], torch.autograd.grad(dense, student)[0])
@@ -196,7 +203,7 @@ def test_feature_loss_ignores_the_order_of_channels():
     loss = ms_kd.feature_loss(permuted, [student, student], masks)
     assert abs(loss.item()) < 1e-15
     assert torch.autograd.grad(loss, permuted)[0].abs().max() < 1e-15
-    assert ms_kd.feature_loss(student, features, masks).item() > .01
+    assert ms_kd.feature_loss(student, features, masks).item() > 0.01
 
 
 def test_feature_gradient_stays_in_its_region_and_off_the_teachers():
@@ -244,7 +251,7 @@ def test_reduce_mask_takes_the_voxel_at_the_centre(full, level):
     reduced = ms_kd.reduce_mask(mask, level)
     assert reduced.dtype == torch.bool and reduced.shape == (2, *level)
     for index in np.ndindex(*level):
-        source = [int((i + .5) * f / n) for i, f, n in zip(index, full, level)]
+        source = [int((i + 0.5) * f / n) for i, f, n in zip(index, full, level)]
         assert torch.equal(reduced[(slice(None), *index)], mask[(slice(None), *source)])
 
 
@@ -254,6 +261,7 @@ def test_reduce_mask_at_its_own_resolution_is_the_mask():
 
 
 # ---- precision, arguments, errors
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_teacher_and_student(dtype):
@@ -274,18 +282,20 @@ def test_half_precision_teacher_of_a_full_precision_student():
     logits = [t.half() for t in teachers((4, 3))]
     student = random(2, NUM_CLASSES, 4, 3, dtype=torch.float32)
     assert ms_kd.logit_loss(student, logits, CLASSES)[0].item() == pytest.approx(
-        read_logit_loss(student, logits, CLASSES)[0], rel=1e-5)
+        read_logit_loss(student, logits, CLASSES)[0], rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("scale", [1e4, 65504.])
+@pytest.mark.parametrize("scale", [1e4, 65504.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_extreme_values_stay_finite(dtype, scale):
     size = (3, 2)
     student = (scale * random(2, NUM_CLASSES, *size).sign()).to(dtype).requires_grad_()
     logits = [(scale * t.sign()).to(dtype) for t in teachers(size)]
     organ, background = ms_kd.logit_loss(student, logits, CLASSES)
-    features = ms_kd.feature_loss(student, [scale * random(2, NUM_CLASSES, *size, seed=3).sign().to(dtype)],
-                                  [torch.ones(2, *size, dtype=torch.bool)])
+    features = ms_kd.feature_loss(
+        student, [scale * random(2, NUM_CLASSES, *size, seed=3).sign().to(dtype)], [torch.ones(2, *size, dtype=torch.bool)]
+    )
     total = organ + background + features
     assert torch.isfinite(total) and torch.isfinite(torch.autograd.grad(total, student)[0]).all()
 
@@ -304,21 +314,26 @@ def test_arguments_come_back_unchanged():
     assert CLASSES == [(1,), (3, 2), (4,)] and len(logits) == 3
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: ms_kd.teacher_regions([]), "no teachers"),
-    (lambda: ms_kd.teacher_regions([torch.zeros(1, 1, 2)]), r"expected \(B, 2.., \*S\)"),
-    (lambda: ms_kd.teacher_regions([torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)]), "one B and one S"),
-    (lambda: ms_kd.transfer(torch.zeros(1, 3, 2), (1,), 4), "expected 2 of them"),
-    (lambda: ms_kd.transfer(torch.zeros(1, 3, 2), (1, 1), 4), "must be distinct"),
-    (lambda: ms_kd.transfer(torch.zeros(1, 2, 2), (4,), 4), "1 to 3"),
-    (lambda: ms_kd.transfer(torch.zeros(1, 2, 2), (0,), 4), "1 to 3"),
-    (lambda: ms_kd.logit_loss(torch.zeros(1, 3, 2), [torch.zeros(1, 2, 2)], []), "1 teachers but the classes of 0"),
-    (lambda: ms_kd.logit_loss(torch.zeros(1, 3, 2), [torch.zeros(1, 2, 3)], [(1,)]), "a teacher's output has shape"),
-    (lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 8, 2)], [torch.ones(1, 2) > 0]),
-     r"student features have shape \(1, 4, 2\), teacher features \(1, 8, 2\)"),
-    (lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 4, 2)], [torch.ones(1, 4) > 0]), "mask has shape"),
-    (lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 4, 2)], []), "1 teachers but masks of 0"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: ms_kd.teacher_regions([]), "no teachers"),
+        (lambda: ms_kd.teacher_regions([torch.zeros(1, 1, 2)]), r"expected \(B, 2.., \*S\)"),
+        (lambda: ms_kd.teacher_regions([torch.zeros(1, 2, 2), torch.zeros(1, 2, 3)]), "one B and one S"),
+        (lambda: ms_kd.transfer(torch.zeros(1, 3, 2), (1,), 4), "expected 2 of them"),
+        (lambda: ms_kd.transfer(torch.zeros(1, 3, 2), (1, 1), 4), "must be distinct"),
+        (lambda: ms_kd.transfer(torch.zeros(1, 2, 2), (4,), 4), "1 to 3"),
+        (lambda: ms_kd.transfer(torch.zeros(1, 2, 2), (0,), 4), "1 to 3"),
+        (lambda: ms_kd.logit_loss(torch.zeros(1, 3, 2), [torch.zeros(1, 2, 2)], []), "1 teachers but the classes of 0"),
+        (lambda: ms_kd.logit_loss(torch.zeros(1, 3, 2), [torch.zeros(1, 2, 3)], [(1,)]), "a teacher's output has shape"),
+        (
+            lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 8, 2)], [torch.ones(1, 2) > 0]),
+            r"student features have shape \(1, 4, 2\), teacher features \(1, 8, 2\)",
+        ),
+        (lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 4, 2)], [torch.ones(1, 4) > 0]), "mask has shape"),
+        (lambda: ms_kd.feature_loss(torch.zeros(1, 4, 2), [torch.zeros(1, 4, 2)], []), "1 teachers but masks of 0"),
+    ],
+)
 def test_wrong_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -45,12 +45,12 @@ def probabilities(logits):
 def read_loss(logits, target, groups, batch_dice, ignore=None):
     """The docstring of MarginalDiceCELoss, voxel by voxel, over sets of classes."""
     p, y = probabilities(logits), target.reshape(target.shape[0], -1).tolist()
-    ce, voxels, sums = 0., 0, {}
+    ce, voxels, sums = 0.0, 0, {}
     for b in range(p.shape[0]):
         sets = {frozenset(c for c, h in enumerate(groups[b]) if h == g) for g in groups[b]}
         for s in sets:
             if 0 not in s and len(sets) > 1:
-                i = q = n = 0.
+                i = q = n = 0.0
                 for v in range(p.shape[2]):
                     if y[b][v] != ignore:
                         prob = sum(p[b, c, v] for c in s)
@@ -66,11 +66,18 @@ def read_loss(logits, target, groups, batch_dice, ignore=None):
 
 
 def nnunet_loss(batch_dice, ignore=None):
-    return DC_and_CE_loss({"batch_dice": batch_dice, "smooth": SMOOTH, "do_bg": False, "ddp": False}, {}, weight_ce=1,
-                          weight_dice=1, ignore_label=ignore, dice_class=MemoryEfficientSoftDiceLoss)
+    return DC_and_CE_loss(
+        {"batch_dice": batch_dice, "smooth": SMOOTH, "do_bg": False, "ddp": False},
+        {},
+        weight_ce=1,
+        weight_dice=1,
+        ignore_label=ignore,
+        dice_class=MemoryEfficientSoftDiceLoss,
+    )
 
 
 # ---- groups and merged probabilities
+
 
 def test_groups_from_annotated():
     annotated = torch.tensor([[True, True, False, True], [True, False, False, False], [False, True, True, True]])
@@ -105,10 +112,10 @@ def test_marginal_log_probs_any_integer_names_a_group():
     assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("scale", [1e4, 65504.])
+@pytest.mark.parametrize("scale", [1e4, 65504.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_marginal_log_probs_stays_finite(dtype, scale):
-    logits = (scale * torch.tensor([[1., -1, 1, -1, 0], [-1, -1, 1, -1, 1]])).to(dtype)[:, :, None].requires_grad_()
+    logits = (scale * torch.tensor([[1.0, -1, 1, -1, 0], [-1, -1, 1, -1, 1]])).to(dtype)[:, :, None].requires_grad_()
     result = marginal_log_probs(logits, torch.tensor([ONE_THREE, SUPER]))
     present = result != -torch.inf
     assert result.dtype == torch.float32 and present.sum() == 3 + 3 and torch.isfinite(result[present]).all()
@@ -116,6 +123,7 @@ def test_marginal_log_probs_stays_finite(dtype, scale):
 
 
 # ---- the loss against nnU-Net's
+
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("batch_dice", [False, True])
@@ -144,11 +152,15 @@ def test_everything_ignored_is_nnunets_loss(batch_dice):
 
 # ---- the loss against its equation
 
+
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
 @pytest.mark.parametrize("batch_dice", [False, True])
 @pytest.mark.parametrize("ignore", [None, 5])
-@pytest.mark.parametrize("groups", [[ONE_THREE, ALL], [SUPER, SUPER], [NONE, ONE_THREE, ALL], [ODD, SUPER], [NONE]],
-                         ids=["mixed", "super", "with unlabelled", "any partition", "nothing"])
+@pytest.mark.parametrize(
+    "groups",
+    [[ONE_THREE, ALL], [SUPER, SUPER], [NONE, ONE_THREE, ALL], [ODD, SUPER], [NONE]],
+    ids=["mixed", "super", "with unlabelled", "any partition", "nothing"],
+)
 def test_loss_is_its_equation(size, batch_dice, ignore, groups):
     logits, target = batch(size, len(groups))
     if ignore is not None:
@@ -159,9 +171,9 @@ def test_loss_is_its_equation(size, batch_dice, ignore, groups):
 
 def test_loss_at_one_voxel_by_hand():
     # p = (1, 2, 3, 2) / 8. Class 1 is annotated; 2 and 3 are merged with background: p_bg = 6/8, p_1 = 2/8.
-    logits = torch.tensor([1., 2, 3, 2], dtype=torch.float64).log()[None, :, None]
+    logits = torch.tensor([1.0, 2, 3, 2], dtype=torch.float64).log()[None, :, None]
     groups = groups_from_annotated(torch.tensor([[True, True, False, False]]))
-    loss = MarginalDiceCELoss(False, smooth=0.)
+    loss = MarginalDiceCELoss(False, smooth=0.0)
     expected_organ = -math.log(2 / 8) - 2 * (2 / 8) / (2 / 8 + 1)
     assert loss(logits, torch.ones(1, 1, 1), groups).item() == pytest.approx(expected_organ, abs=1e-12)
     for merged_label in (0, 2, 3):  # a label that is merged with background is background
@@ -177,7 +189,7 @@ def test_gradient_is_that_of_the_value(batch_dice, ignore, weights, groups):
     logits, target = batch((2, 2), len(groups))
     if ignore is not None:
         target[0, :, :1] = ignore
-    loss = MarginalDiceCELoss(batch_dice, weight_ce=weights[0], weight_dice=weights[1], ignore_label=ignore, smooth=.1)
+    loss = MarginalDiceCELoss(batch_dice, weight_ce=weights[0], weight_dice=weights[1], ignore_label=ignore, smooth=0.1)
     torch.autograd.gradcheck(lambda z: loss(z, target, torch.tensor(groups)), logits)
 
 
@@ -185,12 +197,15 @@ def test_gradient_is_that_of_the_value(batch_dice, ignore, weights, groups):
 def test_weights_multiply_the_two_parts(batch_dice):
     logits, target = batch((4, 3), 2)
     groups = torch.tensor([ONE_THREE, ALL])
-    ce, dice, both = (MarginalDiceCELoss(batch_dice, weight_ce=c, weight_dice=d)(logits, target, groups).item()
-                      for c, d in ((1, 0), (0, 1), (2, .5)))
-    assert both == pytest.approx(2 * ce + .5 * dice, abs=1e-12) and dice < 0 < ce
+    ce, dice, both = (
+        MarginalDiceCELoss(batch_dice, weight_ce=c, weight_dice=d)(logits, target, groups).item()
+        for c, d in ((1, 0), (0, 1), (2, 0.5))
+    )
+    assert both == pytest.approx(2 * ce + 0.5 * dice, abs=1e-12) and dice < 0 < ce
 
 
 # ---- invariants
+
 
 @pytest.mark.parametrize("batch_dice", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
@@ -203,8 +218,10 @@ def test_nothing_annotated_gives_exactly_nothing(batch_dice, dtype):
 @pytest.mark.parametrize("batch_dice", [False, True])
 def test_unlabelled_sample_only_counts_its_voxels(batch_dice):
     logits, target = batch((4, 3), 2)
-    alone = {w: MarginalDiceCELoss(batch_dice, **w_kw)(logits[:1], target[:1], torch.tensor([ONE_THREE])).item()
-             for w, w_kw in (("ce", {"weight_dice": 0}), ("dice", {"weight_ce": 0}))}
+    alone = {
+        w: MarginalDiceCELoss(batch_dice, **w_kw)(logits[:1], target[:1], torch.tensor([ONE_THREE])).item()
+        for w, w_kw in (("ce", {"weight_dice": 0}), ("dice", {"weight_ce": 0}))
+    }
     loss = MarginalDiceCELoss(batch_dice)(logits, target, torch.tensor([ONE_THREE, NONE]))
     assert loss.item() == pytest.approx(alone["ce"] / 2 + alone["dice"], abs=1e-12)
     assert gradient(loss, logits)[1].abs().max() == 0
@@ -222,7 +239,7 @@ def test_only_the_sum_of_merged_probabilities_matters(batch_dice):
     loss = MarginalDiceCELoss(batch_dice)
     a, b = loss(logits, target, groups), loss(other.requires_grad_(), target, groups)
     ga, gb = gradient(a, logits), gradient(b, other)
-    assert (logits - other).abs().max() > .5
+    assert (logits - other).abs().max() > 0.5
     assert a.item() == pytest.approx(b.item(), abs=1e-12)
     torch.testing.assert_close(ga[:, kept], gb[:, kept], rtol=0, atol=1e-12)
     torch.testing.assert_close(ga[:, merged].sum(1), gb[:, merged].sum(1), rtol=0, atol=1e-12)
@@ -315,11 +332,11 @@ def test_half_precision_is_the_loss_of_the_rounded_logits(dtype, batch_dice):
     torch.testing.assert_close(grad.double(), gradient(expected, exact), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
 
 
-@pytest.mark.parametrize("scale", [1e4, 65504.])
+@pytest.mark.parametrize("scale", [1e4, 65504.0])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_extreme_logits_stay_finite_and_still_pull(dtype, scale):
     # voxel 0: the label's merged group is certainly wrong; voxel 1: certainly right; voxel 2: a certain organ, wrong
-    signs = torch.tensor([[-1., 1, -1, 0, -1], [1, -1, -1, -1, -1], [1, -1, 0, -1, 1]]).T[None]
+    signs = torch.tensor([[-1.0, 1, -1, 0, -1], [1, -1, -1, -1, -1], [1, -1, 0, -1, 1]]).T[None]
     logits = (scale * signs).to(dtype).requires_grad_()
     target = torch.tensor([[0, 0, 1]])
     loss = MarginalDiceCELoss(False)(logits, target, torch.tensor([ONE_THREE]))
@@ -340,10 +357,11 @@ def test_large_half_precision_patch_does_not_overflow():
 
 # ---- several ranks
 
+
 def test_batch_dice_over_ranks_is_batch_dice_of_the_whole_batch():
     logits, target = batch((4, 3), 4)
     groups = torch.tensor([ONE_THREE, NONE, ONE_THREE, ALL])
-    halves = [(logits[i:i + 2], target[i:i + 2], groups[i:i + 2]) for i in (0, 2)]
+    halves = [(logits[i : i + 2], target[i : i + 2], groups[i : i + 2]) for i in (0, 2)]
 
     def sums_of(rank):
         seen = []
@@ -364,13 +382,18 @@ def test_dice_per_sample_is_the_mean_over_the_pairs_of_all_ranks():
     logits, target = batch((4, 3), 2)
     groups = torch.tensor([ALL, groups_from_annotated(torch.tensor([[1, 1, 0, 0, 0]], dtype=torch.bool))[0].tolist()])
     expected = MarginalDiceCELoss(False)(logits, target, groups)
-    pairs = [torch.tensor(4., dtype=logits.dtype), torch.tensor(1., dtype=logits.dtype)]
-    ranks = [MarginalDiceCELoss(False, all_gather=lambda own: torch.stack(pairs))(logits[i:i + 1], target[i:i + 1],
-                                                                                  groups[i:i + 1]) for i in (0, 1)]
+    pairs = [torch.tensor(4.0, dtype=logits.dtype), torch.tensor(1.0, dtype=logits.dtype)]
+    ranks = [
+        MarginalDiceCELoss(False, all_gather=lambda own: torch.stack(pairs))(
+            logits[i : i + 1], target[i : i + 1], groups[i : i + 1]
+        )
+        for i in (0, 1)
+    ]
     torch.testing.assert_close(sum(ranks) / 2, expected)
 
 
 # ---- torch.compile, errors, imports
+
 
 def test_traced_by_torch_compile():
     logits, target = batch((4, 3), 2)
@@ -383,12 +406,15 @@ def test_traced_by_torch_compile():
     torch.testing.assert_close(gradient(compiled, logits), gradient(expected, logits))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda z, y, g: (z, y, g[:, :4]), r"groups .* expected integers of shape \(B, C\)"),
-    (lambda z, y, g: (z, y, g.float()), "groups is torch.float32"),
-    (lambda z, y, g: (z, y[:, :, :2], g), "target has shape"),
-    (lambda z, y, g: (z, torch.cat((y, y), 1), g), "target has shape"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda z, y, g: (z, y, g[:, :4]), r"groups .* expected integers of shape \(B, C\)"),
+        (lambda z, y, g: (z, y, g.float()), "groups is torch.float32"),
+        (lambda z, y, g: (z, y[:, :, :2], g), "target has shape"),
+        (lambda z, y, g: (z, torch.cat((y, y), 1), g), "target has shape"),
+    ],
+)
 def test_wrong_shapes_are_named(change, message):
     logits, target = batch((4, 3), 2)
     with pytest.raises(ValueError, match=message):
@@ -399,9 +425,15 @@ def test_nothing_but_torch_is_imported():
     import ast
     import pathlib
     import sys
+
     for path in pathlib.Path(partial.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else \
-                [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom) and node.level == 0
+                else []
+            )
             for name in names:
                 assert name.split(".")[0] in {"torch", *sys.stdlib_module_names}, f"{path} imports {name}"

@@ -1,4 +1,5 @@
 """The moving average of weights: closed form, no gradient, no aliasing, exact continuation, wrappers seen through."""
+
 import copy
 import io
 
@@ -39,7 +40,7 @@ def test_average_equals_the_closed_form():
     history = walk(model, ema, n)
     assert ema.num_updates == n
     for name, value in ema.module.named_parameters():
-        expected = decay ** n * history[0][name]
+        expected = decay**n * history[0][name]
         expected += sum((1 - decay) * decay ** (n - i) * history[i][name] for i in range(1, n + 1))
         np.testing.assert_allclose(value.double().numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -96,7 +97,7 @@ def test_nothing_is_shared_with_the_model_or_with_a_deep_copy():
     duplicate = copy.deepcopy(ema)
     modules = (model, ema.module, duplicate.module, duplicate.model)
     pointers = [{t.data_ptr() for t in m.state_dict().values()} for m in modules]
-    assert all(not a & b for i, a in enumerate(pointers) for b in pointers[i + 1:])
+    assert all(not a & b for i, a in enumerate(pointers) for b in pointers[i + 1 :])
     kept = {k: v.clone() for k, v in duplicate.state_dict().items()}
     walk(model, ema, 3)
     assert all(torch.equal(kept[k], v) for k, v in duplicate.state_dict().items())

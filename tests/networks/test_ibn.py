@@ -1,4 +1,5 @@
 """Instance-batch normalisation: its arithmetic, and its place in nnU-Net's encoders."""
+
 import copy
 
 import numpy as np
@@ -19,8 +20,22 @@ def build(kind, dim):
     """A three-stage network as nnU-Net plans it."""
     if kind is ResidualUSENet:
         return ResidualUSENet(1, 2, features=(4, 6, 8), conv_op=CONVS[dim])
-    return kind(1, 3, (4, 6, 8), CONVS[dim], 3, (1, 2, 2), 2, 2, 1, conv_bias=True, norm_op=NORMS[dim],
-                norm_op_kwargs={"eps": 1e-3, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True})
+    return kind(
+        1,
+        3,
+        (4, 6, 8),
+        CONVS[dim],
+        3,
+        (1, 2, 2),
+        2,
+        2,
+        1,
+        conv_bias=True,
+        norm_op=NORMS[dim],
+        norm_op_kwargs={"eps": 1e-3, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+    )
 
 
 @pytest.mark.parametrize("channels, half", ((6, 3), (5, 2)))
@@ -100,11 +115,15 @@ def test_conversion_to_synchronised_batch_norm_keeps_weights_and_statistics():
     assert torch.equal(network.eval()(x), converted.eval()(x))
 
 
-@pytest.mark.parametrize("network, num_stages, message", [
-    (nn.Sequential(nn.Conv2d(1, 1, 1)), 3, "no encoder stages"),
-    (build(PlainConvUNet, 2), 4, "4 stages, the encoder has 1 to 3"),
-    (build(PlainConvUNet, 2), 0, "0 stages"),
-    (PlainConvUNet(1, 2, (2, 2), nn.Conv2d, 3, (1, 2), 1, 2, 1, nonlin=nn.ReLU), 1, "no instance or batch norm")])
+@pytest.mark.parametrize(
+    "network, num_stages, message",
+    [
+        (nn.Sequential(nn.Conv2d(1, 1, 1)), 3, "no encoder stages"),
+        (build(PlainConvUNet, 2), 4, "4 stages, the encoder has 1 to 3"),
+        (build(PlainConvUNet, 2), 0, "0 stages"),
+        (PlainConvUNet(1, 2, (2, 2), nn.Conv2d, 3, (1, 2), 1, 2, 1, nonlin=nn.ReLU), 1, "no instance or batch norm"),
+    ],
+)
 def test_networks_that_cannot_take_it_are_refused(network, num_stages, message):
     with pytest.raises(UserError, match=message):
         use_instance_batch_norm(network, num_stages)

@@ -1,4 +1,5 @@
 """The copy on the meta device: same structure, no memory, original untouched."""
+
 import torch
 from torch import nn
 

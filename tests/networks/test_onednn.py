@@ -1,4 +1,5 @@
 """The other kernel gives the same numbers."""
+
 import pytest
 import torch
 from torch import nn
@@ -7,8 +8,9 @@ from nnunet_partial.networks.onednn import onednn_convolutions, use_onednn_convo
 from nnunet_partial.networks.usenet import ResidualUSENet
 
 
-@pytest.mark.parametrize("stride, padding, groups, bias", [(1, 1, 1, True), (2, 1, 1, False), ((1, 2, 2), (0, 1, 1), 1, True),
-                                                           (1, 1, 8, False)])
+@pytest.mark.parametrize(
+    "stride, padding, groups, bias", [(1, 1, 1, True), (2, 1, 1, False), ((1, 2, 2), (0, 1, 1), 1, True), (1, 1, 8, False)]
+)
 def test_one_convolution_against_float64(stride, padding, groups, bias):
     torch.manual_seed(0)
     layer = nn.Conv3d(8, 16, 3, stride, padding, groups=groups, bias=bias)
@@ -44,7 +46,12 @@ def test_depthwise_in_parts(channels, bias):
 
 
 def test_what_it_does_not_cover_is_left_to_torch():
-    layers = [nn.Conv3d(2, 2, 1), nn.Conv3d(2, 2, 3, padding="same"), nn.Conv3d(2, 2, 3, padding=1, padding_mode="reflect"), nn.Conv2d(2, 2, 3)]
+    layers = [
+        nn.Conv3d(2, 2, 1),
+        nn.Conv3d(2, 2, 3, padding="same"),
+        nn.Conv3d(2, 2, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(2, 2, 3),
+    ]
     assert not any("forward" in vars(use_onednn_convolutions(i)) for i in layers)
     layer = use_onednn_convolutions(nn.Conv3d(2, 2, 3).double())
     assert layer(torch.randn(1, 2, 4, 4, 4, dtype=torch.float64)).dtype == torch.float64

@@ -1,4 +1,5 @@
 """Residual-USE-Net: the paper's size and cost, its blocks, and its behaviour where nnU-Net expects a U-Net."""
+
 from math import prod
 
 import numpy as np
@@ -35,14 +36,15 @@ def tiny(dim=3, **kwargs):
 
 def deployed_parameters(network):
     """Without the heads that only deep supervision uses."""
-    return sum(p.numel() for n, p in network.named_parameters() if not n.startswith("decoder.seg_layers")) \
-        + sum(p.numel() for p in network.decoder.seg_layers[-1].parameters())
+    return sum(p.numel() for n, p in network.named_parameters() if not n.startswith("decoder.seg_layers")) + sum(
+        p.numel() for p in network.decoder.seg_layers[-1].parameters()
+    )
 
 
 def paper_counts(upsampling, mobile):
     """(parameters, multiply-accumulates) of METHODS in plain arithmetic, layer by layer."""
     features, levels = (32, 64, 128, 256, 512), range(5)
-    voxels = [prod(PATCH) // 8 ** i for i in levels]
+    voxels = [prod(PATCH) // 8**i for i in levels]
     layers = []  # (parameters, multiply-accumulates)
 
     def conv(c_in, c_out, level, separable=mobile):
@@ -116,8 +118,10 @@ def test_multiply_accumulates_are_those_of_the_paper_as_its_tool_counted():
     gmac = {}
     for name in NETWORKS:
         with torch.no_grad():
-            gmac[name] = ptflops.get_model_complexity_info(paper_size(name), (1, *PATCH), as_strings=False,
-                                                           print_per_layer_stat=False)[0] / 1e9
+            gmac[name] = (
+                ptflops.get_model_complexity_info(paper_size(name), (1, *PATCH), as_strings=False, print_per_layer_stat=False)[0]
+                / 1e9
+            )
     assert round(sum(gmac.values()) / 2, 1) == 443.1
     assert round(gmac["student"] / 2, 1) == 21.7
 
@@ -141,17 +145,32 @@ def test_logits_have_the_shape_of_the_input_and_every_parameter_learns(dim, upsa
 
 def planned(dim=3, **changes):
     """The architecture of an anisotropic nnU-Net configuration."""
-    kwargs = {"n_stages": 3, "features_per_stage": [4, 8, 12], "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
-              "kernel_sizes": [[1, 3, 3][-dim:], [3, 3, 3][-dim:], [3, 3, 3][-dim:]],
-              "strides": [[1, 1, 1][-dim:], [1, 2, 2][-dim:], [2, 2, 2][-dim:]],
-              "n_conv_per_stage": [2, 2, 2], "n_conv_per_stage_decoder": [2, 2], "conv_bias": True,
-              "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
-              "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-              "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
-              **changes}
-    return ConfigurationManager({"architecture": {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet", "arch_kwargs": kwargs,
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"]}})
+    kwargs = {
+        "n_stages": 3,
+        "features_per_stage": [4, 8, 12],
+        "conv_op": f"torch.nn.modules.conv.Conv{dim}d",
+        "kernel_sizes": [[1, 3, 3][-dim:], [3, 3, 3][-dim:], [3, 3, 3][-dim:]],
+        "strides": [[1, 1, 1][-dim:], [1, 2, 2][-dim:], [2, 2, 2][-dim:]],
+        "n_conv_per_stage": [2, 2, 2],
+        "n_conv_per_stage_decoder": [2, 2],
+        "conv_bias": True,
+        "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{dim}d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        **changes,
+    }
+    return ConfigurationManager(
+        {
+            "architecture": {
+                "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+                "arch_kwargs": kwargs,
+                "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+            }
+        }
+    )
 
 
 @pytest.mark.parametrize("upsampling", ("transposed", "trilinear"))
@@ -162,8 +181,9 @@ def test_network_from_plans_answers_like_nnunets_own(dim, upsampling):
     ours = ResidualUSENet.from_plans(configuration, 2, 5, upsampling, deep_supervision=True)
     conv_op = {2: nn.Conv2d, 3: nn.Conv3d}[dim]
     kwargs = configuration.network_arch_init_kwargs
-    theirs = PlainConvUNet(2, 3, kwargs["features_per_stage"], conv_op, kwargs["kernel_sizes"], kwargs["strides"], 2, 5,
-                           2, deep_supervision=True)
+    theirs = PlainConvUNet(
+        2, 3, kwargs["features_per_stage"], conv_op, kwargs["kernel_sizes"], kwargs["strides"], 2, 5, 2, deep_supervision=True
+    )
     x = torch.randn(1, 2, *size)
     for deep_supervision in (True, False):
         for network in (ours, theirs):
@@ -185,15 +205,23 @@ def test_changes_are_laid_over_the_plans():
 
 def test_plans_without_a_convolutional_unet_are_refused():
     configuration = planned()
-    configuration.configuration["architecture"] = {"network_class_name": "Primus", "arch_kwargs": {"embed_dim": 8},
-                                                   "_kw_requires_import": []}
+    configuration.configuration["architecture"] = {
+        "network_class_name": "Primus",
+        "arch_kwargs": {"embed_dim": 8},
+        "_kw_requires_import": [],
+    }
     with pytest.raises(UserError, match="Primus has no conv_op"):
         ResidualUSENet.from_plans(configuration, 1, 2)
 
 
-@pytest.mark.parametrize("arguments, message", [({"upsampling": "nearest"}, "one of transposed, trilinear"),
-                                                ({"strides": [[1] * 3, [2] * 3]}, "2 entries for 3 stages"),
-                                                ({"kernel_sizes": [[3, 3]] * 3}, "3 numbers per stage")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"upsampling": "nearest"}, "one of transposed, trilinear"),
+        ({"strides": [[1] * 3, [2] * 3]}, "2 entries for 3 stages"),
+        ({"kernel_sizes": [[3, 3]] * 3}, "3 numbers per stage"),
+    ],
+)
 def test_wrong_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         tiny(**arguments)
@@ -242,8 +270,15 @@ def test_residual_sum_comes_before_the_last_activation():
 
 
 def tiny_layers():
-    return {"conv_bias": True, "norm_op": nn.InstanceNorm3d, "norm_op_kwargs": {"affine": True}, "dropout_op": None,
-            "dropout_op_kwargs": None, "nonlin": nn.LeakyReLU, "nonlin_kwargs": {"negative_slope": 0.01}}
+    return {
+        "conv_bias": True,
+        "norm_op": nn.InstanceNorm3d,
+        "norm_op_kwargs": {"affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": nn.LeakyReLU,
+        "nonlin_kwargs": {"negative_slope": 0.01},
+    }
 
 
 def test_mobile_replaces_the_convolutions_of_blocks_only():

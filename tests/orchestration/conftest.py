@@ -1,4 +1,5 @@
 """Runs of the real loop, in processes of their own, over the commands of ``stub.py``."""
+
 import json
 import os
 import signal
@@ -58,25 +59,53 @@ class Place:
             made.mkdir(parents=True)
         cases = {f"case_{i}": {"source": "b", "annotated": []} for i in range(6)}
         cases["labelled_0"] = {"source": "a", "annotated": ["liver"]}
-        self.write_json("dataset.json", {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
-                                         "numTraining": 7, "file_ending": ".nii.gz",
-                                         "nnunet_partial": {"version": 1, "cases": cases}})
+        self.write_json(
+            "dataset.json",
+            {
+                "channel_names": {"0": "CT"},
+                "labels": {"background": 0, "liver": 1},
+                "numTraining": 7,
+                "file_ending": ".nii.gz",
+                "nnunet_partial": {"version": 1, "cases": cases},
+            },
+        )
         self.write_json("nnUNetPlans.json", {"plans_name": "nnUNetPlans", "configurations": {"2d": {}}})
-        self.environment = {**os.environ, "NNUNET_PARTIAL_PROGRAMS": str(programs), "OMP_NUM_THREADS": "1",
-                            **{i: str(folder / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}}
+        self.environment = {
+            **os.environ,
+            "NNUNET_PARTIAL_PROGRAMS": str(programs),
+            "OMP_NUM_THREADS": "1",
+            **{i: str(folder / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+        }
 
     def write_json(self, name, content):
         (self.preprocessed / name).write_text(json.dumps(content))
 
     def argv(self, *more, executor="local", generations=2):
-        return [sys.executable, str(ROOT / "scripts" / "atso_loop.py"), "--dataset", "777", "--configuration", "2d",
-                "--device", "cpu", "--validation", "none", "--generations", str(generations), "--test-images",
-                str(self.images), "--executor", executor, *map(str, more)]
+        return [
+            sys.executable,
+            str(ROOT / "scripts" / "atso_loop.py"),
+            "--dataset",
+            "777",
+            "--configuration",
+            "2d",
+            "--device",
+            "cpu",
+            "--validation",
+            "none",
+            "--generations",
+            str(generations),
+            "--test-images",
+            str(self.images),
+            "--executor",
+            executor,
+            *map(str, more),
+        ]
 
     def loop(self, *more, check=True, environment=None, **kwargs):
         """The whole loop, until it ends."""
-        result = subprocess.run(self.argv(*more, **kwargs), capture_output=True, text=True,
-                                env={**self.environment, **(environment or {})})
+        result = subprocess.run(
+            self.argv(*more, **kwargs), capture_output=True, text=True, env={**self.environment, **(environment or {})}
+        )
         assert not check or result.returncode == 0, f"{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
         return result
 
@@ -84,9 +113,14 @@ class Place:
         """The loop in the background, at the head of a process group of its own. An interrupt reaches it even where the
         tests run with interrupts ignored, as behind nohup."""
         with open(self.folder / "loop.log", "a") as log:
-            return subprocess.Popen(self.argv(*more, **kwargs), stdout=log, stderr=subprocess.STDOUT, env=self.environment,
-                                    start_new_session=True,
-                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+            return subprocess.Popen(
+                self.argv(*more, **kwargs),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )
 
     @staticmethod
     def kill(process, whole_tree):
@@ -116,5 +150,8 @@ class Place:
     def results(self):
         """Everything that a run leaves: file -> content, without logs, times, and where the run lies."""
         files = {i.relative_to(self.folder): i for i in sorted(self.folder.rglob("*")) if i.is_file()}
-        return {str(name): file.read_text().replace(str(self.folder), "PLACE") for name, file in files.items()
-                if not NOT_RESULTS & set(name.parts)}
+        return {
+            str(name): file.read_text().replace(str(self.folder), "PLACE")
+            for name, file in files.items()
+            if not NOT_RESULTS & set(name.parts)
+        }

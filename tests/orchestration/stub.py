@@ -4,6 +4,7 @@ What a stage writes is a hash of everything that it read, so that one wrong or h
 follows. A training has epochs, keeps a checkpoint after each, and goes on from it; labelling goes on case by case; a
 prediction starts over. Whatever is written is written atomically, but for the predictions, as with nnU-Net's own.
 """
+
 import hashlib
 import json
 import os
@@ -19,8 +20,13 @@ def main():
         sys.exit("the stub was told to fail")
     if name == "nnunet_partial":
         name, argv = argv[0], argv[1:]
-    {"nnUNetv2_train": train, "nnUNetv2_predict_from_modelfolder": predict, "pseudo-label": label, "variant": variant,
-     "atso": atso}[name](argv)
+    {
+        "nnUNetv2_train": train,
+        "nnUNetv2_predict_from_modelfolder": predict,
+        "pseudo-label": label,
+        "variant": variant,
+        "atso": atso,
+    }[name](argv)
 
 
 def option(argv, name, default=None):
@@ -66,9 +72,7 @@ def train(argv):
         key, _, value = text.partition("=")
         if key == "labels":
             state = [digest(state[0], *hashes(value)), 0]
-        elif key == "atso.initial_weights":
-            state = [digest(state[0], read(value)), 0]
-        elif key == "atso.exclude":
+        elif key == "atso.initial_weights" or key == "atso.exclude":
             state = [digest(state[0], read(value)), 0]
     latest = os.path.join(folder, "checkpoint_latest.pth")
     if os.path.isfile(latest):

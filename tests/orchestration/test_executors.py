@@ -1,4 +1,5 @@
 """Jobs are commands: in line, on this machine, and handed to SLURM."""
+
 import json
 import os
 import sys
@@ -26,8 +27,10 @@ def test_commands_run_with_their_environment_and_their_output_is_kept(tmp_path, 
 
 def test_failures_let_the_others_end_and_show_the_last_lines(tmp_path):
     executor = make_executor("local", tmp_path, gpus=(), processes=2)
-    jobs = [shell(tmp_path, "bad", "echo early; echo it is broken; exit 3"),
-            shell(tmp_path, "good", f"sleep 0.5; touch {tmp_path}/done")]
+    jobs = [
+        shell(tmp_path, "bad", "echo early; echo it is broken; exit 3"),
+        shell(tmp_path, "good", f"sleep 0.5; touch {tmp_path}/done"),
+    ]
     with pytest.raises(UserError, match=r"bad ended with exit code 3: sh -c .*bad.log. Last lines: .*it is broken"):
         executor.run(jobs)
     assert (tmp_path / "done").exists()
@@ -43,7 +46,9 @@ def test_a_failed_job_is_run_again_if_asked(tmp_path):
 def test_one_job_per_gpu_side_by_side(tmp_path):
     """Each waits for the other to have begun: in turn they would wait for ever."""
     executor = make_executor("local", tmp_path, gpus=[3, 5])
-    meet = "echo $CUDA_VISIBLE_DEVICES; touch {0}/{1}; for i in $(seq 600); do test -e {0}/{2} && exit 0; sleep 0.05; done; exit 1"
+    meet = (
+        "echo $CUDA_VISIBLE_DEVICES; touch {0}/{1}; for i in $(seq 600); do test -e {0}/{2} && exit 0; sleep 0.05; done; exit 1"
+    )
     executor.run([shell(tmp_path, "a", meet.format(tmp_path, "a", "b")), shell(tmp_path, "b", meet.format(tmp_path, "b", "a"))])
     given = {(tmp_path / f"{i}.log").read_text().splitlines()[-1] for i in "ab"}
     assert given == {"3", "5"}
@@ -53,8 +58,11 @@ def test_one_job_per_gpu_side_by_side(tmp_path):
 def test_what_a_job_makes_possible_runs_beside_what_still_runs(tmp_path, kind):
     """The slow job ends when the follower of the quick one has run: waiting for both before any follower would never end."""
     slow = f"for i in $(seq 600); do test -e {tmp_path}/follower && exit 0; sleep 0.05; done; exit 1"
-    jobs = {"quick": shell(tmp_path, "quick", "true"), "slow": shell(tmp_path, "slow", slow if kind == "local" else "true"),
-            "follower": shell(tmp_path, "follower", f"touch {tmp_path}/follower")}
+    jobs = {
+        "quick": shell(tmp_path, "quick", "true"),
+        "slow": shell(tmp_path, "slow", slow if kind == "local" else "true"),
+        "follower": shell(tmp_path, "follower", f"touch {tmp_path}/follower"),
+    }
     ended = []
 
     def more(name):
@@ -95,12 +103,16 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
     assert find_gpus() == []
 
 
-@pytest.mark.parametrize("environment, share, expected", (
-    ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": "0"}, 1, (12, 8, 1)),
-    ({"SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "0"}, 1, (4, 4, 1)),
-    ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": ""}, 1, (4, 8, 12)),
-    ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": ""}, 8, (0, 2, 2)),
-    ({"SLURM_CPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": ""}, 2, (0, 1, 1))))
+@pytest.mark.parametrize(
+    "environment, share, expected",
+    (
+        ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": "0"}, 1, (12, 8, 1)),
+        ({"SLURM_CPUS_PER_TASK": "4", "CUDA_VISIBLE_DEVICES": "0"}, 1, (4, 4, 1)),
+        ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": ""}, 1, (4, 8, 12)),
+        ({"SLURM_CPUS_PER_TASK": "16", "CUDA_VISIBLE_DEVICES": ""}, 8, (0, 2, 2)),
+        ({"SLURM_CPUS_PER_TASK": "1", "CUDA_VISIBLE_DEVICES": ""}, 2, (0, 1, 1)),
+    ),
+)
 def test_worker_counts_follow_the_allocation(environment, share, expected):
     counts = runner.worker_counts(environment, share)
     assert tuple(int(counts[i]) for i in ("nnUNet_n_proc_DA", "nnUNet_def_n_proc", "OMP_NUM_THREADS")) == expected
@@ -129,8 +141,9 @@ def test_the_last_lines_of_a_log(tmp_path):
 
 
 def test_a_start_that_was_overtaken_does_nothing(tmp_path):
-    (tmp_path / "job.json").write_text(json.dumps({"token": "new", "argv": ["touch", str(tmp_path / "ran")],
-                                                   "log": str(tmp_path / "log"), "environment": {}}))
+    (tmp_path / "job.json").write_text(
+        json.dumps({"token": "new", "argv": ["touch", str(tmp_path / "ran")], "log": str(tmp_path / "log"), "environment": {}})
+    )
     assert runner.main(str(tmp_path), "old") == 0 and not (tmp_path / "ran").exists()
     assert runner.main(str(tmp_path), "new") == 0 and (tmp_path / "ran").exists()
     assert runner.read_result(tmp_path, "old") is None and runner.read_result(tmp_path, "new")["exit_code"] == 0
@@ -150,18 +163,22 @@ def test_another_command_of_the_same_name_that_runs_is_named(tmp_path):
 
 # ---- SLURM, faked: sbatch starts the script in the background, squeue lists what runs
 
-FAKE = {"sbatch": """#!/bin/sh
+FAKE = {
+    "sbatch": """#!/bin/sh
 id=$(($(cat {0}/last 2>/dev/null || echo 0) + 1)); echo $id > {0}/last; cp "$1" {0}/script_$id
 if [ -e {0}/lose ]; then rm {0}/lose; echo "Submitted batch job $id"; exit 0; fi
 touch {0}/queue_$id
 (SLURM_JOB_ID=$id SLURM_CPUS_PER_TASK=3 sh "$1" > {0}/out_$id 2>&1; rm {0}/queue_$id) > /dev/null 2>&1 &
 echo "Submitted batch job $id"
-""", "srun": """#!/bin/sh
+""",
+    "srun": """#!/bin/sh
 while [ "${{1#--}}" != "$1" ]; do case "$1" in *=*|--unbuffered) shift;; *) shift; shift;; esac; done
 exec "$@"
-""", "squeue": """#!/bin/sh
+""",
+    "squeue": """#!/bin/sh
 ls {0} | sed -n 's/^queue_\\(.*\\)/\\1 RUNNING/p'
-"""}
+""",
+}
 
 
 @pytest.fixture

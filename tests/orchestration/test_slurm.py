@@ -1,4 +1,5 @@
 """The loop on a real SLURM: Debian's packages slurm-wlm and munge, one controller and one node, started for the test."""
+
 import json
 import os
 import shutil
@@ -67,14 +68,26 @@ def slurm(tmp_path_factory):
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
     user = subprocess.run(["id", "-un"], capture_output=True, text=True).stdout.strip()
-    (folder / "slurm.conf").write_text(CONFIGURATION.format(host=socket.gethostname().split(".")[0], user=user, folder=folder,
-                                                            ports=free_ports(2)))
+    (folder / "slurm.conf").write_text(
+        CONFIGURATION.format(host=socket.gethostname().split(".")[0], user=user, folder=folder, ports=free_ports(2))
+    )
     environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "PATH": path_of_programs()}
     daemons = []
     try:
-        for argv in (["munged", "--foreground", "--force", f"--key-file={folder}/munge.key", f"--socket={folder}/munge.socket",
-                      f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log", f"--seed-file={folder}/munge.seed"],
-                     ["slurmctld", "-D"], ["slurmd", "-D"]):
+        for argv in (
+            [
+                "munged",
+                "--foreground",
+                "--force",
+                f"--key-file={folder}/munge.key",
+                f"--socket={folder}/munge.socket",
+                f"--pid-file={folder}/munge.pid",
+                f"--log-file={folder}/munge.log",
+                f"--seed-file={folder}/munge.seed",
+            ],
+            ["slurmctld", "-D"],
+            ["slurmd", "-D"],
+        ):
             with open(folder / f"{argv[0]}.out", "w") as log:
                 daemons.append(subprocess.Popen(argv, env=environment, stdout=log, stderr=subprocess.STDOUT))
             time.sleep(0.5)
@@ -116,8 +129,12 @@ def side_by_side(place, *stages):
 
 def test_two_generations_with_both_halves_in_parallel(slurm, place, uninterrupted):
     # slow enough that two jobs that are handed in together run together
-    place.environment.update(slurm, NNUNET_PARTIAL_PROGRAMS=place.environment["NNUNET_PARTIAL_PROGRAMS"], STUB_PAUSE_S="0.6",
-                             **{i: place.environment[i] for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")})
+    place.environment.update(
+        slurm,
+        NNUNET_PARTIAL_PROGRAMS=place.environment["NNUNET_PARTIAL_PROGRAMS"],
+        STUB_PAUSE_S="0.6",
+        **{i: place.environment[i] for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+    )
     place.loop("--slurm", "partition=main", "--slurm", "cpus_per_task=1", "--slurm", "time=10", executor="slurm")
     for t in (1, 2):
         assert side_by_side(place, f"g{t}s1-train", f"g{t}s2-train")
@@ -130,20 +147,23 @@ def test_two_generations_with_both_halves_in_parallel(slurm, place, uninterrupte
 
 
 def test_a_killed_loop_finds_its_job_in_the_queue_and_a_cancelled_job_is_handed_in_again(slurm, place):
-    place.environment.update(slurm, **{k: v for k, v in place.environment.items() if k.startswith("nnUNet_")},
-                             STUB_PAUSE_S="1.5")
+    place.environment.update(slurm, **{k: v for k, v in place.environment.items() if k.startswith("nnUNet_")}, STUB_PAUSE_S="1.5")
     options = ("--slurm", "partition=main", "--slurm", "time=10")
     process = place.start(*options, executor="slurm", generations=1)
     started = place.run / "jobs" / "m0-train" / "started.json"
     place.wait_for(started.is_file)
     place.kill(process, whole_tree=True)
     job = json.loads((place.run / "jobs" / "m0-train" / "job.json").read_text())["job_id"]
-    queued = subprocess.run(["squeue", "--me", "--noheader", "--format=%i"], env=place.environment, capture_output=True, text=True)
+    queued = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format=%i"], env=place.environment, capture_output=True, text=True
+    )
     assert job in queued.stdout.split()
     process = place.start(*options, executor="slurm", generations=1)
     place.wait_for(lambda: "m0-train is running already" in (place.folder / "loop.log").read_text())
-    place.wait_for(lambda: place.states().get("g1s1-train") == "running" and
-                   (place.run / "jobs" / "g1s1-train" / "started.json").is_file(), 180)
+    place.wait_for(
+        lambda: place.states().get("g1s1-train") == "running" and (place.run / "jobs" / "g1s1-train" / "started.json").is_file(),
+        180,
+    )
     assert (place.run / "logs" / "m0-train.log").read_text().count("Epoch 0") == 1  # was not handed in twice
     lost = json.loads((place.run / "jobs" / "g1s1-train" / "job.json").read_text())["job_id"]
     subprocess.run(["scancel", "--signal=KILL", "--full", lost], env=place.environment, check=True)

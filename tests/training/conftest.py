@@ -1,4 +1,5 @@
 """Training in this process, without nnU-Net's final validation (which starts worker processes)."""
+
 import importlib.util
 import os
 import signal
@@ -31,8 +32,9 @@ def own_results(tmp_path, monkeypatch):
 def make_trainer(tiny, name, plans=None, configuration="3d_fullres", fold=0, continue_training=False):
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    return get_trainer_from_args(str(tiny.id), configuration, fold, name, plans or tiny.plans, continue_training,
-                                 torch.device("cpu"))
+    return get_trainer_from_args(
+        str(tiny.id), configuration, fold, name, plans or tiny.plans, continue_training, torch.device("cpu")
+    )
 
 
 @pytest.fixture
@@ -57,6 +59,7 @@ def teachers(tiny):
 @pytest.fixture
 def refused(capsys):
     """``refused(make)`` -> the one line with which ``make()`` ended, exit code 2."""
+
     def check(make):
         with pytest.raises(SystemExit) as end:
             make()
@@ -64,10 +67,12 @@ def refused(capsys):
         lines = [i for i in capsys.readouterr().err.splitlines() if i.startswith("nnunet_partial: error:")]
         assert len(lines) == 1
         return lines[0]
+
     return check
 
 
 # ------------------------------------------------------------------ killed and continued
+
 
 @pytest.fixture(scope="session")
 def assert_same():
@@ -76,6 +81,7 @@ def assert_same():
     Two runs of one program may differ there in the last bit (biases before a norm, whose gradient is rounding alone); a
     state that was not restored differs by 1e-4 and more.
     """
+
     def check(a, b, exact=True, path=""):
         assert type(a) is type(b), path
         if isinstance(a, dict):
@@ -93,12 +99,14 @@ def assert_same():
             assert a == pytest.approx(b, rel=1e-5, nan_ok=True), path
         else:
             assert a == b or a != a and b != b, f"{path}: {a} {b}"
+
     return check
 
 
 @pytest.fixture(scope="session")
 def train_and_be_killed():
     """``train_and_be_killed(trainer, plans, at_step)``: a process that dies by SIGKILL where that step begins."""
+
     def run(trainer, plans, at_step):
         program = f"""
 import os, signal, torch
@@ -116,22 +124,26 @@ trainer.run_training()
 """
         result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
         assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
+
     return run
 
 
 @pytest.fixture(scope="session")
 def final_state():
     """``final_state(results)``: the only final checkpoint below a folder, without the times of its epochs."""
+
     def read(results):
-        file, = Path(results).rglob("checkpoint_final.pth")
+        (file,) = Path(results).rglob("checkpoint_final.pth")
         checkpoint = load_checkpoint(file)
         for name in ("epoch_start_timestamps", "epoch_end_timestamps"):
             checkpoint["logging"].pop(name)
         return checkpoint
+
     return read
 
 
 # ------------------------------------------------------------------ two processes
+
 
 @pytest.fixture(scope="session")
 def ddp_worker():
@@ -145,15 +157,30 @@ def ddp_worker():
 @pytest.fixture
 def assert_two_processes_agree(ddp_worker, tmp_path):
     """``(trainer, batch, plans, configuration)``: with half of ``batch`` each, two processes have the gradients of one."""
+
     def check(made, batch, plans, configuration="3d_fullres"):
         file = tmp_path / f"{plans}_{configuration}.pth"
         # before the gradients, which may move the running means of a batch norm
-        content = {"networks": {k: unwrap(m.network).state_dict() for k, m in made.members.items()}, "batch": batch,
-                   "averages": {k: a.state_dict() for k, a in getattr(made, "averages", {}).items()}}
+        content = {
+            "networks": {k: unwrap(m.network).state_dict() for k, m in made.members.items()},
+            "batch": batch,
+            "averages": {k: a.state_dict() for k, a in getattr(made, "averages", {}).items()},
+        }
         torch.save(content, file)
         expected = ddp_worker.gradients(made, batch)
-        argv = [[sys.executable, str(DDP_WORKER), str(rank), f"{file}.rendezvous", str(file), type(made).__name__, plans, configuration]
-                for rank in range(2)]
+        argv = [
+            [
+                sys.executable,
+                str(DDP_WORKER),
+                str(rank),
+                f"{file}.rendezvous",
+                str(file),
+                type(made).__name__,
+                plans,
+                configuration,
+            ]
+            for rank in range(2)
+        ]
         processes = [subprocess.Popen(i, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for i in argv]
         errors = [i.communicate(timeout=900)[1] for i in processes]
         assert [i.returncode for i in processes] == [0, 0], errors
@@ -164,6 +191,8 @@ def assert_two_processes_agree(ddp_worker, tmp_path):
             largest = max(i.abs().max() for i in parameters.values())
             for key, gradient in parameters.items():
                 # the lowest output has weight 0 on one process and 1e-6 under DDP, which needs every parameter to be used
-                torch.testing.assert_close(found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest),
-                                           msg=lambda m: f"{name}/{key}: {m}")
+                torch.testing.assert_close(
+                    found[name][key], gradient, rtol=1e-4, atol=float(5e-6 * largest), msg=lambda m: f"{name}/{key}: {m}"
+                )
+
     return check

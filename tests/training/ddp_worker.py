@@ -1,4 +1,5 @@
 """Run in each of two processes by conftest.py: a step on this rank's half of a batch; rank 0 saves the gradients."""
+
 import sys
 
 import torch
@@ -14,8 +15,10 @@ def gradients(trainer, batch):
     for member in trainer.members.values():
         member.network.zero_grad()
     sum(trainer.compute_losses(batch).values()).backward()
-    return {name: {k: p.grad.clone() for k, p in unwrap(member.network).named_parameters() if p.grad is not None}
-            for name, member in trainer.members.items()}
+    return {
+        name: {k: p.grad.clone() for k, p in unwrap(member.network).named_parameters() if p.grad is not None}
+        for name, member in trainer.members.items()
+    }
 
 
 def part(batch, samples):
@@ -23,8 +26,14 @@ def part(batch, samples):
     from nnunet_partial.training.base import Batch
 
     target = [i[samples] for i in batch.target] if isinstance(batch.target, list) else batch.target[samples]
-    return Batch(batch.data[samples], target, batch.annotated[samples], batch.groups[samples], [batch.cases[i] for i in samples],
-                 batch.truth[samples])
+    return Batch(
+        batch.data[samples],
+        target,
+        batch.annotated[samples],
+        batch.groups[samples],
+        [batch.cases[i] for i in samples],
+        batch.truth[samples],
+    )
 
 
 def main(rank, rendezvous, batch_file, name, plans, configuration):

@@ -1,4 +1,5 @@
 """Run by the fork server of conftest.py: a command's own entry point, with the environment ``environment``; says all to ``log``."""
+
 import os
 import sys
 

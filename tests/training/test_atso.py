@@ -1,4 +1,5 @@
 """ATSO's trainer and the real loop on a tiny dataset: who trains on what, who labels what, and what is never read."""
+
 import json
 import os
 import pickle
@@ -11,21 +12,28 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_partial.data.label_directory import LabelDirectory, load_labels
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, load_labels
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.generations import PreprocessedSpace, Run, exclude_cases
+from nnunet_partial.evaluation.atso_report.generations import PreprocessedSpace, Run, exclude_cases
 from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.inference.preprocessed import restricted_prediction
 from nnunet_partial.inference.pseudo_labels import super_class_numbers
 from nnunet_partial.labels import check_super_classes
-from nnunet_partial.orchestration.loop import Loop
-from nnunet_partial.orchestration.options import Options
+from nnunet_partial.orchestration.atso.loop import Loop
+from nnunet_partial.orchestration.atso.options import Options
 from nnunet_partial.trainers.atso import super_class_groups
 from nnunet_partial.variants import write_variant
 
 CLASSES = ("liver", "kidney", "pancreas")
-OPTIONS = {"dataset": "Dataset501_Tiny", "configuration": "3d_fullres", "plans": "nnUNetPlans_tiny", "generations": 2,
-           "fine_tune_epochs": 1, "disable_tta": True, "validation": "none"}
+OPTIONS = {
+    "dataset": "Dataset501_Tiny",
+    "configuration": "3d_fullres",
+    "plans": "nnUNetPlans_tiny",
+    "generations": 2,
+    "fine_tune_epochs": 1,
+    "disable_tta": True,
+    "validation": "none",
+}
 FORKED_COMMAND = Path(__file__).with_name("forked_command.py")
 
 
@@ -76,8 +84,9 @@ class Semi:
         shutil.copytree(tiny.preprocessed, self.preprocessed)
         (folder / "nnUNet_results" / tiny.name).mkdir(parents=True)
         if not hidden:  # as it is: every case annotates the organ of its source
-            (self.preprocessed / "splits_final.json").write_text(json.dumps(
-                [{"train": ["kits_005", "lits_000", "nih_010", "plain_015"], "val": ["lits_001"]}]))
+            (self.preprocessed / "splits_final.json").write_text(
+                json.dumps([{"train": ["kits_005", "lits_000", "nih_010", "plain_015"], "val": ["lits_001"]}])
+            )
             return
         content = read_json(self.preprocessed / "dataset.json")
         cases = content["nnunet_partial"]["cases"]
@@ -88,8 +97,9 @@ class Semi:
         for name, case in cases.items():
             case["annotated"] = list(CLASSES) if name in labelled else []
         (self.preprocessed / "dataset.json").write_text(json.dumps(content))
-        (self.preprocessed / "splits_final.json").write_text(json.dumps(
-            [{"train": sorted(self.labelled + self.unlabelled), "val": labelled[3:]}]))
+        (self.preprocessed / "splits_final.json").write_text(
+            json.dumps([{"train": sorted(self.labelled + self.unlabelled), "val": labelled[3:]}])
+        )
         if garbage:
             for case in self.unlabelled:
                 self._spoil(case)
@@ -158,7 +168,7 @@ def labels_of(run):
     """Label directory and case -> labels and locations, of a whole run."""
     found = {}
     for file in sorted((run / "labels").rglob("*_seg.b2nd")):
-        seg, properties = load_labels(file.parent, file.name[:-len("_seg.b2nd")])
+        seg, properties = load_labels(file.parent, file.name[: -len("_seg.b2nd")])
         locations = {k: np.asarray(v).tolist() for k, v in properties["class_locations"].items()}
         found[str(file.relative_to(run))] = (seg[:].tobytes(), locations)
     return found
@@ -169,7 +179,7 @@ def report_of(run):
     found = {str(i.relative_to(run)): i.read_bytes() for i in sorted((run / "report").rglob("*")) if i.is_file()}
     found.pop("report/times.csv")
     page = found.pop("report/index.html").decode()
-    return found, page[:page.index('<section id="times">')]
+    return found, page[: page.index('<section id="times">')]
 
 
 # ---- the real loop
@@ -205,6 +215,7 @@ def test_the_order_of_labelling(finished):
             assert labeller == ("m0" if t == 1 else f"g1s{3 - subset}")
             assert not set(content["cases"]) & set(trained_on[labeller])
             import hashlib
+
             assert model["sha256"] == hashlib.sha256(Path(model["checkpoint"]).read_bytes()).hexdigest()
 
 
@@ -215,11 +226,15 @@ def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(ti
     def exists(pattern):
         return lambda: next(results.rglob(pattern), None) is not None
 
-    moments = {"m0-train": exists("*-m0__*/fold_0/checkpoint_latest.pth"),
-               "g1s1-label": exists("generation_1/subset_1/records/*.json"),
-               "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_best.pth"), "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
-               "g2s2-label": exists("generation_2/subset_2/.lock"), "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
-               "report": exists("report/cache/generation_final.json")}
+    moments = {
+        "m0-train": exists("*-m0__*/fold_0/checkpoint_latest.pth"),
+        "g1s1-label": exists("generation_1/subset_1/records/*.json"),
+        "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_best.pth"),
+        "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
+        "g2s2-label": exists("generation_2/subset_2/.lock"),
+        "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
+        "report": exists("report/cache/generation_final.json"),
+    }
     executor = Forked(forked, moments)
     for _ in range(len(moments)):
         with pytest.raises(Killed):
@@ -264,11 +279,14 @@ def test_an_unreadable_label_is_one_line_and_earlier_generations_stay(tiny, fini
     plans["nnunet_partial"]["labels"] = str(damaged.parent)
     (here.folder / "nnUNet_preprocessed" / tiny.name / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
     from nnunetv2.run.run_training import get_trainer_from_args
-    trainer = get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans["plans_name"], False,
-                                    torch.device("cpu"))
+
+    trainer = get_trainer_from_args(
+        "Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans["plans_name"], False, torch.device("cpu")
+    )
     trainer.initialize()
     import contextlib
     import io
+
     said = io.StringIO()
     with pytest.raises(SystemExit) as end, contextlib.redirect_stderr(said):
         trainer.on_train_start()
@@ -283,8 +301,9 @@ def test_the_disagreement_filter_leaves_out_what_changed_most(finished, tmp_path
     scores = read_json(tmp_path / "out.json")["scores"]
     order = sorted(scores, key=lambda i: (1.0 if scores[i] is None else scores[i], i))
     assert len(excluded) == 2 and excluded == sorted(order[:2]) and read_json(tmp_path / "out.json")["excluded"] == excluded
-    assert exclude_cases(current, "disagreement", 0.5, tmp_path / "same.json", current) == \
-        sorted(sorted(finished.unlabelled)[:2])  # nothing changed: by name
+    assert exclude_cases(current, "disagreement", 0.5, tmp_path / "same.json", current) == sorted(
+        sorted(finished.unlabelled)[:2]
+    )  # nothing changed: by name
     assert len(exclude_cases(current, "confidence", 0.25, tmp_path / "c.json")) == 1
 
 
@@ -293,8 +312,16 @@ def test_partly_labelled_reference_cases_at_super_class_level(tiny, tmp_path, mo
     here = Semi(tiny, tmp_path, monkeypatch, hidden=False)
     (tmp_path / "super.json").write_text(json.dumps({"paired": ["kidney", "pancreas"]}))
     executor = Forked(forked)
-    here.loop(executor, strategy="self-learning", subsets=1, generations=1, fine_tune_epochs=1, filter="confidence",
-              filter_share=0.34, super_classes=str(tmp_path / "super.json")).run()
+    here.loop(
+        executor,
+        strategy="self-learning",
+        subsets=1,
+        generations=1,
+        fine_tune_epochs=1,
+        filter="confidence",
+        filter_share=0.34,
+        super_classes=str(tmp_path / "super.json"),
+    ).run()
     run = here.run.with_name("atso_3d_fullres_fold0")
     cases = [f"{s}_{i}" for s, i in (("kits", "005"), ("lits", "000"), ("nih", "010"), ("plain", "015"))]
     assert here.training_cases("m0")["pseudo_labelled"] == [] and here.training_cases("m0")["labelled"] == cases[:3]
@@ -324,9 +351,21 @@ def test_it_starts_from_all_weights_and_leaves_excluded_cases_out(finished, tmp_
     m0 = next(folder.rglob("*-m0__3d_fullres/fold_0/checkpoint_final.pth"))
     out = finished.unlabelled[0]
     (tmp_path / "exclude.json").write_text(json.dumps({"excluded": [out]}))
-    plans = write_variant("Dataset501_Tiny", "unit", {"labels": str(finished.run / "labels" / "generation_2"), "atso": {
-        "initial_weights": str(m0), "exclude": str(tmp_path / "exclude.json"), "final_validation": False,
-        "super_classes": {"abdomen": ["liver", "pancreas"]}}}, "nnUNetPlans_tiny", overwrite=True).stem
+    plans = write_variant(
+        "Dataset501_Tiny",
+        "unit",
+        {
+            "labels": str(finished.run / "labels" / "generation_2"),
+            "atso": {
+                "initial_weights": str(m0),
+                "exclude": str(tmp_path / "exclude.json"),
+                "final_validation": False,
+                "super_classes": {"abdomen": ["liver", "pancreas"]},
+            },
+        },
+        "nnUNetPlans_tiny",
+        overwrite=True,
+    ).stem
     trainer = get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans, False, torch.device("cpu"))
     trainer.initialize()
     assert same_weights(dict(trainer.network.state_dict()), finished.weights("m0"))  # segmentation layers too
@@ -342,8 +381,11 @@ def test_it_starts_from_all_weights_and_leaves_excluded_cases_out(finished, tmp_
     folder = LabelDirectory.read(finished.run / "labels" / "generation_2").folder_of(case)
     assert folder.name.startswith("subset_") and np.array_equal(dataset.load_case(case)[1][:], load_labels(folder, case)[0][:])
     size = 4
-    batch = {"data": torch.zeros(2, 1, size, size, size), "target": torch.zeros(2, 1, size, size, size),
-             "keys": [finished.labelled[0], case]}
+    batch = {
+        "data": torch.zeros(2, 1, size, size, size),
+        "target": torch.zeros(2, 1, size, size, size),
+        "keys": [finished.labelled[0], case],
+    }
     assert trainer.to_device(batch).groups.tolist() == [[0, 1, 2, 3], [0, 1, 2, 1]]
 
 
@@ -351,8 +393,9 @@ def test_missing_initial_weights_are_one_line(finished, capsys):
     from nnunetv2.run.run_training import get_trainer_from_args
 
     finished.use()
-    plans = write_variant("Dataset501_Tiny", "lost", {"atso": {"initial_weights": "/nowhere/m0.pth"}}, "nnUNetPlans_tiny",
-                          overwrite=True).stem
+    plans = write_variant(
+        "Dataset501_Tiny", "lost", {"atso": {"initial_weights": "/nowhere/m0.pth"}}, "nnUNetPlans_tiny", overwrite=True
+    ).stem
     with pytest.raises(SystemExit) as end:
         get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans, False, torch.device("cpu"))
     assert end.value.code == 2 and "/nowhere/m0.pth does not exist" in capsys.readouterr().err.strip().splitlines()[-1]
@@ -377,8 +420,10 @@ def test_the_most_probable_super_class_wins_a_voxel():
     assert super_class_numbers(["a1"], {}) is None
 
 
-@pytest.mark.parametrize("given, message", (({"x": ["spleen"]}, "no class"), ({"x": ["liver"], "y": ["liver"]}, "two"),
-                                            ({"x": "liver"}, "list"), ({"x": []}, "list")))
+@pytest.mark.parametrize(
+    "given, message",
+    (({"x": ["spleen"]}, "no class"), ({"x": ["liver"], "y": ["liver"]}, "two"), ({"x": "liver"}, "list"), ({"x": []}, "list")),
+)
 def test_unusable_super_classes_are_refused(given, message):
     with pytest.raises(UserError, match=message):
         check_super_classes(given, CLASSES)

@@ -1,4 +1,5 @@
 """Self-training and co-training on a label directory of the tiny dataset."""
+
 import json
 import math
 import re
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_partial.data import label_directory
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.files import read_json
 from nnunet_partial.losses import co_training
 from nnunet_partial.losses.ramps import gaussian
@@ -16,8 +17,13 @@ from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.variants import write_variant
 
 CLASSES = ("liver", "kidney", "pancreas")
-FAMILY = ("nnUNetTrainerCoTraining", "nnUNetTrainerCoTrainingCT", "nnUNetTrainerCoTrainingWA",
-          "nnUNetTrainerCoTrainingCTWA", "nnUNetTrainerCoTrainingIBN")
+FAMILY = (
+    "nnUNetTrainerCoTraining",
+    "nnUNetTrainerCoTrainingCT",
+    "nnUNetTrainerCoTrainingWA",
+    "nnUNetTrainerCoTrainingCTWA",
+    "nnUNetTrainerCoTrainingIBN",
+)
 
 
 def write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None):
@@ -38,10 +44,12 @@ def write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without
             box = (0, slice(2, 18), slice(7 * value - 5, 7 * value), slice(3, 3 + 5 * value))
             seg[box] = np.where(seg[box] == 0, value, seg[box])
         volume = {i: float((seg == CLASSES.index(i) + 1).sum() * 10) for i in (*annotated, *pseudo)}
-        label_directory.write_case(folder, case, seg, properties, manager, (16, 24, 24),
-                                   {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume})
-    label_directory.finish(folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES},
-                           images.identifiers)
+        label_directory.write_case(
+            folder, case, seg, properties, manager, (16, 24, 24), {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume}
+        )
+    label_directory.finish(
+        folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES}, images.identifiers
+    )
     return folder
 
 
@@ -52,8 +60,13 @@ def labels(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plans(tiny, labels):
-    return write_variant(tiny.id, "cotrain", {"labels": str(labels.parent / "fold_{fold}"), "optimizer": "sgd",
-                                              "initial_lr": 0.01, "save_every": 1}, tiny.plans, overwrite=True).stem
+    return write_variant(
+        tiny.id,
+        "cotrain",
+        {"labels": str(labels.parent / "fold_{fold}"), "optimizer": "sgd", "initial_lr": 0.01, "save_every": 1},
+        tiny.plans,
+        overwrite=True,
+    ).stem
 
 
 def ready(made):
@@ -185,8 +198,9 @@ def test_the_soft_labels_are_constants(tiny, plans, trainer, own_results, name):
         teacher = (made.candidates["peer"] if made.co_teaching else made.averages["network"].module)(batch.data)
     teacher = teacher[0] if isinstance(teacher, (list, tuple)) else teacher
     output = made.network(batch.data)
-    hard = (made.at_every_scale(made.focal_loss, output, batch.target)
-            + 0.1 * made.at_every_scale(co_training.soft_dice_loss, output, batch.target))
+    hard = made.at_every_scale(made.focal_loss, output, batch.target) + 0.1 * made.at_every_scale(
+        co_training.soft_dice_loss, output, batch.target
+    )
     soft = made.soft_loss(output[0], teacher, made.region(batch.target[0][:, 0], batch))
     (hard + 0.1 * made.ramp_up() * soft).backward()
     for k, v in made.network.named_parameters():
@@ -204,15 +218,22 @@ def test_averages_are_the_closed_form(tiny, plans, trainer, own_results):
     for name, average in made.averages.items():
         first, *later = history[name]
         for key, value in average.state_dict().items():
-            expected = 0.999 ** 3 * first[key].double()
+            expected = 0.999**3 * first[key].double()
             for i, weights in enumerate(later, 1):
                 expected = expected + 0.001 * 0.999 ** (3 - i) * weights[key].double()
             torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-7)
     assert made.ramp_up() == gaussian(1.5, 0.5) and made.steps_of_epoch == 3
 
 
-@pytest.mark.parametrize("decay, steps, said", ((0.999, 360, "70% of what is deployed.* set co_training.ema_decay=0.987 or lower"),
-                                                (0.999, 250000, None), (0.987, 360, None), (0, 2, None)))
+@pytest.mark.parametrize(
+    "decay, steps, said",
+    (
+        (0.999, 360, "70% of what is deployed.* set co_training.ema_decay=0.987 or lower"),
+        (0.999, 250000, None),
+        (0.987, 360, None),
+        (0, 2, None),
+    ),
+)
 def test_an_average_that_would_keep_its_start_is_warned_of(tiny, plans, trainer, own_results, decay, steps, said):
     settings = {"num_epochs": 2, "num_iterations_per_epoch": steps // 2, "co_training": {"ema_decay": decay}}
     made = trainer("nnUNetTrainerCoTraining", write_variant(tiny.id, "slow", settings, plans, overwrite=True).stem)
@@ -250,9 +271,18 @@ def test_two_dimensions_train_and_validate(tiny, trainer, own_results, tmp_path)
 def test_dilated_region_and_ibn_and_the_papers_optimiser(tiny, labels, trainer, own_results):
     from nnunet_partial.networks.ibn import InstanceBatchNorm
 
-    plans = write_variant(tiny.id, "paper", {"labels": str(labels), "optimizer": "paper", "num_epochs": 4,
-                                             "co_training": {"region": "dilated", "region_dilation": 1}},
-                          tiny.plans, overwrite=True).stem
+    plans = write_variant(
+        tiny.id,
+        "paper",
+        {
+            "labels": str(labels),
+            "optimizer": "paper",
+            "num_epochs": 4,
+            "co_training": {"region": "dilated", "region_dilation": 1},
+        },
+        tiny.plans,
+        overwrite=True,
+    ).stem
     made = ready(trainer("nnUNetTrainerCoTrainingIBN", plans))
     for network in (*(m.network for m in made.members.values()), *(a.module for a in made.averages.values())):
         assert sum(isinstance(i, InstanceBatchNorm) for i in network.encoder.stages[:2].modules()) > 0
@@ -262,7 +292,7 @@ def test_dilated_region_and_ibn_and_the_papers_optimiser(tiny, labels, trainer, 
         for member in made.members.values():
             member.lr_scheduler.step(epoch)
         rates.append({m.optimizer.param_groups[0]["lr"] for m in made.members.values()})
-    cosine = [1, 2 ** -0.5, 0, -2 ** -0.5]
+    cosine = [1, 2**-0.5, 0, -(2**-0.5)]
     assert [i.pop() for i in rates] == pytest.approx([0.05 * (1 + i) / 2 for i in cosine])
     group = made.optimizer.param_groups[0]
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 5e-4, False)
@@ -314,7 +344,7 @@ def test_the_better_average_is_deployed(tiny, plans, trainer, own_results):
         step = made.validation_step(next(made.dataloader_val))
     assert step["tp_hard"].shape == (2, 3) and step["loss"].shape == (2,)
     zero = np.zeros((2, 3))
-    tp = np.array([[4., 0, 0], [6., 0, 0]])
+    tp = np.array([[4.0, 0, 0], [6.0, 0, 0]])
     one = {"loss": np.zeros(2), "tp_hard": tp, "fp_hard": 8 - tp, "fn_hard": zero}  # only one class is annotated
     one["fp_hard"][:, 1:] = 0
     made.on_validation_epoch_end([one])
@@ -332,8 +362,9 @@ def test_the_better_average_is_deployed(tiny, plans, trainer, own_results):
 # ---- checkpoints
 
 
-def test_killed_and_continued_equals_uninterrupted(tiny, plans, trainer, own_results, monkeypatch, train_and_be_killed, final_state,
-                                                   assert_same):
+def test_killed_and_continued_equals_uninterrupted(
+    tiny, plans, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same
+):
     from nnunetv2.run.run_training import maybe_load_checkpoint
 
     monkeypatch.setenv("nnUNet_results", str(own_results / "uninterrupted"))
@@ -393,13 +424,16 @@ def spoiled(labels, tmp_path, change):
     return folder
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda c: c.update(data_identifier="nnUNetPlans_2d"), ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres")),
-    (lambda c: c.update(classes=["liver", "spleen"]), ("liver, spleen", "liver, kidney, pancreas")),
-    (lambda c: c.update(dataset="Dataset001_X"), ("Dataset001_X",)),
-    (lambda c: c.update(version=2), ("version 2",)),
-    (lambda c: c.pop("cases"), ("is not the provenance",)),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda c: c.update(data_identifier="nnUNetPlans_2d"), ("nnUNetPlans_2d", "nnUNetPlans_3d_fullres")),
+        (lambda c: c.update(classes=["liver", "spleen"]), ("liver, spleen", "liver, kidney, pancreas")),
+        (lambda c: c.update(dataset="Dataset001_X"), ("Dataset001_X",)),
+        (lambda c: c.update(version=2), ("version 2",)),
+        (lambda c: c.pop("cases"), ("is not the provenance",)),
+    ],
+)
 def test_labels_that_do_not_fit_are_refused(tiny, labels, trainer, own_results, tmp_path, refused, change, words):
     plans = variant(tiny, labels=str(spoiled(labels, tmp_path, change)))
     error = refused(lambda: trainer("nnUNetTrainerSelfTraining", plans))
@@ -417,10 +451,15 @@ def test_a_case_or_a_class_that_is_missing_fails_before_training(tiny, labels, t
     assert not list(Path(own_results).rglob("checkpoint*"))
 
 
-@pytest.mark.parametrize("settings, word", [({"class_weights": [1, 2]}, "class_weights must be 3 numbers"),
-                                            ({"gamma": 0.5}, "gamma must be 0 or at least 1"),
-                                            ({"ema_decay": 1}, "ema_decay must be below 1"),
-                                            ({"region": "eroded"}, "equation, dilated")])
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"class_weights": [1, 2]}, "class_weights must be 3 numbers"),
+        ({"gamma": 0.5}, "gamma must be 0 or at least 1"),
+        ({"ema_decay": 1}, "ema_decay must be below 1"),
+        ({"region": "eroded"}, "equation, dilated"),
+    ],
+)
 def test_bad_settings_are_one_line(tiny, labels, trainer, own_results, refused, settings, word):
     plans = read_json(tiny.preprocessed / f"{tiny.plans}.json")
     name = f"{tiny.plans}_bad"

@@ -1,4 +1,5 @@
 """Cross-teaching distillation: the loss from its parts, whose gradient goes where, and which cases a batch holds."""
+
 import math
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_partial.data.pools import Pools
+from nnunet_partial.data.preprocessed.pools import Pools
 from nnunet_partial.files import read_json
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.networks.usenet import ResidualUSENet
@@ -46,8 +47,10 @@ def batch_of(made, *annotated):
         label[i][~mask[i][label[i].long()]] = 0
     target = label
     if made.enable_deep_supervision:
-        target = [torch.nn.functional.interpolate(label, scale_factor=tuple(i), mode="nearest-exact")
-                  for i in made._get_deep_supervision_scales()]
+        target = [
+            torch.nn.functional.interpolate(label, scale_factor=tuple(i), mode="nearest-exact")
+            for i in made._get_deep_supervision_scales()
+        ]
     channels = torch.randn(len(annotated), made.num_input_channels, *size, generator=generator)
     return Batch(channels, target, mask, groups_from_annotated(mask), [str(i) for i in range(len(annotated))], mask)
 
@@ -87,8 +90,7 @@ def read_focal(p, y, classes):
         if own:
             rest = [c for c in range(4) if c not in own]
             groups = [p[b, rest].sum(0), *(p[b, c] for c in own)]
-            chosen = np.choose([0 if v == 0 else 1 + own.index(v) for v in y[b].ravel()],
-                               [g.ravel() for g in groups])
+            chosen = np.choose([0 if v == 0 else 1 + own.index(v) for v in y[b].ravel()], [g.ravel() for g in groups])
             terms.append(np.mean(-0.5 * (1 - chosen) ** 2 * np.log(chosen)))
     return np.mean(terms) if terms else 0.0
 
@@ -116,13 +118,17 @@ def read_total(made, batch, annotated):
         weights = {"labelled": 10 * r, "unlabelled": {"paper": 1, "code": 10}[made.settings.cross_teaching.weighting] * r * r}
         if not made.semi_supervised:
             weights["unlabelled"] = 0
-        found["distillation"] = sum(weights[kind] * np.mean([k for k, own in zip(kl, which) if own])
-                                    for kind, which in (("labelled", annotated), ("unlabelled", lacking)) if any(which))
+        found["distillation"] = sum(
+            weights[kind] * np.mean([k for k, own in zip(kl, which) if own])
+            for kind, which in (("labelled", annotated), ("unlabelled", lacking))
+            if any(which)
+        )
     return {k: v for k, v in found.items() if k in made.loss_terms}
 
 
-@pytest.mark.parametrize("annotated", [(FULLY, UNLABELLED), (PARTLY, (2, 3)), (FULLY, PARTLY), (FULLY, FULLY),
-                                       (UNLABELLED, UNLABELLED)])
+@pytest.mark.parametrize(
+    "annotated", [(FULLY, UNLABELLED), (PARTLY, (2, 3)), (FULLY, PARTLY), (FULLY, FULLY), (UNLABELLED, UNLABELLED)]
+)
 def test_the_step_is_the_papers_objective(tiny, trainer, own_results, annotated):
     made = ready(trainer(PROPOSED))
     batch = batch_of(made, *annotated)
@@ -144,8 +150,9 @@ def test_ablations_are_the_objective_without_some_terms(tiny, trainer, own_resul
 
 
 def test_the_codes_weighting_and_no_deep_supervision(tiny, trainer, own_results):
-    plans = write_variant(tiny.id, "ctcode", {"deep_supervision": False, "cross_teaching": {"weighting": "code"}},
-                          tiny.plans, overwrite=True).stem
+    plans = write_variant(
+        tiny.id, "ctcode", {"deep_supervision": False, "cross_teaching": {"weighting": "code"}}, tiny.plans, overwrite=True
+    ).stem
     made = ready(trainer(PROPOSED, plans))
     annotated = (FULLY, UNLABELLED)
     batch = batch_of(made, *annotated)
@@ -163,8 +170,10 @@ def gradients_of(made, total):
     for member in made.members.values():
         member.network.zero_grad()
     total.backward(retain_graph=True)
-    return {name: any(p.grad is not None and p.grad.abs().max() > 0 for p in member.network.parameters())
-            for name, member in made.members.items()}
+    return {
+        name: any(p.grad is not None and p.grad.abs().max() > 0 for p in member.network.parameters())
+        for name, member in made.members.items()
+    }
 
 
 def test_each_term_reaches_the_networks_that_it_is_for(tiny, trainer, own_results):
@@ -172,9 +181,12 @@ def test_each_term_reaches_the_networks_that_it_is_for(tiny, trainer, own_result
     losses = made.compute_losses(batch_of(made, FULLY, UNLABELLED))
     reached = {name: gradients_of(made, value) for name, value in losses.items()}
     everyone = {"network": True, "teacher1": True, "teacher2": True}
-    assert reached == {"supervised": everyone, "cross_teaching": {**everyone, "network": False},
-                       "pseudo_supervision": {"network": True, "teacher1": False, "teacher2": False},
-                       "distillation": {"network": True, "teacher1": False, "teacher2": False}}
+    assert reached == {
+        "supervised": everyone,
+        "cross_teaching": {**everyone, "network": False},
+        "pseudo_supervision": {"network": True, "teacher1": False, "teacher2": False},
+        "distillation": {"network": True, "teacher1": False, "teacher2": False},
+    }
 
 
 def test_each_teacher_takes_the_other_as_a_constant(tiny, trainer, own_results):
@@ -289,14 +301,19 @@ def test_the_student_is_a_light_teacher_and_is_deployed(tiny, trainer, own_resul
 
 
 def test_the_papers_size_on_request(tiny, trainer, own_results, monkeypatch):
-    plans = write_variant(tiny.id, "ctpaper", {"patch_size": [16, 32, 32], "batch_size": 1,
-                                               "cross_teaching": {"size": "paper"}}, "nnUNetPlans",
-                          "3d_fullres", overwrite=True).stem
+    plans = write_variant(
+        tiny.id,
+        "ctpaper",
+        {"patch_size": [16, 32, 32], "batch_size": 1, "cross_teaching": {"size": "paper"}},
+        "nnUNetPlans",
+        "3d_fullres",
+        overwrite=True,
+    ).stem
     made = trainer(PROPOSED, plans)
     network = made.build_network_architecture(made.plans_manager, made.configuration_manager, 1, 14)
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 5.2
     made.network = network
-    assert made._get_deep_supervision_scales() == [[1 / 2 ** i] * 3 for i in range(4)]
+    assert made._get_deep_supervision_scales() == [[1 / 2**i] * 3 for i in range(4)]
 
 
 @pytest.mark.parametrize("name, configuration", [(PROPOSED, "2d"), (f"{PROPOSED}CTS", "2d")])
@@ -327,7 +344,8 @@ def test_mixed_precision_and_compiled_networks(tiny, trainer, own_results):
     assert half == pytest.approx(full, rel=0.1)
     assert np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
     assert len(made._get_deep_supervision_scales()) == 2 and set(made.deployed_weights()) == set(
-        made.build_network_architecture(made.plans_manager, made.configuration_manager, 1, 4).state_dict())
+        made.build_network_architecture(made.plans_manager, made.configuration_manager, 1, 4).state_dict()
+    )
 
 
 # ---- commands, checkpoints, processes
@@ -348,12 +366,36 @@ def test_stock_train_and_predict(tiny, own_results, tmp_path):
     (tmp_path / "in").mkdir()
     image = next((tiny.folders.raw / tiny.name / "imagesTr").glob("lits_*"))
     shutil.copy(image, tmp_path / "in" / "patient_0000.nii.gz")
-    command("nnUNetv2_predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "-d", 501, "-c", "3d_fullres", "-f", 0, "-tr",
-        PROPOSED, "-p", plans, "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta")
+    command(
+        "nnUNetv2_predict",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "-d",
+        501,
+        "-c",
+        "3d_fullres",
+        "-f",
+        0,
+        "-tr",
+        PROPOSED,
+        "-p",
+        plans,
+        "-device",
+        "cpu",
+        "-npp",
+        1,
+        "-nps",
+        1,
+        "--disable_tta",
+    )
     assert (tmp_path / "out" / "patient.nii.gz").is_file()
 
 
-def test_killed_and_continued_equals_uninterrupted(tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same):
+def test_killed_and_continued_equals_uninterrupted(
+    tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same
+):
     from nnunetv2.run.run_training import maybe_load_checkpoint
 
     monkeypatch.setenv("nnUNet_results", str(own_results / "uninterrupted"))
@@ -368,15 +410,19 @@ def test_killed_and_continued_equals_uninterrupted(tiny, trainer, own_results, m
     state = final_state(killed)
     assert_same(final_state(own_results / "uninterrupted"), state, exact=False)
     assert set(state["nnunet_partial"]["peers"]) == {"teacher1", "teacher2"}
-    assert set(state["network_weights"]) == set(ResidualUSENet.from_plans(
-        continued.configuration_manager, 1, 4, mobile=True).state_dict())
+    assert set(state["network_weights"]) == set(
+        ResidualUSENet.from_plans(continued.configuration_manager, 1, 4, mobile=True).state_dict()
+    )
 
 
 @pytest.mark.parametrize("deep_supervision, annotated", [(True, "one process has all labels"), (False, "partly labelled")])
-def test_two_processes_have_the_gradients_of_one(tiny, trainer, own_results, assert_two_processes_agree, deep_supervision, annotated):
+def test_two_processes_have_the_gradients_of_one(
+    tiny, trainer, own_results, assert_two_processes_agree, deep_supervision, annotated
+):
     """Also where heads that deep supervision alone uses get no gradient."""
-    plans = write_variant(tiny.id, f"ctddp{int(deep_supervision)}", {"deep_supervision": deep_supervision}, tiny.plans,
-                          overwrite=True).stem
+    plans = write_variant(
+        tiny.id, f"ctddp{int(deep_supervision)}", {"deep_supervision": deep_supervision}, tiny.plans, overwrite=True
+    ).stem
     made = ready(trainer(PROPOSED, plans))
     rows = {"one process has all labels": (FULLY, UNLABELLED), "partly labelled": (PARTLY, FULLY)}[annotated]
     assert_two_processes_agree(made, batch_of(made, *rows), plans)
@@ -385,11 +431,16 @@ def test_two_processes_have_the_gradients_of_one(tiny, trainer, own_results, ass
 # ---- bad input
 
 
-@pytest.mark.parametrize("settings, word", [
-    ({"gamma": 0.5}, "gamma must be 0 or at least 1"), ({"weighting": "both"}, "paper, code"),
-    ({"blocks_per_stage": [1, 2]}, "blocks_per_stage has 2 entries for 3 stages"),
-    ({"blocks_per_stage": [1, 0, 2]}, "blocks_per_stage must be whole numbers"),
-    ({"size": "paper"}, "divisible by 16")])
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"gamma": 0.5}, "gamma must be 0 or at least 1"),
+        ({"weighting": "both"}, "paper, code"),
+        ({"blocks_per_stage": [1, 2]}, "blocks_per_stage has 2 entries for 3 stages"),
+        ({"blocks_per_stage": [1, 0, 2]}, "blocks_per_stage must be whole numbers"),
+        ({"size": "paper"}, "divisible by 16"),
+    ],
+)
 def test_bad_settings_are_one_line(tiny, trainer, own_results, refused, settings, word):
     plans = write_plans(tiny, lambda p: p["nnunet_partial"].update(cross_teaching=settings))
     assert word in refused(lambda: trainer(PROPOSED, plans))
@@ -418,5 +469,5 @@ def test_a_dataset_without_any_label_is_refused(tiny, own_results, refused):
     for case in dataset_json["nnunet_partial"]["cases"].values():
         case["annotated"] = []
     plans = {**read_json(tiny.preprocessed / f"{tiny.plans}.json"), "continue_training": False}
-    make = lambda: methods.nnUNetTrainerCrossTeaching(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))  # noqa: E731
+    make = lambda: methods.nnUNetTrainerCrossTeaching(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     assert "no case annotates anything" in refused(make)

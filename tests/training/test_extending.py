@@ -1,4 +1,5 @@
 """The example of docs/extending.md works as it stands there: it is found and trained by the stock command."""
+
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from nnunet_partial.files import load_checkpoint
-from nnunet_partial.orchestration.methods import find_methods
+from nnunet_partial.orchestration.compare.methods import find_methods
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "extending.md"
 EXAMPLE = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)[1]
@@ -35,8 +36,23 @@ def example(my_methods):
 
 def test_the_stock_command_trains_it(tiny, my_methods, own_results):
     environment = {**os.environ, "nnUNet_extTrainer": str(my_methods), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
-    result = subprocess.run([str(Path(sys.executable).parent / "nnUNetv2_train"), "501", "3d_fullres", "0", "-tr", TRAINER, "-p",
-                             tiny.plans, "-device", "cpu"], capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "nnUNetv2_train"),
+            "501",
+            "3d_fullres",
+            "0",
+            "-tr",
+            TRAINER,
+            "-p",
+            tiny.plans,
+            "-device",
+            "cpu",
+        ],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
     assert result.returncode == 0, result.stderr[-3000:]
     model = own_results / tiny.name / f"{TRAINER}__{tiny.plans}__3d_fullres"
     logged = load_checkpoint(model / "fold_0" / "checkpoint_final.pth")["logging"]

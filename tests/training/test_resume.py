@@ -1,4 +1,5 @@
 """A training that is killed and continued equals one that was not."""
+
 from pathlib import Path
 
 import torch
@@ -7,9 +8,12 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunet_partial.variants import write_variant
 
 
-def test_killed_and_continued_equals_uninterrupted(tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same):
-    plans = write_variant(tiny.id, "resume", {"num_epochs": 4, "save_every": 2, "optimizer": "sgd", "initial_lr": 0.01},
-                          tiny.plans, overwrite=True).stem
+def test_killed_and_continued_equals_uninterrupted(
+    tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same
+):
+    plans = write_variant(
+        tiny.id, "resume", {"num_epochs": 4, "save_every": 2, "optimizer": "sgd", "initial_lr": 0.01}, tiny.plans, overwrite=True
+    ).stem
     uninterrupted = own_results / "uninterrupted"
     monkeypatch.setenv("nnUNet_results", str(uninterrupted))
     trainer("nnUNetTrainerPartial", plans).run_training()

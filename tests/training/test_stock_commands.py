@@ -1,4 +1,5 @@
 """The commands that a user types, as processes of their own: nothing is set but nnU-Net's three folders."""
+
 import os
 import shutil
 import subprocess
@@ -36,8 +37,10 @@ def read(file):
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
 
-@pytest.mark.parametrize("trainer, configuration", [("nnUNetTrainerPartial", "3d_fullres"), ("nnUNetTrainerPartial", "2d"),
-                                                    ("nnUNetTrainerMSKD", "2d")])
+@pytest.mark.parametrize(
+    "trainer, configuration",
+    [("nnUNetTrainerPartial", "3d_fullres"), ("nnUNetTrainerPartial", "2d"), ("nnUNetTrainerMSKD", "2d")],
+)
 def test_validation_holds_annotated_classes_and_keeps_the_complete_prediction(trained, trainer, configuration):
     fold = trained.results / f"{trainer}__{trained.plans}__{configuration}" / "fold_0"
     contract = read_json(trained.preprocessed / "dataset.json")
@@ -66,14 +69,49 @@ def test_predict(trained, tmp_path):
     (tmp_path / "in").mkdir()
     image = next((trained.folders.raw / trained.name / "imagesTr").glob("lits_*"))
     shutil.copy(image, tmp_path / "in" / "patient_0000.nii.gz")
-    command("nnUNetv2_predict", "-i", tmp_path / "in", "-o", tmp_path / "out", "-d", 501, "-c", "3d_fullres", "-f", 0, "-tr",
-            "nnUNetTrainerPartial", "-p", trained.plans, "-device", "cpu", "-npp", 1, "-nps", 1, "--disable_tta")
+    command(
+        "nnUNetv2_predict",
+        "-i",
+        tmp_path / "in",
+        "-o",
+        tmp_path / "out",
+        "-d",
+        501,
+        "-c",
+        "3d_fullres",
+        "-f",
+        0,
+        "-tr",
+        "nnUNetTrainerPartial",
+        "-p",
+        trained.plans,
+        "-device",
+        "cpu",
+        "-npp",
+        1,
+        "-nps",
+        1,
+        "--disable_tta",
+    )
     assert read(tmp_path / "out" / "patient.nii.gz").shape == read(image).shape
 
 
 def test_find_best_configuration(trained):
-    result = command("nnUNetv2_find_best_configuration", 501, "-p", trained.plans, "-tr", "nnUNetTrainerPartial", "-c", "2d",
-                     "3d_fullres", "-f", 0, "-np", 1)
+    result = command(
+        "nnUNetv2_find_best_configuration",
+        501,
+        "-p",
+        trained.plans,
+        "-tr",
+        "nnUNetTrainerPartial",
+        "-c",
+        "2d",
+        "3d_fullres",
+        "-f",
+        0,
+        "-np",
+        1,
+    )
     best = read_json(trained.results / "inference_information.json")
     assert set(best["all_results"]) >= {f"nnUNetTrainerPartial__{trained.plans}__{i}" for i in ("2d", "3d_fullres")}
     for name, dice in best["all_results"].items():
@@ -84,8 +122,21 @@ def test_find_best_configuration(trained):
 
 
 def test_export_model_to_zip(trained, tmp_path):
-    command("nnUNetv2_export_model_to_zip", "-d", 501, "-o", tmp_path / "model.zip", "-c", "2d", "-tr", "nnUNetTrainerMSKD", "-p",
-            trained.plans, "-f", 0)
+    command(
+        "nnUNetv2_export_model_to_zip",
+        "-d",
+        501,
+        "-o",
+        tmp_path / "model.zip",
+        "-c",
+        "2d",
+        "-tr",
+        "nnUNetTrainerMSKD",
+        "-p",
+        trained.plans,
+        "-f",
+        0,
+    )
     names = zipfile.ZipFile(tmp_path / "model.zip").namelist()
     assert any(i.endswith(f"nnUNetTrainerMSKD__{trained.plans}__2d/fold_0/checkpoint_final.pth") for i in names)
 
@@ -99,8 +150,9 @@ def test_validation_alone_needs_no_teachers(trained):
         here.rename(away)
     try:
         command("nnUNetv2_train", 501, "2d", 0, "-tr", "nnUNetTrainerMSKD", "-p", trained.plans, "-device", "cpu", "--val")
-        missing = command("nnUNetv2_train", 501, "3d_fullres", 0, "-tr", "nnUNetTrainerMSKD", "-p", trained.plans, "-device",
-                          "cpu", check=False)
+        missing = command(
+            "nnUNetv2_train", 501, "3d_fullres", 0, "-tr", "nnUNetTrainerMSKD", "-p", trained.plans, "-device", "cpu", check=False
+        )
     finally:
         for here, away in hidden:
             away.rename(here)

@@ -1,4 +1,5 @@
 """What each trainer's step does to whom, on a batch of the tiny dataset."""
+
 import json
 from pathlib import Path
 
@@ -63,9 +64,14 @@ def test_nothing_annotated_leaves_the_network_unchanged(tiny, trainer, own_resul
     assert all(not p.grad.any() for p in made.network.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("name, terms", [("nnUNetTrainerMSKD", {"organ", "background", "feature"}),
-                                         ("nnUNetTrainerMSKDLW", {"organ", "background"}),
-                                         ("nnUNetTrainerMSKDPlus", {"organ", "background", "feature", "marginal"})])
+@pytest.mark.parametrize(
+    "name, terms",
+    [
+        ("nnUNetTrainerMSKD", {"organ", "background", "feature"}),
+        ("nnUNetTrainerMSKDLW", {"organ", "background"}),
+        ("nnUNetTrainerMSKDPlus", {"organ", "background", "feature", "marginal"}),
+    ],
+)
 def test_mskd_teaches_the_student_alone(tiny, teachers, trainer, name, terms):
     made, batch = ready(trainer(name))
     before = [{k: v.clone() for k, v in t.state_dict().items()} for t in made.teachers]
@@ -182,7 +188,7 @@ def test_online_validation_counts_annotated_classes_only(tiny, trainer, own_resu
 
 def test_an_epoch_without_annotated_classes_does_not_poison_the_running_mean(tiny, trainer, own_results):
     made, _ = ready(trainer("nnUNetTrainerPartial"))
-    some = {"loss": np.float32(1), "tp_hard": np.array([4., 0, 0]), "fp_hard": np.array([1., 0, 0]), "fn_hard": np.zeros(3)}
+    some = {"loss": np.float32(1), "tp_hard": np.array([4.0, 0, 0]), "fp_hard": np.array([1.0, 0, 0]), "fn_hard": np.zeros(3)}
     none = {**some, "tp_hard": np.zeros(3), "fp_hard": np.zeros(3)}
     for epoch, output in enumerate([none, some, none, some]):
         made.current_epoch = epoch
@@ -195,18 +201,22 @@ def test_an_epoch_without_annotated_classes_does_not_poison_the_running_mean(tin
 def change_plans(tiny, name, **settings):
     """A variant written by hand, as a user's editor would."""
     plans = read_json(tiny.preprocessed / f"{tiny.plans}.json")
-    plans.update(plans_name=f"{tiny.plans}_{name}",
-                 nnunet_partial={**plans["nnunet_partial"], "base_plans": tiny.plans, **settings})
+    plans.update(
+        plans_name=f"{tiny.plans}_{name}", nnunet_partial={**plans["nnunet_partial"], "base_plans": tiny.plans, **settings}
+    )
     (tiny.preprocessed / f"{tiny.plans}_{name}.json").write_text(json.dumps(plans))
     return plans["plans_name"]
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"epochs": 3}, ("unknown setting epochs", "num_epochs")),
-    ({"num_epochs": 0}, ("num_epochs", "at least 1", "found 0")),
-    ({"optimizer": "adam"}, ("optimizer", "sgd, adamw")),
-    ({"mskd": {"lambda_features": 1}}, ("mskd.lambda_features", "mskd.lambda_feature")),
-])
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"epochs": 3}, ("unknown setting epochs", "num_epochs")),
+        ({"num_epochs": 0}, ("num_epochs", "at least 1", "found 0")),
+        ({"optimizer": "adam"}, ("optimizer", "sgd, adamw")),
+        ({"mskd": {"lambda_features": 1}}, ("mskd.lambda_features", "mskd.lambda_feature")),
+    ],
+)
 def test_bad_settings_end_before_anything_is_written(tiny, trainer, own_results, refused, settings, words):
     plans = change_plans(tiny, "bad", **settings)
     error = refused(lambda: trainer("nnUNetTrainerPartial", plans))
@@ -235,12 +245,19 @@ def other_spacing(plans):
     plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("file, change, words", [
-    ("plans.json", other_spacing, ("spacing [1.0, 1.0, 1.0]", "[2.5, 2.0, 2.0]")),
-    ("plans.json", lambda p: p["foreground_intensity_properties_per_channel"]["0"].update(mean=0.0), ("foreground_intensity",)),
-    ("dataset.json", lambda d: d.update(labels={"background": 0, "spleen": 1}), ("segments spleen", "kidney")),
-    ("dataset.json", lambda d: d.update(labels={"background": 0, "liver": 1}), ("segments liver", "kidney")),
-])
+@pytest.mark.parametrize(
+    "file, change, words",
+    [
+        ("plans.json", other_spacing, ("spacing [1.0, 1.0, 1.0]", "[2.5, 2.0, 2.0]")),
+        (
+            "plans.json",
+            lambda p: p["foreground_intensity_properties_per_channel"]["0"].update(mean=0.0),
+            ("foreground_intensity",),
+        ),
+        ("dataset.json", lambda d: d.update(labels={"background": 0, "spleen": 1}), ("segments spleen", "kidney")),
+        ("dataset.json", lambda d: d.update(labels={"background": 0, "liver": 1}), ("segments liver", "kidney")),
+    ],
+)
 def test_a_teacher_that_does_not_fit_is_refused(tiny, teachers, trainer, tmp_path, refused, file, change, words):
     plans, model = spoiled_teacher(tiny, teachers, tmp_path, file, change)
     error = refused(lambda: trainer("nnUNetTrainerMSKD", plans))
@@ -299,7 +316,8 @@ def test_splits_spread_every_source_over_every_fold(tiny, trainer, own_results):
         assert sorted(i.split("_")[0] for i in fold["val"]) == ["kits", "lits", "nih"]
         assert "plain_015" in fold["train"] and not set(fold["train"]) & set(fold["val"])
     assert sorted(i for fold in splits for i in fold["val"]) == sorted(
-        i.stem for i in Path(tiny.preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl") if not i.stem.startswith("plain"))
+        i.stem for i in Path(tiny.preprocessed / "nnUNetPlans_3d_fullres").glob("*.pkl") if not i.stem.startswith("plain")
+    )
 
 
 @pytest.mark.parametrize("name", ["nnUNetTrainerPartial", "nnUNetTrainerNaive"])

@@ -3,7 +3,8 @@
 An organ is nearly uniform in grey value. A label in the right place covers nearly one value per structure; mirrored, it
 covers a mixture of fat, muscle and air.
 """
-from typing import Optional, Sequence
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -15,7 +16,7 @@ PLAUSIBLE, CLEARLY = 0.5, 0.15  # share of a structure's voxels within the windo
 AXES = "zyx"
 
 
-def find_mirror(ct: np.ndarray, label: np.ndarray, mirrors: Sequence[tuple], ignored: Optional[int] = None) -> tuple:
+def find_mirror(ct: np.ndarray, label: np.ndarray, mirrors: Sequence[tuple], ignored: int | None = None) -> tuple:
     """The one of ``mirrors`` (axes of (z, y, x) to flip) that puts the label on its organs.
 
     It is the first, unless another is clearly better.
@@ -29,12 +30,14 @@ def find_mirror(ct: np.ndarray, label: np.ndarray, mirrors: Sequence[tuple], ign
     if scores[best] - scores[0] <= CLEARLY:
         best = 0
     if scores[best] < PLAUSIBLE:
-        raise UserError(f"the label does not lie on its organs: {scores[best]:.0%} of its voxels are within {WINDOW_HU} HU "
-                        f"of the structure's median. Is it the label of another image?")
+        raise UserError(
+            f"the label does not lie on its organs: {scores[best]:.0%} of its voxels are within {WINDOW_HU} HU "
+            f"of the structure's median. Is it the label of another image?"
+        )
     return mirrors[best]
 
 
-def sample(label: np.ndarray, ignored: Optional[int] = None) -> list:
+def sample(label: np.ndarray, ignored: int | None = None) -> list:
     """Indices (z, y, x) of at most ``SAMPLES`` voxels, evenly chosen, of every structure of a label map."""
     places = np.flatnonzero(label)
     values = label.reshape(-1)[places]

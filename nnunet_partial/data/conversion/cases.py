@@ -9,10 +9,11 @@ the label's own header claims, and ``mirrors``: empty if that header is to be tr
 image correspond, after flipping the axes (of z, y, x) of one of these tuples, the first unless the image says
 otherwise (see :mod:`alignment`). Arrays are (z, y, x), sizes (x, y, z), mm, LPS.
 """
+
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Callable, Iterator, Mapping, Optional
 
 import numpy as np
 import SimpleITK as sitk
@@ -31,6 +32,7 @@ AS_STORED = ((), (1,), (0,), (0, 1), (2,), (2, 1), (2, 0), (2, 1, 0))
 @dataclass(frozen=True)
 class Skip:
     """A case that is left out, and why."""
+
     name: str
     reason: str
 
@@ -42,10 +44,11 @@ class Case:
     ``available``: label values of the download that this case distinguishes (None: all). ``notes``: what a user should
     know about it.
     """
+
     name: str
     images: tuple
     label: object = None
-    available: Optional[frozenset] = None
+    available: frozenset | None = None
     notes: tuple = ()
 
     @property
@@ -54,10 +57,9 @@ class Case:
         return tuple(f for part in (*self.images, *([self.label] if self.label else [])) for f in part.files)
 
 
-def pair(images_: Mapping[str, tuple],
-         labels: Mapping[str, object],
-         unlabelled: Callable[[str], bool] = lambda name: False,
-         **facts) -> Iterator:
+def pair(
+    images_: Mapping[str, tuple], labels: Mapping[str, object], unlabelled: Callable[[str], bool] = lambda name: False, **facts
+) -> Iterator:
     """Cases from images and labels of the same name; :class:`Skip` where one of them is missing.
 
     ``unlabelled(name)``: whether the dataset never had a label for this case. ``facts``: further fields of every case.
@@ -74,6 +76,7 @@ def pair(images_: Mapping[str, tuple],
 @dataclass(frozen=True)
 class Placed:
     """An image of the new dataset: its path, how it got there, and the range of its values."""
+
     path: Path
     how: str
     low: float
@@ -98,9 +101,10 @@ class ImageFile:
     ``volume``: index along the fourth axis of a file with several channels. ``spacing_mm``: what the header should say.
     Neither needs a copy: a text header refers to the voxels in place (see :mod:`views`).
     """
+
     path: Path
-    volume: Optional[int] = None
-    spacing_mm: Optional[tuple] = None
+    volume: int | None = None
+    spacing_mm: tuple | None = None
 
     @property
     def files(self) -> tuple:
@@ -115,8 +119,10 @@ class ImageFile:
         geometry = _read_geometry(self.path)
         volumes = geometry.size_xyz[3] if geometry.dimensions == 4 else 1
         if not (self.volume or 0) < volumes or (self.volume is None and volumes > 1):
-            raise UserError(f"{self.path} holds {volumes} volumes along a fourth axis where "
-                            f"{'one is' if self.volume is None else f'at least {self.volume + 1} are'} expected")
+            raise UserError(
+                f"{self.path} holds {volumes} volumes along a fourth axis where "
+                f"{'one is' if self.volume is None else f'at least {self.volume + 1} are'} expected"
+            )
         geometry = geometry.spatial()
         if min(geometry.size_xyz) < 1 or not min(geometry.spacing_mm) > 0:
             raise UserError(f"{self.path} has size {geometry.size_xyz} and spacing {geometry.spacing_mm}")
@@ -137,6 +143,7 @@ class ImageFile:
 @dataclass(frozen=True)
 class DicomSeries:
     """The files of one DICOM series, in any order. They are always copied: their rescaling and order need it."""
+
     files: tuple
 
     def geometry(self) -> Geometry:
@@ -158,6 +165,7 @@ class DicomSeries:
 @dataclass(frozen=True)
 class LabelFile:
     """A label map in a file that SimpleITK reads."""
+
     path: Path
     mirrors: tuple = ()
 
@@ -172,6 +180,7 @@ class LabelFile:
 @dataclass(frozen=True)
 class MaskFiles:
     """One file per structure: ``masks`` of (label value, path). Where masks overlap, the later one counts."""
+
     masks: tuple
     mirrors: tuple = ()
 

@@ -1,7 +1,8 @@
 """The command line that all converters share."""
+
 import argparse
 import sys
-from typing import Optional, Sequence
+from collections.abc import Sequence
 
 from nnunet_partial.data.conversion.run import Converter, Report, convert
 from nnunet_partial.data.conversion.source import SourceFolder
@@ -11,20 +12,16 @@ from nnunet_partial.errors import exit_on_user_error
 def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None:
     """Arguments of every converter, then its own."""
     parser.add_argument("source", metavar="SRC", help="folder of the download, unpacked")
-    parser.add_argument("--dataset-id",
-                        type=int,
-                        required=True,
-                        metavar="N",
-                        help="number of the nnU-Net dataset to write")
+    parser.add_argument("--dataset-id", type=int, required=True, metavar="N", help="number of the nnU-Net dataset to write")
     parser.add_argument("--name", help=f"its name, default {converter.dataset_name}")
-    parser.add_argument("--organs",
-                        metavar="A,B=C+D",
-                        help="classes to write: structures of the download, or NAME=STRUCTURE+STRUCTURE")
+    parser.add_argument(
+        "--organs", metavar="A,B=C+D", help="classes to write: structures of the download, or NAME=STRUCTURE+STRUCTURE"
+    )
     parser.add_argument("--source-name", help=f"name of the source in the contract, default {converter.name}")
     parser.add_argument("--unlabelled", action="store_true", help="include cases without labels, annotated: []")
-    parser.add_argument("--copy-images",
-                        action="store_true",
-                        help="copy the images into the dataset instead of referring to them")
+    parser.add_argument(
+        "--copy-images", action="store_true", help="copy the images into the dataset instead of referring to them"
+    )
     parser.add_argument("--follow-links", action="store_true", help="read links that lead out of SRC")
     parser.add_argument("--strict", action="store_true", help="fail if any case has to be skipped")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
@@ -40,10 +37,9 @@ def run(converter: Converter, arguments: argparse.Namespace) -> Report:
     return report
 
 
-def main(converter: Converter, argv: Optional[Sequence[str]] = None) -> None:
+def main(converter: Converter, argv: Sequence[str] | None = None) -> None:
     """``python dataset_conversion/NAME.py SRC --dataset-id N``."""
-    parser = argparse.ArgumentParser(description=converter.description,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=converter.description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, converter)
     with exit_on_user_error():
         run(converter, parser.parse_args(sys.argv[1:] if argv is None else argv))

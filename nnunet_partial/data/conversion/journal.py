@@ -2,11 +2,13 @@
 
 A line is appended when a case is complete. A line that a kill cut short is ignored, its case is converted again.
 """
+
 import hashlib
 import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional
+from typing import Any
 
 from nnunet_partial.data.conversion.source import detached_data
 from nnunet_partial.files import read_json, write_json
@@ -27,7 +29,7 @@ class Journal:
             self.cases.update(previous.get("cases", {}))
         self.cases.update(self._read_lines())
 
-    def finished(self, case: str, fingerprint: str) -> Optional[dict]:
+    def finished(self, case: str, fingerprint: str) -> dict | None:
         """The record of a case whose source has not changed and whose files are there, else None."""
         record = self.cases.get(case)
         if not record or record["fingerprint"] != fingerprint:

@@ -1,7 +1,8 @@
 """Which structures of a download become which classes: ``--organs liver,kidney=left_kidney+right_kidney``."""
+
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Iterable, Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -17,6 +18,7 @@ class OrganMap:
     ``classes``: names; ``values``: for each, the values of the download that belong to it; ``known``: every value
     that a label file of the download may hold; ``ignored``: values that become nnU-Net's ignore label, K + 1.
     """
+
     classes: tuple
     values: tuple
     known: frozenset
@@ -31,14 +33,14 @@ class OrganMap:
         """Whether a value of the download belongs to any class."""
         return any(value in values for values in self.values)
 
-    def annotated(self, available: Optional[Iterable[int]] = None) -> tuple:
+    def annotated(self, available: Iterable[int] | None = None) -> tuple:
         """Classes all of whose values are among ``available`` (None: all)."""
         if available is None:
             return self.classes
         available = set(available)
         return tuple(name for name, values in zip(self.classes, self.values) if available.issuperset(values))
 
-    def apply(self, label: np.ndarray, available: Optional[Iterable[int]] = None) -> np.ndarray:
+    def apply(self, label: np.ndarray, available: Iterable[int] | None = None) -> np.ndarray:
         """Label map of the download -> label map of the dataset, uint8. Raises :class:`UserError` for an unknown value.
 
         A value of several classes goes to the one with the fewest values: with organs ``liver`` (1, 2) and ``tumor``
@@ -54,26 +56,27 @@ class OrganMap:
         mapped = table[np.minimum(label, len(table) - 1)]
         unknown = (label >= len(table)) | (mapped == 255)
         if unknown.any():
-            raise UserError(f"holds the label value {int(label[unknown][0])}; known values are "
-                            f"{', '.join(str(i) for i in sorted(self.known | self.ignored | {0}))}")
+            raise UserError(
+                f"holds the label value {int(label[unknown][0])}; known values are "
+                f"{', '.join(str(i) for i in sorted(self.known | self.ignored | {0}))}"
+            )
         return mapped
 
 
-def choose_organs(requested: Optional[str], structures: Structures, default: Sequence[str],
-                  ignored: Iterable[int] = ()) -> OrganMap:
+def choose_organs(requested: str | None, structures: Structures, default: Sequence[str], ignored: Iterable[int] = ()) -> OrganMap:
     """Parse ``--organs``: names, or NAME=STRUCTURE+STRUCTURE, separated by commas. None: ``default``."""
     known = frozenset(v for values in structures.values() for v in values)
     classes: dict = {}
-    for item in (requested.split(",") if requested is not None else default):
+    for item in requested.split(",") if requested is not None else default:
         name, _, parts = item.strip().partition("=")
         for part in (parts or name).split("+"):
             if part not in structures:
                 raise UserError(
                     f"--organs: {part!r} is not a structure of this dataset. Structures: {', '.join(structures)}. "
-                    f"Write NAME or NAME=STRUCTURE+STRUCTURE, separated by commas.")
+                    f"Write NAME or NAME=STRUCTURE+STRUCTURE, separated by commas."
+                )
         if name in classes or name in ("background", "ignore") or not re.fullmatch(r"[\w .-]+", name):
-            raise UserError(
-                f"--organs: {name!r} is not usable as the name of a class (given twice, reserved, or empty).")
+            raise UserError(f"--organs: {name!r} is not usable as the name of a class (given twice, reserved, or empty).")
         classes[name] = tuple(sorted({v for part in (parts or name).split("+") for v in structures[part]}))
     if not classes:
         raise UserError("the download names no structure that could become a class")

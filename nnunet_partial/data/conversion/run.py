@@ -4,6 +4,7 @@ A new dataset grows in a hidden folder ``.converting-DatasetNNN_NAME`` of nnUNet
 conversion that was killed continues there. An existing dataset is brought up to date in place: labels are replaced one
 by one, each in one step, and dataset.json comes last.
 """
+
 import argparse
 import itertools
 import multiprocessing
@@ -11,12 +12,12 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, Mapping, Optional, Sequence
 
 from tqdm import tqdm
 
@@ -46,6 +47,7 @@ class Download:
     ``default``: classes without ``--organs``, all structures by default. ``ignored``: label values that become
     nnU-Net's ignore label.
     """
+
     structures: Mapping[str, tuple]
     cases: Iterable
     default: Sequence[str] = ()
@@ -59,6 +61,7 @@ class Download:
 @dataclass(frozen=True)
 class Converter:
     """A dataset that can be converted: ``read(source, options)`` finds its cases."""
+
     name: str
     dataset_name: str
     description: str
@@ -69,6 +72,7 @@ class Converter:
 @dataclass(frozen=True)
 class Report:
     """What a conversion did."""
+
     folder: Path
     organs: OrganMap
     converted: Mapping[str, Converted]
@@ -80,9 +84,11 @@ class Report:
         """The summary for people."""
         how = [h for i in self.converted.values() for h in i.how]
         labelled = sum(bool(i.annotated) for i in self.converted.values())
-        lines = [f"{self.folder}: {len(self.converted)} cases, {labelled} labelled, {len(self.skipped)} skipped; "
-                 f"classes {', '.join(self.organs.classes)}",
-                 f"images: {', '.join(f'{how.count(k)} {k}' for k in dict.fromkeys(how))}"]
+        lines = [
+            f"{self.folder}: {len(self.converted)} cases, {labelled} labelled, {len(self.skipped)} skipped; "
+            f"classes {', '.join(self.organs.classes)}",
+            f"images: {', '.join(f'{how.count(k)} {k}' for k in dict.fromkeys(how))}",
+        ]
         if self.unchanged:
             lines.append(f"{len(self.unchanged)} cases were finished before and have not changed")
         if self.preprocessed and len(self.unchanged) < len(self.converted):
@@ -106,13 +112,16 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     labels.check_source_name(options.source_name or converter.name)
     final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
     download = converter.read(source, options)
-    organs = choose_organs(options.organs, download.structures, download.default or tuple(download.structures),
-                           download.ignored)
+    organs = choose_organs(options.organs, download.structures, download.default or tuple(download.structures), download.ignored)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
-    settings = {"converter": converter.name, "source_name": options.source_name or converter.name,
-                "organs": {k: list(v) for k, v in zip(organs.classes, organs.values)},
-                "ignored": sorted(organs.ignored), "channels": list(download.channels),
-                "copy_images": options.copy_images}
+    settings = {
+        "converter": converter.name,
+        "source_name": options.source_name or converter.name,
+        "organs": {k: list(v) for k, v in zip(organs.classes, organs.values)},
+        "ignored": sorted(organs.ignored),
+        "channels": list(download.channels),
+        "copy_images": options.copy_images,
+    }
     with _working_folder(final, settings, options.overwrite) as folder:
         journal = Journal(folder, settings)
         prints = {case.name: fingerprint(case, settings) for case in cases}
@@ -133,13 +142,16 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
 def dataset_folder(dataset_id: int, name: str) -> Path:
     """``nnUNet_raw/DatasetNNN_NAME``; the id must not belong to a dataset of another name."""
     if not 0 < dataset_id < 1000 or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        raise UserError(f"Dataset{dataset_id:03d}_{name} is not a name of a dataset: ids are 1 to 999, names of "
-                        f"letters, digits, - and _.")
+        raise UserError(
+            f"Dataset{dataset_id:03d}_{name} is not a name of a dataset: ids are 1 to 999, names of letters, digits, - and _."
+        )
     folder = paths.root("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
     others = [i for i in paths.dataset_folders(dataset_id) if i.name != folder.name]
     if others:
-        raise UserError(f"dataset id {dataset_id:03d} belongs to {others[0]}. Choose another --dataset-id, or --name "
-                        f"{others[0].name.partition('_')[2]}.")
+        raise UserError(
+            f"dataset id {dataset_id:03d} belongs to {others[0]}. Choose another --dataset-id, or --name "
+            f"{others[0].name.partition('_')[2]}."
+        )
     return folder
 
 
@@ -152,7 +164,8 @@ def _usable_cases(found: Iterable, organs: OrganMap, source: SourceFolder, optio
             continue
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", item.name) or "__" in item.name:
             raise UserError(
-                f"{item.files[0]}: {item.name!r} is not usable as the name of a case: letters, digits, '.', '-', '_'.")
+                f"{item.files[0]}: {item.name!r} is not usable as the name of a case: letters, digits, '.', '-', '_'."
+            )
         if item.name in cases:
             raise UserError(f"{item.name} is there twice: {cases[item.name].files[0]} and {item.files[0]}. Remove one.")
         cases[item.name] = _as_needed(item, organs)
@@ -172,15 +185,14 @@ def _as_needed(case: Case, organs: OrganMap) -> Case:
     return replace(case, label=case.label.restricted(organs)) if restricted else case
 
 
-def _problem(case: Case, source: SourceFolder, options) -> Optional[str]:
+def _problem(case: Case, source: SourceFolder, options) -> str | None:
     if case.label is None and not options.unlabelled:
         return "it has no label of the classes; --unlabelled includes such cases"
     try:
         for path in case.files:
             source.check(path)
             if os.path.expandvars(path) != os.fspath(path):
-                raise UserError(
-                    f"{path} contains '$' followed by the name of a variable, which nnU-Net would replace; rename it")
+                raise UserError(f"{path} contains '$' followed by the name of a variable, which nnU-Net would replace; rename it")
     except UserError as error:
         return str(error)
     return None
@@ -209,13 +221,17 @@ def _working_folder(final: Path, settings: Mapping, overwrite: bool) -> Iterator
 
 def _check_same_settings(final: Path, settings: Mapping) -> None:
     if not (final / RECORD).is_file():
-        raise UserError(f"{final} exists and was not written by this command. Choose another --dataset-id or --name, "
-                        f"or replace it with --overwrite.")
+        raise UserError(
+            f"{final} exists and was not written by this command. Choose another --dataset-id or --name, "
+            f"or replace it with --overwrite."
+        )
     previous = read_json(final / RECORD, "Replace the dataset with --overwrite.")["settings"]
     for key, value in settings.items():
         if previous.get(key) != value:
-            raise UserError(f"{final} exists with other settings: {key} {previous.get(key)}, now {value}. Choose "
-                            f"another --dataset-id, or replace it with --overwrite.")
+            raise UserError(
+                f"{final} exists with other settings: {key} {previous.get(key)}, now {value}. Choose "
+                f"another --dataset-id, or replace it with --overwrite."
+            )
 
 
 @contextmanager
@@ -225,8 +241,7 @@ def _lock(final: Path) -> Iterator[None]:
         final.parent.mkdir(parents=True, exist_ok=True)
         handle = open(path, "w")
     except OSError as error:
-        raise UserError(
-            f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
+        raise UserError(f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
     with handle:
         try:
             import fcntl
@@ -242,7 +257,7 @@ def _lock(final: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _run(jobs: Sequence[Job], processes: Optional[int], name: str) -> Iterator[Converted]:
+def _run(jobs: Sequence[Job], processes: int | None, name: str) -> Iterator[Converted]:
     """Results as they come. Processes are spawned, and end when this one does, however it ends."""
     processes = min(default_processes() if processes is None else processes, len(jobs))
     with tqdm(total=len(jobs), desc=name, unit="case", disable=None) as bar:
@@ -267,7 +282,8 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[Converted]:
     except BrokenProcessPool:
         raise Unfinished(
             "a process was killed, most likely because memory ran out. Run the command again with --processes "
-            f"{max(1, processes // 2)}; it continues where it was.") from None
+            f"{max(1, processes // 2)}; it continues where it was."
+        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -287,14 +303,28 @@ def _start_worker() -> None:
 
 def _record(result: Converted, print_: str, folder: Path) -> dict:
     own = [i for i in (*result.images, result.label) if not os.path.isabs(i)]
-    return {"fingerprint": print_, "images": list(result.images), "label": result.label,
-            "annotated": list(result.annotated), "how": list(result.how), "range": list(result.range),
-            "notes": list(result.notes), "written": {i: (folder / i).stat().st_size for i in own}}
+    return {
+        "fingerprint": print_,
+        "images": list(result.images),
+        "label": result.label,
+        "annotated": list(result.annotated),
+        "how": list(result.how),
+        "range": list(result.range),
+        "notes": list(result.notes),
+        "written": {i: (folder / i).stat().st_size for i in own},
+    }
 
 
 def _from_record(case: str, record: Mapping) -> Converted:
-    return Converted(case, tuple(record["images"]), record["label"], tuple(record["annotated"]), tuple(record["how"]),
-                     tuple(record["range"]), tuple(record["notes"]))
+    return Converted(
+        case,
+        tuple(record["images"]),
+        record["label"],
+        tuple(record["annotated"]),
+        tuple(record["how"]),
+        tuple(record["range"]),
+        tuple(record["notes"]),
+    )
 
 
 def _publish(folder, final, journal, names, download, organs, skipped, options, source) -> None:
@@ -303,15 +333,22 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
         reason = f"{first[0]}: {first[1]}" if first else "its files are not named as in the release"
         raise UserError(f"no case could be converted from {source.given}: {reason}")
     if options.strict and skipped:
-        raise UserError(f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: "
-                        f"{next(iter(skipped.values()))}.")
+        raise UserError(
+            f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: {next(iter(skipped.values()))}."
+        )
     name = journal.settings["source_name"]
     annotations = {i: labels.CaseAnnotation(name, tuple(journal.cases[i]["annotated"])) for i in names}
     references = {i: {"images": journal.cases[i]["images"], "label": journal.cases[i]["label"]} for i in names}
-    content = {"name": final.name, "channel_names": {str(i): c for i, c in enumerate(download.channels)},
-               "labels": organs.labels(), "numTraining": len(names), "file_ending": download.ending,
-               "overwrite_image_reader_writer": download.reader,
-               "dataset": references, labels.KEY: labels.Annotations(organs.classes, annotations).to_json()}
+    content = {
+        "name": final.name,
+        "channel_names": {str(i): c for i, c in enumerate(download.channels)},
+        "labels": organs.labels(),
+        "numTraining": len(names),
+        "file_ending": download.ending,
+        "overwrite_image_reader_writer": download.reader,
+        "dataset": references,
+        labels.KEY: labels.Annotations(organs.classes, annotations).to_json(),
+    }
     for file, other in download.files.items():
         write_json(other, folder / file)
     write_json(content, folder / "dataset.json")

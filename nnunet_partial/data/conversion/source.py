@@ -1,9 +1,10 @@
 """The folder of a download, read without leaving it."""
+
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
@@ -21,7 +22,7 @@ class SourceFolder:
             raise UserError(f"source folder {self.given} {what}.")
         self.root = Path(os.path.realpath(self.given))
         self.follow_links = follow_links
-        self._paths: Optional[list] = None
+        self._paths: list | None = None
 
     def paths(self) -> list:
         """Relative paths (with ``/``) of all files below the folder, in natural order, hidden ones left out."""
@@ -50,13 +51,14 @@ class SourceFolder:
             found[key] = path
         return found
 
-    def find(self, pattern: str) -> Optional[Path]:
+    def find(self, pattern: str) -> Path | None:
         """The one file that matches, or None. Raises :class:`UserError` when several do."""
         found = [path for path, _ in self.match(pattern)]
         if len(found) > 1:
             raise UserError(
                 f"{self.given} holds both {self.relative(found[0])} and {self.relative(found[1])}. Name the folder "
-                f"of one release.")
+                f"of one release."
+            )
         return found[0] if found else None
 
     def json(self, path: PathLike):
@@ -67,16 +69,16 @@ class SourceFolder:
     def relative(self, path: PathLike) -> str:
         return os.path.relpath(path, self.root).replace(os.sep, "/")
 
-    def named(self, reference, where: PathLike, base: Optional[Path] = None) -> Path:
+    def named(self, reference, where: PathLike, base: Path | None = None) -> Path:
         """The file that ``where``, a file of the download, names. It must lie inside, whatever is allowed for links."""
         if not isinstance(reference, str) or not reference:
-            raise UserError(
-                f"{where} names {reference!r} where the path of a file is expected. Download the dataset again.")
+            raise UserError(f"{where} names {reference!r} where the path of a file is expected. Download the dataset again.")
         path = Path(os.path.normpath(os.path.join(base or os.path.dirname(where), reference)))
         if not path.is_relative_to(self.root):
             raise UserError(
                 f"{where} names the file {reference!r}, which lies outside {self.given}. It is not read; use the "
-                f"original file of the dataset.")
+                f"original file of the dataset."
+            )
         return path
 
     def check(self, path: PathLike) -> None:

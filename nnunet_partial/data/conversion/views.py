@@ -4,10 +4,10 @@ A NRRD header in a file of its own (``.nhdr``, about 300 bytes) can refer to vox
 not, from a byte onwards. SimpleITK, and with it nnU-Net, reads it like any image. So a wrong spacing, or one channel
 of a file in 4D, costs a text file. Format: https://teem.sourceforge.net/nrrd/format.html, sections 3 and 5.
 """
+
 import gzip
 import os
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -19,8 +19,14 @@ from nnunet_partial.files import write_text
 
 VIEW, COPY = "through a header of its own", "copied"
 _TYPES = {
-    "u1": "uint8", "i1": "int8", "u2": "uint16", "i2": "int16", "u4": "uint32", "i4": "int32", "f4": "float",
-    "f8": "double"
+    "u1": "uint8",
+    "i1": "int8",
+    "u2": "uint16",
+    "i2": "int16",
+    "u4": "uint32",
+    "i4": "int32",
+    "f4": "float",
+    "f8": "double",
 }
 
 
@@ -40,7 +46,7 @@ def write_view(path: Path, volume: int, geometry: Geometry, target: Path) -> tup
     return view, VIEW
 
 
-def write_copy(path: Path, volume: Optional[int], geometry: Geometry, target: Path) -> tuple:
+def write_copy(path: Path, volume: int | None, geometry: Geometry, target: Path) -> tuple:
     """Write volume number ``volume`` of a file as ``.nii.gz`` with ``geometry``. Returns ``(path, COPY)``."""
     image = images.read_image(path)
     if image.GetDimension() == 4:
@@ -84,7 +90,7 @@ def _stored_voxel_size(path: Path) -> np.ndarray:
     return np.frombuffer(start, np.dtype(order + kind), 4 if not version_2 else 3, offset)[1:]
 
 
-def _layout(path: Path) -> Optional[tuple]:
+def _layout(path: Path) -> tuple | None:
     """``(dtype with byte order, byte of the first voxel)`` of a NIfTI file whose values need no scaling, else None."""
     import nibabel
 
@@ -99,14 +105,21 @@ def _layout(path: Path) -> Optional[tuple]:
 def _header(path: Path, geometry: Geometry, dtype: np.dtype, offset: int) -> str:
     name = os.path.abspath(path)
     if name != name.strip() or "\n" in name or "%" in name:
-        raise UserError(
-            f"{path}: a path with '%', a line break, or a space at its ends cannot be referred to; rename the folder")
+        raise UserError(f"{path}: a path with '%', a line break, or a space at its ends cannot be referred to; rename the folder")
     axes = np.reshape(geometry.direction, (3, 3)).T * np.array(geometry.spacing_mm)[:, None]
-    fields = {"type": _TYPES[dtype.str[1:]], "dimension": 3, "space": "left-posterior-superior",
-              "sizes": " ".join(map(str, geometry.size_xyz)), "space directions": " ".join(map(_vector, axes)),
-              "kinds": "domain domain domain", "endian": "big" if dtype.byteorder == ">" else "little",
-              "encoding": "gzip" if name.lower().endswith(".gz") else "raw", "byte skip": offset,
-              "space origin": _vector(geometry.origin_mm), "data file": name}
+    fields = {
+        "type": _TYPES[dtype.str[1:]],
+        "dimension": 3,
+        "space": "left-posterior-superior",
+        "sizes": " ".join(map(str, geometry.size_xyz)),
+        "space directions": " ".join(map(_vector, axes)),
+        "kinds": "domain domain domain",
+        "endian": "big" if dtype.byteorder == ">" else "little",
+        "encoding": "gzip" if name.lower().endswith(".gz") else "raw",
+        "byte skip": offset,
+        "space origin": _vector(geometry.origin_mm),
+        "data file": name,
+    }
     return "NRRD0005\n" + "".join(f"{key}: {value}\n" for key, value in fields.items())
 
 

@@ -1,7 +1,8 @@
 """Voxels in pieces, so that a volume need not be held several times; and files that are whole when they appear."""
+
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Callable, Iterator, Optional
 
 import numpy as np
 import SimpleITK as sitk
@@ -34,7 +35,7 @@ def pieces(path: Path) -> Iterator[np.ndarray]:
 def pieces_of_array(array: np.ndarray) -> Iterator[np.ndarray]:
     flat = array.reshape(-1)
     for start in range(0, flat.size, _PIECE_VOXELS):
-        yield flat[start:start + _PIECE_VOXELS]
+        yield flat[start : start + _PIECE_VOXELS]
 
 
 def value_range(parts: Iterator[np.ndarray], name) -> tuple:
@@ -61,12 +62,12 @@ def mapped_label(path: Path, apply: Callable[[np.ndarray], np.ndarray]) -> tuple
         raise UserError(f"label file {path} has {geometry.dimensions} dimensions, size {geometry.size_xyz}")
     result, end = np.empty(int(np.prod(geometry.size_xyz)), np.uint8), 0
     for part in pieces(path):
-        result[end:end + part.size] = apply(images._as_labels(part, str(path)))
+        result[end : end + part.size] = apply(images._as_labels(part, str(path)))
         end += part.size
     return result.reshape(geometry.shape_zyx), geometry
 
 
-def write(image: "sitk.Image", path: Path, geometry: Optional[Geometry] = None) -> None:
+def write(image: "sitk.Image", path: Path, geometry: Geometry | None = None) -> None:
     """Write an image compressed; under its name it appears whole. Raises :class:`OutputError`.
 
     The file is looked at before it gets its name: on a full disk SimpleITK writes the part of a NIfTI file that fits
@@ -97,7 +98,7 @@ def _require_whole(path: Path, image: "sitk.Image") -> None:
     with open(path, "rb") as stream:
         stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
         stated = int.from_bytes(stream.read(), "little")
-    if stated != (voxel_bytes + _NIFTI_HEADER_BYTES) % 2 ** 32:
+    if stated != (voxel_bytes + _NIFTI_HEADER_BYTES) % 2**32:
         raise UserError(f"{path} is truncated")
 
 

@@ -1,7 +1,7 @@
 """Convert one case. Runs in worker processes; writes whole files only."""
+
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -19,6 +19,7 @@ ROUNDING_VOXELS = 0.5  # headers that differ by less at every corner of the volu
 @dataclass(frozen=True)
 class Job:
     """One case and where it goes: ``folder`` of the new dataset, ``ending`` of its label files."""
+
     case: Case
     organs: OrganMap
     folder: Path
@@ -29,14 +30,15 @@ class Job:
 @dataclass(frozen=True)
 class Converted:
     """``images`` and ``label`` as for dataset.json. ``skipped``: why the case was left out, or None."""
+
     case: str
     images: tuple = ()
-    label: Optional[str] = None
+    label: str | None = None
     annotated: tuple = ()
     how: tuple = ()
     range: tuple = ()
     notes: tuple = ()
-    skipped: Optional[str] = None
+    skipped: str | None = None
 
 
 def convert_case(job: Job) -> Converted:
@@ -52,16 +54,22 @@ def convert_case(job: Job) -> Converted:
 def _convert(job: Job) -> Converted:
     case = job.case
     geometry = _common_geometry(case)
-    conflicts = tuple(note for image in case.images
-                      for note in header_conflict(image.files[0], image.stored_geometry()))
+    conflicts = tuple(note for image in case.images for note in header_conflict(image.files[0], image.stored_geometry()))
     path = job.folder / "labelsTr" / (case.name + job.ending)
     notes = _write_label(job, geometry, path)
-    placed = [image.place(job.folder / "imagesTr" / f"{case.name}_{channel:04d}", geometry, job.copy_images)
-              for channel, image in enumerate(case.images)]
-    return Converted(case.name, tuple(_reference(i.path, job.folder) for i in placed), _reference(path, job.folder),
-                     job.organs.annotated(case.available) if case.label else (), tuple(i.how for i in placed),
-                     (min(i.low for i in placed), max(i.high for i in placed)),
-                     tuple(dict.fromkeys((*case.notes, *notes, *conflicts))))
+    placed = [
+        image.place(job.folder / "imagesTr" / f"{case.name}_{channel:04d}", geometry, job.copy_images)
+        for channel, image in enumerate(case.images)
+    ]
+    return Converted(
+        case.name,
+        tuple(_reference(i.path, job.folder) for i in placed),
+        _reference(path, job.folder),
+        job.organs.annotated(case.available) if case.label else (),
+        tuple(i.how for i in placed),
+        (min(i.low for i in placed), max(i.high for i in placed)),
+        tuple(dict.fromkeys((*case.notes, *notes, *conflicts))),
+    )
 
 
 def _common_geometry(case: Case) -> Geometry:
@@ -81,12 +89,12 @@ def _write_label(job: Job, geometry: Geometry, path: Path) -> tuple:
     if claimed.size_xyz != geometry.size_xyz:
         raise UserError(
             f"{job.case.label.files[0]} has {claimed.size_xyz} voxels, its image {job.case.images[0].files[0]} "
-            f"{geometry.size_xyz}")
+            f"{geometry.size_xyz}"
+        )
     if not job.case.label.mirrors:
         notes = _check_header(job.case.label.files[0], geometry, claimed)
     else:
-        label, notes = _onto_the_organs(job, label,
-                                        claimed.difference(job.case.images[0].stored_geometry()) is not None)
+        label, notes = _onto_the_organs(job, label, claimed.difference(job.case.images[0].stored_geometry()) is not None)
     voxels.write_label(label, geometry, path)
     return notes
 
@@ -114,7 +122,8 @@ def _check_header(file: Path, geometry: Geometry, claimed: Geometry) -> tuple:
     distance = corner_distance(claimed, geometry)
     if distance > ROUNDING_VOXELS:
         raise UserError(
-            f"{file} and its image differ in {difference}: {distance:.1f} voxels apart. Mend the header that is wrong")
+            f"{file} and its image differ in {difference}: {distance:.1f} voxels apart. Mend the header that is wrong"
+        )
     return ("the header of the label differs from the image's by a rounding error; the image's was used",)
 
 

@@ -1,13 +1,14 @@
 """Best, median and worst case of every class, as pictures: truth and prediction drawn on the image in three planes."""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Optional, Sequence
 
 import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_partial.data.check.inspection import patient_axes
 from nnunet_partial.data.images import read_image, read_label
-from nnunet_partial.data.inspection import patient_axes
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
 from nnunet_partial.evaluation.report.charts import Picture, as_png, heading, new_figure
@@ -23,10 +24,11 @@ CT_WINDOW_HU = (-160.0, 240.0)
 @dataclass(frozen=True)
 class Shown:
     """One case of one class at its place; ``picture`` None with the ``reason`` when a file is missing."""
+
     place: str
     case: str
     value: float
-    picture: Optional[Picture]
+    picture: Picture | None
     reason: str = ""
 
 
@@ -47,8 +49,10 @@ def choose(rows: Sequence[Mapping], name: str, metric: str) -> list:
 def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: Sequence[str]) -> dict:
     """class -> :class:`Shown` of one method, drawn from its first seed."""
     evaluation = inputs.methods[method][0]
-    return {name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(rows, name, inputs.metric)]
-            for name in classes}
+    return {
+        name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(rows, name, inputs.metric)]
+        for name in classes
+    }
 
 
 def _shown(inputs: Inputs, evaluation: Evaluation, method: str, place: str, row: Mapping) -> Shown:
@@ -59,16 +63,19 @@ def _shown(inputs: Inputs, evaluation: Evaluation, method: str, place: str, row:
         return Shown(place, case, value, None, str(error))
     what = f"{place} case for {name}: {case}, {heading(inputs.metric)} {value:.3g}"
     planes = "three planes" if view.dimensions == 3 else "the image's plane"
-    alt = (f"{name} in case {case} in {planes}, the {place} of {method}: truth {view.truth.sum()} voxels, prediction "
-           f"{view.pred.sum()} voxels, {(view.truth & view.pred).sum()} in both"
-           f"{'' if view.image is not None else '; without the image'}.")
+    alt = (
+        f"{name} in case {case} in {planes}, the {place} of {method}: truth {view.truth.sum()} voxels, prediction "
+        f"{view.pred.sum()} voxels, {(view.truth & view.pred).sum()} in both"
+        f"{'' if view.image is not None else '; without the image'}."
+    )
     return Shown(place, case, value, Picture(as_png(draw_planes(view)), alt, f"{method}, {what}", "overlay"))
 
 
 @dataclass(frozen=True)
 class View:
     """Image and both masks of a class, (z, y, x) along the patient's left, back and head, or (y, x) in 2D."""
-    image: Optional[np.ndarray]
+
+    image: np.ndarray | None
     truth: np.ndarray
     pred: np.ndarray
     spacing_mm: tuple
@@ -85,12 +92,14 @@ def read_view(inputs: Inputs, evaluation: Evaluation, case: str, name: str) -> V
     for side, file in files.items():
         if file is None or not evaluation.values(side, name):
             where = evaluation.about.get(side, "nowhere")
-            raise UserError(f"no picture: {case} is no longer in {where}, or metrics.json does not say its values; evaluate again.")
+            raise UserError(
+                f"no picture: {case} is no longer in {where}, or metrics.json does not say its values; evaluate again."
+            )
     masks = {side: _mask(*read_label(file), evaluation.values(side, name)) for side, file in files.items()}
     truth, pred = (sitk.GetArrayFromImage(i) > 0 for i in (masks["truth"], masks["pred"]))
     image_file = inputs.image(case, evaluation)
     image = None if image_file is None else _first_channel(patient_axes(read_image(image_file)))
-    if image is not None and image.shape[:truth.ndim] != truth.shape:
+    if image is not None and image.shape[: truth.ndim] != truth.shape:
         image = None
     return View(image, truth, pred, masks["truth"].GetSpacing()[::-1], _window(image, inputs.dataset))
 
@@ -108,7 +117,7 @@ def _first_channel(image: "sitk.Image") -> np.ndarray:
     return array[0] if image.GetDimension() == 4 else array
 
 
-def _window(image: Optional[np.ndarray], dataset: Mapping) -> tuple:
+def _window(image: np.ndarray | None, dataset: Mapping) -> tuple:
     if image is None:
         return 0.0, 1.0
     first = str(next(iter(dataset.get("channel_names", {"0": ""}).values()))).lower()
@@ -119,6 +128,7 @@ def _window(image: Optional[np.ndarray], dataset: Mapping) -> tuple:
 
 
 # ------------------------------------------------------------------ drawing
+
 
 def draw_planes(view: View):
     """A figure with one panel a plane through the middle of the structure, cropped around it."""
@@ -140,7 +150,7 @@ def _crop(view: View) -> tuple:
     return tuple(slice(max(0, i.start - m), min(n, i.stop + m)) for i, m, n in zip(found[0], margins, view.truth.shape))
 
 
-def _slice(view: View, axis: Optional[int], box: Sequence[slice]) -> dict:
+def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
     """Picture, masks and pixel size of the plane across ``axis`` that shows most truth (or prediction, without truth)."""
     parts = [None if i is None else i[tuple(box)] for i in (view.image, view.truth, view.pred)]
     if axis is None:
@@ -164,7 +174,7 @@ def _draw_plane(axis, plane: Mapping, window: Sequence[float]) -> None:
     axis.set_axis_off()
 
 
-def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], values: Mapping[str, float]) -> Optional[Picture]:
+def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], values: Mapping[str, float]) -> Picture | None:
     """One case as every method sees it, in the axial plane through the truth. None if files are missing."""
     views = {}
     for method in methods:

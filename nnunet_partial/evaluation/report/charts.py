@@ -2,11 +2,12 @@
 
 Colours are Okabe and Ito's, which are told apart by colour-blind readers; methods differ by line style or hatching too.
 """
+
 import base64
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Optional, Sequence
 
 import numpy as np
 
@@ -22,6 +23,7 @@ HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 @dataclass(frozen=True)
 class Picture:
     """A picture on the page. ``alt`` says in words what it shows; ``caption`` stands below it."""
+
     address: str
     alt: str
     caption: str
@@ -59,7 +61,8 @@ def heading(metric: str) -> str:
 
 # ------------------------------------------------------------------ results
 
-def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str) -> Optional[Picture]:
+
+def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str) -> Picture | None:
     """Box plots of one metric: a group a class, a box a method, and every case as a dot. None without finite values."""
     names = [n for n in classes if any(_finite_values(r, n, metric) for r in rows.values())]
     if not names:
@@ -76,14 +79,24 @@ def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metr
     axis.grid(axis="y", color="#dddddd")
     axis.set_axisbelow(True)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
-    return Picture(as_svg(figure), _box_plot_alt(rows, names, metric),
-                   f"{heading(metric)} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.")
+    return Picture(
+        as_svg(figure),
+        _box_plot_alt(rows, names, metric),
+        f"{heading(metric)} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.",
+    )
 
 
 def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float, number: int, method: str) -> None:
     colour = COLOURS[number % len(COLOURS)]
-    boxes = axis.boxplot(values, positions=at, widths=0.8 * width, manage_ticks=False, showfliers=False, patch_artist=True,
-                         medianprops={"color": "black", "linewidth": 1.5})
+    boxes = axis.boxplot(
+        values,
+        positions=at,
+        widths=0.8 * width,
+        manage_ticks=False,
+        showfliers=False,
+        patch_artist=True,
+        medianprops={"color": "black", "linewidth": 1.5},
+    )
     for box in boxes["boxes"]:
         box.set(facecolor=colour, alpha=0.55, hatch=HATCHES[number % len(HATCHES)])
     boxes["boxes"][0].set_label(method)
@@ -106,13 +119,14 @@ def _box_plot_alt(rows: Mapping[str, Sequence[Mapping]], names: Sequence[str], m
 
 # ------------------------------------------------------------------ training
 
+
 def training_curves(models: Sequence[Model]) -> list:
     """For every method: loss and pseudo Dice over epochs, a line a model."""
     methods = dict.fromkeys(i.method for i in models)
     return [i for method in methods if (i := _method_curves(method, [m for m in models if m.method == method]))]
 
 
-def _method_curves(method: str, models: Sequence[Model]) -> Optional[Picture]:
+def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
     drawn = [i for i in models if i.curves.get("train_losses")]
     if not drawn:
         return None
@@ -130,8 +144,11 @@ def _method_curves(method: str, models: Sequence[Model]) -> Optional[Picture]:
         axis.grid(color="#dddddd")
         axis.legend(fontsize=7)
     dice.set_ylim(0, 1)
-    return Picture(as_svg(figure), _curves_alt(method, drawn), f"Training of {method}: loss (left) and nnU-Net's pseudo Dice "
-                                                              "on validation patches (right).")
+    return Picture(
+        as_svg(figure),
+        _curves_alt(method, drawn),
+        f"Training of {method}: loss (left) and nnU-Net's pseudo Dice on validation patches (right).",
+    )
 
 
 def _model_label(model: Model, among: Sequence[Model]) -> str:
@@ -150,6 +167,8 @@ def _curves_alt(method: str, models: Sequence[Model]) -> str:
     parts = []
     for model in models:
         losses, dice = model.curves["train_losses"], model.curves.get("ema_fg_dice") or [math.nan]
-        parts.append(f"{_model_label(model, models)}: training loss from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} "
-                     f"epochs, pseudo Dice at the end {dice[-1]:.3g}")
+        parts.append(
+            f"{_model_label(model, models)}: training loss from {losses[0]:.3g} to {losses[-1]:.3g} in {len(losses)} "
+            f"epochs, pseudo Dice at the end {dice[-1]:.3g}"
+        )
     return f"Training curves of {method}. {'; '.join(parts)}."

@@ -1,10 +1,12 @@
 """What a report is made from: evaluations, trained models, images, measured efficiency, commands."""
+
 import math
 import os
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from nnunet_partial.data.raw import resolve
 from nnunet_partial.errors import UserError
@@ -18,14 +20,15 @@ CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best
 @dataclass(frozen=True)
 class Evaluation:
     """One ``metrics.json``: rows, and what it says about where predictions and truth lie."""
+
     rows: Sequence[Mapping]
     about: Mapping[str, Any]
 
-    def prediction(self, case: str) -> Optional[Path]:
+    def prediction(self, case: str) -> Path | None:
         """The predicted label file of a case, if it is still there."""
         return next((i for folder in self.about.get("pred", ()) if (i := _image_file(Path(folder), case))), None)
 
-    def truth(self, case: str) -> Optional[Path]:
+    def truth(self, case: str) -> Path | None:
         """The true label file of a case, if it is still there."""
         return _image_file(Path(self.about.get("truth", "")), case) if self.about.get("truth") else None
 
@@ -37,6 +40,7 @@ class Evaluation:
 @dataclass(frozen=True)
 class Model:
     """One fold of a trained model. ``curves``: nnU-Net's logged values, one an epoch, for every key."""
+
     method: str
     folder: Path
     fold: str
@@ -60,8 +64,10 @@ class Model:
         """The stock command that trains it, as the names of its folder say."""
         dataset, (trainer, plans, configuration) = self.folder.parent.name, self.folder.name.split("__")
         number = re.match(r"Dataset0*(\d+)_", dataset)
-        return (f"nnUNetv2_train {number[1] if number else dataset} {configuration} {self.fold} -tr {trainer}"
-                f"{'' if plans == 'nnUNetPlans' else f' -p {plans}'}")
+        return (
+            f"nnUNetv2_train {number[1] if number else dataset} {configuration} {self.fold} -tr {trainer}"
+            f"{'' if plans == 'nnUNetPlans' else f' -p {plans}'}"
+        )
 
     @property
     def seconds(self) -> float:
@@ -73,12 +79,13 @@ class Model:
 @dataclass(frozen=True)
 class Inputs:
     """Everything that the page shows, read and checked. ``methods``: name -> evaluations, one a seed."""
+
     dataset: Mapping[str, Any]
     dataset_file: str
     methods: Mapping[str, Sequence[Evaluation]]
     models: Sequence[Model] = ()
     images: Sequence[Path] = ()
-    efficiency: Optional[Mapping[str, Any]] = None
+    efficiency: Mapping[str, Any] | None = None
     commands: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     metric: str = "dice"
@@ -89,19 +96,27 @@ class Inputs:
         """name -> one list of rows a seed."""
         return {name: [i.rows for i in evaluations] for name, evaluations in self.methods.items()}
 
-    def image(self, case: str, evaluation: Evaluation) -> Optional[Path]:
+    def image(self, case: str, evaluation: Evaluation) -> Path | None:
         """The image (first channel) of a case: in the given folders, in the dataset, or beside the truth's folder."""
         entry = self.dataset.get("dataset", {}).get(case)
         if entry:
             file = Path(resolve(entry["images"][0], Path(self.dataset_file).parent))
             if file.is_file():
                 return file
-        return next((i for folder in [*self.images, *_image_folders(evaluation)] if (i := _image_file(folder, f"{case}_0000"))),
-                    None)
+        return next(
+            (i for folder in [*self.images, *_image_folders(evaluation)] if (i := _image_file(folder, f"{case}_0000"))), None
+        )
 
 
-def read_inputs(dataset: PathLike, evaluations: Sequence[tuple], models: Sequence[tuple] = (), images: Sequence[PathLike] = (),
-                efficiency: Optional[PathLike] = None, commands: Optional[PathLike] = None, **other: Any) -> Inputs:
+def read_inputs(
+    dataset: PathLike,
+    evaluations: Sequence[tuple],
+    models: Sequence[tuple] = (),
+    images: Sequence[PathLike] = (),
+    efficiency: PathLike | None = None,
+    commands: PathLike | None = None,
+    **other: Any,
+) -> Inputs:
     """Read everything. ``evaluations`` and ``models`` are ``(name, folder)``; a name may come again, once a seed or fold.
 
     Raises :class:`UserError` for what is missing or is not what it is said to be.
@@ -113,9 +128,16 @@ def read_inputs(dataset: PathLike, evaluations: Sequence[tuple], models: Sequenc
     if not methods:
         raise UserError("nothing to report: give at least one --evaluation NAME=DIR that nnunet_partial evaluate wrote.")
     trained = [i for name, folder in models for i in read_models(name, folder)]
-    return Inputs(content, file, methods, trained, [_folder(i) for i in images],
-                  None if efficiency is None else _read_efficiency(efficiency),
-                  () if commands is None else read_commands(commands), **other)
+    return Inputs(
+        content,
+        file,
+        methods,
+        trained,
+        [_folder(i) for i in images],
+        None if efficiency is None else _read_efficiency(efficiency),
+        () if commands is None else read_commands(commands),
+        **other,
+    )
 
 
 def read_evaluation(folder: PathLike) -> Evaluation:
@@ -139,7 +161,7 @@ def read_models(name: str, folder: PathLike) -> list:
         checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
         if checkpoint is not None:
             logged = load_checkpoint(checkpoint, mmap=True).get("logging", {})
-            found.append(Model(name, folder, fold.name[len("fold_"):], _curves(logged), plans))
+            found.append(Model(name, folder, fold.name[len("fold_") :], _curves(logged), plans))
     if not found:
         raise UserError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)}) in any fold. Train it first.")
     return found
@@ -147,12 +169,15 @@ def read_models(name: str, folder: PathLike) -> list:
 
 def _curves(logged: Mapping[str, Any]) -> dict:
     """Plain numbers; a list of them where nnU-Net logs one value a class."""
-    return {k: [[float(j) for j in i] if isinstance(i, (list, tuple)) else float(i) for i in v] for k, v in logged.items()
-            if isinstance(v, (list, tuple))}
+    return {
+        k: [[float(j) for j in i] if isinstance(i, (list, tuple)) else float(i) for i in v]
+        for k, v in logged.items()
+        if isinstance(v, (list, tuple))
+    }
 
 
 def _read_efficiency(path: PathLike) -> dict:
-    content = read_json(path, "It is written by nnunet_partial.inference.efficiency.write_report.")
+    content = read_json(path, "It is written by nnunet_partial.inference.efficiency.measure.write_report.")
     if not isinstance(content, dict) or not isinstance(content.get("methods"), dict):
         raise UserError(f"{path} is no efficiency report: the key 'methods' is missing.")
     return content
@@ -180,7 +205,7 @@ def _folder(path: PathLike) -> Path:
     return path.absolute()
 
 
-def _image_file(folder: Path, name: str) -> Optional[Path]:
+def _image_file(folder: Path, name: str) -> Path | None:
     return next((folder / (name + i) for i in ENDINGS if os.path.isfile(folder / (name + i))), None)
 
 

@@ -1,8 +1,10 @@
 """One self-contained HTML file: everything is in it, nothing is loaded from anywhere, no script runs."""
+
 import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Mapping, Sequence
+from typing import Any
 
 from nnunet_partial.evaluation import ranking
 from nnunet_partial.evaluation.report import cases, charts, tables
@@ -26,29 +28,42 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
 
 def contents(inputs: Inputs, command: str = "") -> dict:
     """Everything that the template shows."""
-    classes = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file)
-               if any(row["class"] == i for evaluations in inputs.rows.values() for rows in evaluations for row in rows)]
+    classes = [
+        i
+        for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file)
+        if any(row["class"] == i for evaluations in inputs.rows.values() for rows in evaluations for row in rows)
+    ]
     averaged = {name: ranking.average_over_seeds(i) for name, i in inputs.rows.items()}
     ranked = ranking.rank(inputs.rows, inputs.metric)
     pairs = ranking.pairwise(inputs.rows, inputs.metric)
     ordered = {i.name: averaged[i.name] for i in ranked}
-    return {"title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
-            "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "classes": classes, "ranked": ranked, "pairs": pairs, "notes": list(inputs.notes), "verdict": verdict(ranked, pairs),
-            "facts": facts(inputs, classes), "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
-            "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
-            "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
-            "results": [tables.results({i.name: inputs.rows[i.name] for i in ranked}, classes, m) for m in tables.metrics_of(inputs)],
-            "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
-            "shown_method": ranked[0].name, "metric": charts.heading(inputs.metric),
-            "cases": cases.shown_cases(inputs, ranked[0].name, shown_rows(inputs, ranked[0].name), classes),
-            "side_by_side": _side_by_side(inputs, ordered, classes),
-            "curves": charts.training_curves(inputs.models),
-            "training": tables.training(inputs.models) if inputs.models else None,
-            "costs": tables.costs(inputs.commands),
-            "efficiency": tables.efficiency(inputs.efficiency) if inputs.efficiency else None,
-            "plans": tables.plans(inputs.models) if inputs.models else None, "full_plans": _full_plans(inputs),
-            "commands": commands(inputs, command), "versions": tables.versions()}
+    return {
+        "title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "classes": classes,
+        "ranked": ranked,
+        "pairs": pairs,
+        "notes": list(inputs.notes),
+        "verdict": verdict(ranked, pairs),
+        "facts": facts(inputs, classes),
+        "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
+        "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
+        "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
+        "results": [tables.results({i.name: inputs.rows[i.name] for i in ranked}, classes, m) for m in tables.metrics_of(inputs)],
+        "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
+        "shown_method": ranked[0].name,
+        "metric": charts.heading(inputs.metric),
+        "cases": cases.shown_cases(inputs, ranked[0].name, shown_rows(inputs, ranked[0].name), classes),
+        "side_by_side": _side_by_side(inputs, ordered, classes),
+        "curves": charts.training_curves(inputs.models),
+        "training": tables.training(inputs.models) if inputs.models else None,
+        "costs": tables.costs(inputs.commands),
+        "efficiency": tables.efficiency(inputs.efficiency) if inputs.efficiency else None,
+        "plans": tables.plans(inputs.models) if inputs.models else None,
+        "full_plans": _full_plans(inputs),
+        "commands": commands(inputs, command),
+        "versions": tables.versions(),
+    }
 
 
 def shown_rows(inputs: Inputs, method: str) -> Sequence[Mapping]:
@@ -89,8 +104,10 @@ def verdict(ranked: Sequence[ranking.Ranked], pairs: Sequence[ranking.Pair]) -> 
     level = [i.name for i in ranked[1:] if not any(p.significant and {p.a, p.b} == {first, i.name} for p in pairs)]
     if not level:
         return f"{first} ranks first; its difference from every other method is significant on these {n} cases."
-    return (f"{first} ranks first; on these {n} cases it is not told apart from {', '.join(level)} "
-            f"(paired permutation test, adjusted for all pairs, p not below {ranking.SIGNIFICANT:.2f}).")
+    return (
+        f"{first} ranks first; on these {n} cases it is not told apart from {', '.join(level)} "
+        f"(paired permutation test, adjusted for all pairs, p not below {ranking.SIGNIFICANT:.2f})."
+    )
 
 
 def facts(inputs: Inputs, classes: Sequence[str]) -> list:
@@ -100,11 +117,16 @@ def facts(inputs: Inputs, classes: Sequence[str]) -> list:
     truths = sorted({str(i.about.get("truth")) for e in inputs.methods.values() for i in e})
     lines = [f"{len(inputs.methods)} method{'s' if len(inputs.methods) > 1 else ''}, {number} cases, {len(classes)} classes"]
     if max(seeds) > 1:
-        lines.append(f"{'up to ' if len(seeds) > 1 else ''}{max(seeds)} seeds a method; every figure is of the cases' means over "
-                     "seeds; pictures are of the first")
-    return [*lines, f"truth: {', '.join(truths)}",
-            "values of a class count only on cases that annotate it; distances are infinite where a structure was missed or "
-            "invented, and such cases are counted, not averaged"]
+        lines.append(
+            f"{'up to ' if len(seeds) > 1 else ''}{max(seeds)} seeds a method; every figure is of the cases' means over "
+            "seeds; pictures are of the first"
+        )
+    return [
+        *lines,
+        f"truth: {', '.join(truths)}",
+        "values of a class count only on cases that annotate it; distances are infinite where a structure was missed or "
+        "invented, and such cases are counted, not averaged",
+    ]
 
 
 def _full_plans(inputs: Inputs) -> list:
@@ -127,17 +149,31 @@ def render(content: Mapping[str, Any]) -> str:
     """The page as text. A name that the template does not get is an error, not an empty place."""
     import jinja2
 
-    environment = jinja2.Environment(loader=jinja2.PackageLoader("nnunet_partial.evaluation.report", "."), autoescape=True,
-                                     undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nnunet_partial.evaluation.report", "."),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["duration"] = tables.duration
     return environment.get_template(TEMPLATE).render(**content).lstrip()
 
 
 def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
     """The figures behind the page, for programs."""
-    return json_values({"version": 1, "metric": inputs.metric, "verdict": content["verdict"], "notes": content["notes"],
-                         "ranking": [vars(i) for i in content["ranked"]], "pairs": [vars(i) for i in content["pairs"]],
-                         "commands": [dict(i) for i in content["commands"]], "versions": dict(content["versions"])})
+    return json_values(
+        {
+            "version": 1,
+            "metric": inputs.metric,
+            "verdict": content["verdict"],
+            "notes": content["notes"],
+            "ranking": [vars(i) for i in content["ranked"]],
+            "pairs": [vars(i) for i in content["pairs"]],
+            "commands": [dict(i) for i in content["commands"]],
+            "versions": dict(content["versions"]),
+        }
+    )
 
 
 def markdown_summary(content: Mapping[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """The tables of a report as plain data: headings and rows of text, ready for the page and for Markdown."""
+
 import math
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any, Mapping, Optional, Sequence
+from typing import Any
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked, average_over_seeds
@@ -19,14 +21,16 @@ PACKAGES = ("nnunet_partial", "nnunetv2", "torch", "numpy", "scipy", "SimpleITK"
 @dataclass(frozen=True)
 class Cell:
     """``shade`` 0 to 1: how strongly the cell is coloured; None for none. ``strong``: the best of its column."""
+
     text: str
-    shade: Optional[float] = None
+    shade: float | None = None
     strong: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
     """``rows``: the heading of the row, then cells. ``caption`` says what the table shows."""
+
     caption: str
     columns: Sequence[str]
     rows: Sequence[tuple]
@@ -43,8 +47,9 @@ def annotated_matrix(dataset: Mapping[str, Any], file: str) -> Table:
         annotations = None
     if annotations is None or not annotations.is_partial:
         count = dataset.get("numTraining", len(dataset.get("dataset", {})))
-        return Table(caption, ["cases", *classes], [("all", [Cell(str(count)), *[Cell(str(count), 1.0)] * len(classes)])],
-                     "source")
+        return Table(
+            caption, ["cases", *classes], [("all", [Cell(str(count)), *[Cell(str(count), 1.0)] * len(classes)])], "source"
+        )
     rows = []
     for source in annotations.sources:
         own = [i.annotated for i in annotations.cases.values() if i.source == source]
@@ -63,28 +68,34 @@ def dataset_classes(dataset: Mapping[str, Any], file: str) -> tuple:
 
 # ------------------------------------------------------------------ results
 
+
 def results(methods: Mapping[str, Sequence[Sequence[Mapping]]], classes: Sequence[str], metric: str) -> Table:
     """Methods x classes: mean over cases with its 95 % bootstrap interval; means over seeds first, where there are several."""
     summaries = {name: summarise(average_over_seeds(i)) for name, i in methods.items()}
     best = {name: _best(summaries, name, metric) for name in classes}
     rows = []
     for method, summary in summaries.items():
-        cells = [_result_cell(summary["classes"].get(name, {}).get(metric), metric, best[name] == method and len(methods) > 1)
-                 for name in classes]
+        cells = [
+            _result_cell(summary["classes"].get(name, {}).get(metric), metric, best[name] == method and len(methods) > 1)
+            for name in classes
+        ]
         rows.append((method, [*cells, _result_cell(summary["mean_over_classes"].get(metric), metric)]))
     return Table(f"{heading(metric)}: mean over cases [95 % bootstrap interval]", [*classes, "mean over classes"], rows, "method")
 
 
-def _best(summaries: Mapping[str, Mapping], name: str, metric: str) -> Optional[str]:
+def _best(summaries: Mapping[str, Mapping], name: str, metric: str) -> str | None:
     if metric not in HIGHER_IS_BETTER:
         return None
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
-    means = {m: sign * s["classes"][name][metric]["mean"] for m, s in summaries.items()
-             if name in s["classes"] and math.isfinite(s["classes"][name][metric]["mean"])}
+    means = {
+        m: sign * s["classes"][name][metric]["mean"]
+        for m, s in summaries.items()
+        if name in s["classes"] and math.isfinite(s["classes"][name][metric]["mean"])
+    }
     return max(means, key=means.get) if means else None
 
 
-def _result_cell(values: Optional[Mapping], metric: str, strong: bool = False) -> Cell:
+def _result_cell(values: Mapping | None, metric: str, strong: bool = False) -> Cell:
     if values is None or not math.isfinite(values["mean"]):
         return Cell("-")
     text = number(values["mean"], metric)
@@ -111,13 +122,28 @@ def ranking(ranked: Sequence[Ranked], pairs: Sequence[Pair], metric: str) -> Tab
     first, rows = ranked[0].name, []
     for place, one in enumerate(ranked, 1):
         pair = next((i for i in pairs if {i.a, i.b} == {first, one.name}), None)
-        cells = [Cell(str(place)), Cell(f"{number(one.mean, metric)} [{number(one.low, metric)}, {number(one.high, metric)}]"),
-                 Cell("-" if math.isnan(one.seed_sd) else f"{one.seed_sd:.2g}"), Cell(f"{one.mean_rank:.2f}"),
-                 Cell(str(one.n_infinite or "-")), Cell("-" if pair is None else p_value(pair.p_holm))]
+        cells = [
+            Cell(str(place)),
+            Cell(f"{number(one.mean, metric)} [{number(one.low, metric)}, {number(one.high, metric)}]"),
+            Cell("-" if math.isnan(one.seed_sd) else f"{one.seed_sd:.2g}"),
+            Cell(f"{one.mean_rank:.2f}"),
+            Cell(str(one.n_infinite or "-")),
+            Cell("-" if pair is None else p_value(pair.p_holm)),
+        ]
         rows.append((one.name, cells))
-    return Table(f"Ranking by {heading(metric)}, on the cases and classes that every method was evaluated on",
-                 ["place", f"{heading(metric)}, mean over classes", "SD over seeds", "mean rank", "missed or invented",
-                  f"p against {first}"], rows, "method")
+    return Table(
+        f"Ranking by {heading(metric)}, on the cases and classes that every method was evaluated on",
+        [
+            "place",
+            f"{heading(metric)}, mean over classes",
+            "SD over seeds",
+            "mean rank",
+            "missed or invented",
+            f"p against {first}",
+        ],
+        rows,
+        "method",
+    )
 
 
 def significance(names: Sequence[str], pairs: Sequence[Pair]) -> Table:
@@ -128,11 +154,19 @@ def significance(names: Sequence[str], pairs: Sequence[Pair]) -> Table:
         cells = []
         for b in names:
             pair, sign = (known[a, b], 1) if (a, b) in known else (known.get((b, a)), -1)
-            cells.append(Cell("same" if a == b else "-") if pair is None or pair.n == 0 else
-                         Cell(f"{sign * pair.difference:+.4f} (p {p_value(pair.p_holm)})", 0.5 if pair.significant else None))
+            cells.append(
+                Cell("same" if a == b else "-")
+                if pair is None or pair.n == 0
+                else Cell(f"{sign * pair.difference:+.4f} (p {p_value(pair.p_holm)})", 0.5 if pair.significant else None)
+            )
         rows.append((a, cells))
-    return Table("Difference, row minus column, of the cases' means over classes; p: paired permutation test, adjusted for all "
-                 "pairs (Holm); shaded: p below 0.05", names, rows, "method")
+    return Table(
+        "Difference, row minus column, of the cases' means over classes; p: paired permutation test, adjusted for all "
+        "pairs (Holm); shaded: p below 0.05",
+        names,
+        rows,
+        "method",
+    )
 
 
 def p_value(p: float) -> str:
@@ -142,6 +176,7 @@ def p_value(p: float) -> str:
 
 # ------------------------------------------------------------------ models, costs, versions
 
+
 def training(models: Sequence[Model]) -> Table:
     """What was trained for how long."""
     rows = []
@@ -150,11 +185,22 @@ def training(models: Sequence[Model]) -> Table:
         epochs = len(model.curves.get("train_losses", ()))
         steps = settings.get("num_iterations_per_epoch", 250)
         dice = model.curves.get("ema_fg_dice") or [math.nan]
-        rows.append((f"{model.label} ({model.folder.name.split('__')[1]})",
-                     [Cell(model.trainer), Cell(model.configuration), Cell(f"{epochs} of {settings.get('num_epochs', 1000)}"),
-                      Cell(str(steps)), Cell(duration(model.seconds)), Cell(f"{dice[-1]:.3f}")]))
-    return Table("Trained models", ["trainer", "configuration", "epochs", "steps an epoch", "time in epochs", "pseudo Dice"],
-                 rows, "model")
+        rows.append(
+            (
+                f"{model.label} ({model.folder.name.split('__')[1]})",
+                [
+                    Cell(model.trainer),
+                    Cell(model.configuration),
+                    Cell(f"{epochs} of {settings.get('num_epochs', 1000)}"),
+                    Cell(str(steps)),
+                    Cell(duration(model.seconds)),
+                    Cell(f"{dice[-1]:.3f}"),
+                ],
+            )
+        )
+    return Table(
+        "Trained models", ["trainer", "configuration", "epochs", "steps an epoch", "time in epochs", "pseudo Dice"], rows, "model"
+    )
 
 
 def duration(seconds: float) -> str:
@@ -164,7 +210,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def costs(commands: Sequence[Mapping[str, Any]]) -> Optional[Table]:
+def costs(commands: Sequence[Mapping[str, Any]]) -> Table | None:
     """Time of everything that each method needed, by what it was for; None unless the commands tell it."""
     known = [i for i in commands if i.get("methods") and i.get("seconds") is not None]
     if not known:
@@ -174,22 +220,38 @@ def costs(commands: Sequence[Mapping[str, Any]]) -> Optional[Table]:
     for method in dict.fromkeys(name for i in known for name in i["methods"]):
         seconds = [sum(i["seconds"] for i in known if method in i["methods"] and i["part"] == part) for part in parts]
         rows.append((method, [*(Cell(duration(i) if i else "-") for i in seconds), Cell(duration(sum(seconds)))]))
-    return Table("Time of everything that a method needed (what several methods share counts for each; models that were trained "
-                 "before do not count)", [*parts, "together"], rows, "method")
+    return Table(
+        "Time of everything that a method needed (what several methods share counts for each; models that were trained "
+        "before do not count)",
+        [*parts, "together"],
+        rows,
+        "method",
+    )
 
 
 def efficiency(content: Mapping[str, Any]) -> Table:
-    """The cost of a prediction, as nnunet_partial.inference.efficiency has measured it."""
-    columns = (("time (s)", "total", "wall_time_s", 1), ("peak memory (MB)", "total", "peak_memory_mb", 1),
-               ("peak GPU memory (MB)", "total", "peak_gpu_memory_mb", 1),
-               ("GPU memory-time (MB s)", "total", "gpu_memory_time_area_mb_s", 1),
-               ("CPU-time (% s)", "total", "cpu_time_area_percent_s", 1), ("parameters (M)", "network", "parameters", 1e6),
-               ("multiply-accumulates a pass (G)", "network", "multiply_accumulates", 1e9))
+    """The cost of a prediction, as nnunet_partial.inference.efficiency.measure has measured it."""
+    columns = (
+        ("time (s)", "total", "wall_time_s", 1),
+        ("peak memory (MB)", "total", "peak_memory_mb", 1),
+        ("peak GPU memory (MB)", "total", "peak_gpu_memory_mb", 1),
+        ("GPU memory-time (MB s)", "total", "gpu_memory_time_area_mb_s", 1),
+        ("CPU-time (% s)", "total", "cpu_time_area_percent_s", 1),
+        ("parameters (M)", "network", "parameters", 1e6),
+        ("multiply-accumulates a pass (G)", "network", "multiply_accumulates", 1e9),
+    )
     rows = []
     for name, method in content["methods"].items():
         values = [method.get(part, {}).get(key) for _, part, key, _ in columns]
-        rows.append((name, [Cell(str(len(method.get("cases", ())))),
-                            *(Cell("-" if v is None else f"{v / c[3]:.4g}") for v, c in zip(values, columns))]))
+        rows.append(
+            (
+                name,
+                [
+                    Cell(str(len(method.get("cases", ())))),
+                    *(Cell("-" if v is None else f"{v / c[3]:.4g}") for v, c in zip(values, columns)),
+                ],
+            )
+        )
     machine = ", ".join(f"{k} {v}" for k, v in content.get("machine", {}).items() if v is not None)
     return Table(f"Cost of prediction, all cases together ({machine})", ["cases", *(i[0] for i in columns)], rows, "method")
 

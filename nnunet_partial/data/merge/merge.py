@@ -1,0 +1,388 @@
+"""Merge raw datasets that annotate different organs into one partially labelled raw dataset.
+
+The result is an ordinary nnU-Net raw dataset: dataset.json refers to the images where they lie (nnU-Net's ``dataset``
+key), the label files are written anew with the merged values, and the key ``nnunet_partial`` states what each case
+annotates. Nothing appears under the final name before everything is written and checked.
+"""
+
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_partial import __version__, paths
+from nnunet_partial.data import images
+from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec
+from nnunet_partial.data.parallel import map_cases
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import write_json
+from nnunet_partial.labels import KEY, Annotations, CaseAnnotation
+
+PROVENANCE_KEY = "nnunet_partial_provenance"
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
+PICTURE_ENDINGS = (".png", ".bmp")
+NIBABEL_ENDINGS = (".nii.gz", ".nii")
+_TEMPORARY = ".merging-"
+
+
+@dataclass(frozen=True)
+class MergeResult:
+    """``folder`` of the merged dataset, its ``annotations``, and ``warnings``: lines that a user should read."""
+
+    folder: Path
+    annotations: Annotations
+    warnings: tuple
+
+
+def merge_datasets(
+    dataset_id: int,
+    name: str,
+    sources: Sequence[SourceSpec],
+    classes: Sequence[str] | None = None,
+    headers_only: bool = False,
+    allow_absent: bool = False,
+    processes: int | None = None,
+    progress: bool = True,
+) -> MergeResult:
+    """Write nnUNet_raw/Dataset``dataset_id``_``name`` from ``sources``.
+
+    ``classes``: all classes in the order of their values 1 .. K; None: in the order in which the sources mention them.
+    ``headers_only``: read the images' headers alone; neither truncated images nor equal ones are noticed then.
+    ``allow_absent``: whether a source may annotate a class that no label file of it holds.
+    Raises :class:`UserError` for input that collides or contradicts itself; nothing is left behind then.
+    """
+    folder = _free_folder(dataset_id, name)
+    loaded = _load_sources(sources)
+    merged_classes = _merged_classes(loaded, classes)
+    cases = _unique_cases(loaded)
+    content, warnings = _dataset_json(loaded, merged_classes, cases, folder), _split_class_warnings(loaded)
+    annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
+    with _temporary_folder(folder) as temporary:
+        values = annotations.labels()
+        files = [str(temporary / content["dataset"][case.name]["label"]) for case in cases]
+        jobs = [_Job(case, values, file, headers_only) for case, file in zip(cases, files)]
+        done = map_cases(_merge_case, jobs, processes, "merging", progress)
+        warnings += _check_presence(cases, done, values, allow_absent)
+        same_images = _same_images(cases, done)
+        warnings += _same_image_warnings(same_images)
+        content[PROVENANCE_KEY]["same_image"] = same_images
+        write_json(content, temporary / "dataset.json")
+    return MergeResult(folder, annotations, tuple(warnings))
+
+
+def reader_and_ending(loaded: Sequence[Source]) -> tuple:
+    """``(file ending of the label files, nnU-Net reader that must be named in dataset.json or None)``."""
+    endings = {i.raw.file_ending: i for i in loaded}
+    for ending, source in endings.items():
+        if ending not in VOLUME_ENDINGS + PICTURE_ENDINGS:
+            raise UserError(
+                f"{source.raw.json_file}: file ending {ending!r} cannot be merged. Convert source "
+                f"{source.spec.name} to one of {', '.join(VOLUME_ENDINGS + PICTURE_ENDINGS)}."
+            )
+    if len({ending in PICTURE_ENDINGS for ending in endings}) > 1:
+        raise UserError(f"pictures and volumes cannot be merged: the sources have the file endings {', '.join(endings)}.")
+    reader = _explicit_reader(loaded)
+    if len(endings) == 1:
+        return next(iter(endings)), reader
+    if any(i in PICTURE_ENDINGS for i in endings):
+        return ".png", reader
+    # nnU-Net would choose a reader for .nii.gz by the first image alone
+    return ".nii.gz", reader or "SimpleITKIO"
+
+
+def _explicit_reader(loaded: Sequence[Source]) -> str | None:
+    readers = {i.raw.content.get("overwrite_image_reader_writer", "None"): i for i in loaded}
+    readers.pop("None", None)
+    if len(readers) > 1:
+        (first, a), (second, b) = list(readers.items())[:2]
+        raise UserError(
+            f"{a.raw.json_file} and {b.raw.json_file} demand different readers "
+            f"(overwrite_image_reader_writer {first} and {second}). Make them equal; one dataset has one "
+            "reader."
+        )
+    for reader, source in readers.items():
+        unreadable = [i for i in loaded if reader.startswith("Nibabel") and i.raw.file_ending not in NIBABEL_ENDINGS]
+        if unreadable:
+            raise UserError(
+                f"{source.raw.json_file} demands the reader {reader}, which cannot read the "
+                f"{unreadable[0].raw.file_ending} files of source {unreadable[0].spec.name}. Remove its "
+                "overwrite_image_reader_writer or convert them."
+            )
+        return reader
+    return None
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: MergedCase
+    values: Mapping[str, int]
+    output: str
+    headers_only: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    values: tuple
+    content: tuple
+
+
+def _merge_case(job: _Job) -> _Done:
+    """Check one case, write its label file; return the values in it and what identifies its image."""
+    case = job.case
+    geometry = images.read_geometry(case.raw.images[0]).spatial()
+    for channel in case.raw.images[1:]:
+        images.require_same_geometry(geometry, case.raw.images[0], images.read_geometry(channel).spatial(), channel)
+    label = _merged_label(case, job.values, geometry)
+    images.write_label(label, geometry, job.output)
+    if job.headers_only:
+        content = tuple(os.path.realpath(i) for i in case.raw.images)
+    else:
+        content = tuple(images.content_hash(i) for i in case.raw.images)
+    return _Done(images.present_values(label), content)
+
+
+def _merged_label(case: MergedCase, values: Mapping[str, int], geometry: images.Geometry) -> np.ndarray:
+    dtype = np.uint8 if max(values.values()) < 256 else np.uint16
+    if not case.targets:
+        return np.zeros(geometry.shape_zyx, dtype)
+    label, label_geometry = images.read_label(case.raw.label)
+    images.require_same_geometry(geometry, case.raw.images[0], label_geometry, case.raw.label)
+    present = images.present_values(label)
+    unknown = [i for i in present if i not in case.targets]
+    if unknown:
+        raise UserError(
+            f"label file {case.raw.label} holds the value {unknown[0]}, but dataset.json lets this case "
+            f"have only {', '.join(map(str, sorted(case.targets)))}. Correct the file, or declare the "
+            "label."
+        )
+    table = np.zeros(max(present, default=0) + 1, dtype)
+    for value in present:
+        table[value] = values[case.targets[value]]
+    return table[label]
+
+
+def _free_folder(dataset_id: int, name: str) -> Path:
+    if not 1 <= dataset_id <= 999:
+        raise UserError(f"--dataset-id {dataset_id}: nnU-Net's dataset ids are 1 to 999.")
+    if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
+        raise UserError(
+            f"--name {name!r}: letters, digits, '.', '-' and single '_' are allowed, because it becomes part of folder names."
+        )
+    taken = paths.dataset_folders(dataset_id)
+    if taken:
+        raise UserError(f"dataset id {dataset_id} is taken by {taken[0]}. Choose another --dataset-id, or remove that folder.")
+    return paths.root("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
+
+
+def _load_sources(specs: Sequence[SourceSpec]) -> list:
+    if not specs:
+        raise UserError("no source given. Name at least one: --source NAME=ID:CLASS")
+    names = [i.name for i in specs]
+    twice = [i for i in names if names.count(i) > 1]
+    if twice:
+        raise UserError(f"source name {twice[0]!r} is given twice. Every source needs a name of its own.")
+    loaded = [Source(i) for i in specs]
+    for other in loaded[1:]:
+        _check_same_channels(loaded[0], other)
+    return loaded
+
+
+def _check_same_channels(first: Source, other: Source) -> None:
+    # nnU-Net chooses the normalisation by the name and ignores case
+    a, b = first.raw.channel_names, other.raw.channel_names
+    if [i.casefold() for i in a] != [i.casefold() for i in b]:
+        raise UserError(
+            f"channel_names differ: {first.raw.json_file} has {', '.join(a)}, {other.raw.json_file} has "
+            f"{', '.join(b)}. One dataset has one set of channels; correct the file that is wrong, or "
+            "leave that source out."
+        )
+
+
+def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tuple:
+    mentioned = tuple(dict.fromkeys(name for source in loaded for name in source.classes))
+    if not mentioned:
+        raise UserError("no source annotates anything. Give at least one dataset with labels as --source.")
+    by_key: dict = {}
+    for name in mentioned:
+        other = by_key.setdefault(re.sub(r"[\s_-]", "", name.casefold()), name)
+        if other != name:
+            raise UserError(
+                f"the sources have the classes {other!r} and {name!r}, which look like the same organ. "
+                f"Give them one name with --map SOURCE:{name}={other!r}"
+            )
+    if order is None:
+        return mentioned
+    if sorted(order) != sorted(mentioned):
+        wrong = sorted(set(order) ^ set(mentioned)) or [i for i in order if list(order).count(i) > 1]
+        raise UserError(
+            f"--classes {','.join(order)} must hold every class of the sources once; {wrong[0]!r} is "
+            f"unknown, missing or repeated. Classes of the sources: {','.join(mentioned)}"
+        )
+    return tuple(order)
+
+
+def _unique_cases(loaded: Sequence[Source]) -> list:
+    cases: dict = {}
+    owners: dict = {}
+    for source in loaded:
+        for case in source.cases:
+            owner = owners.setdefault(case.source, source.spec.name)
+            if owner != source.spec.name:
+                raise UserError(
+                    f"source {source.spec.name} brings cases of a source named {case.source}, which is "
+                    f"also the name of another source. Rename source {owner}."
+                )
+            if case.name in cases:
+                raise UserError(
+                    f"two cases would be called {case.name}: {cases[case.name].raw.images[0]} and "
+                    f"{case.raw.images[0]}. Choose source names that do not run into case names."
+                )
+            cases[case.name] = case
+    return list(cases.values())
+
+
+def _dataset_json(loaded: Sequence[Source], classes: Sequence[str], cases: Sequence[MergedCase], folder: Path) -> dict:
+    ignore_label = len(classes) + 1 if any(i.has_ignore_label for i in loaded) else None
+    contract = {i.name: CaseAnnotation(i.source, tuple(c for c in classes if c in i.annotated)) for i in cases}
+    annotations = Annotations(classes, contract, ignore_label)
+    ending, reader = reader_and_ending(loaded)
+    return {
+        "name": folder.name,
+        "description": f"Partially labelled, merged from {', '.join(i.raw.folder.name for i in loaded)}",
+        "channel_names": {str(i): name for i, name in enumerate(loaded[0].raw.channel_names)},
+        "labels": annotations.labels(),
+        "numTraining": len(cases),
+        "file_ending": ending,
+        **({} if reader is None else {"overwrite_image_reader_writer": reader}),
+        "dataset": {i.name: {"images": image_references(i, folder.parent), "label": f"labelsTr/{i.name}{ending}"} for i in cases},
+        KEY: annotations.to_json(),
+        PROVENANCE_KEY: {
+            "written_by": f"nnunet_partial {__version__} merge",
+            "sources": {i.spec.name: _origin(i) for i in loaded},
+        },
+    }
+
+
+def _origin(source: Source) -> dict:
+    content = source.raw.content
+    kept = {i: content[i] for i in ("reference", "licence", "license", "release", PROVENANCE_KEY) if i in content}
+    return {"dataset": source.raw.folder.name, "cases": len(source.cases), "labels": dict(source.targets), **kept}
+
+
+def image_references(case: MergedCase, raw_root: Path) -> list:
+    """The images of a case as the merged dataset.json names them, so that it outlives a move of nnUNet_raw.
+
+    Images below nnUNet_raw: relative to the merged dataset's folder (``../Dataset101_LiTS/...``). Elsewhere:
+    absolute, or as the source says where that begins with an environment variable, which nnU-Net expands.
+    """
+    texts = case.raw.references or case.raw.images
+    return [_reference(text, path, raw_root) for text, path in zip(texts, case.raw.images)]
+
+
+def _reference(text: str, path: str, raw_root: Path) -> str:
+    expanded = os.path.expandvars(text)
+    if expanded != text and os.path.isabs(expanded):
+        return text
+    root = Path(os.path.abspath(raw_root))
+    if Path(path).is_relative_to(root):
+        return "../" + Path(path).relative_to(root).as_posix()
+    return path
+
+
+def _split_class_warnings(loaded: Sequence[Source]) -> list:
+    return [
+        f"source {source.spec.name}: {count} cases annotate only some of the labels that become {name!r}; they "
+        "count as not annotating it."
+        for source in loaded
+        for name, count in source.split_classes().items()
+    ]
+
+
+def _check_presence(cases: Sequence[MergedCase], done: Sequence[_Done], values: Mapping[str, int], allow_absent: bool) -> list:
+    """A class that a source annotates but never shows would be taught as background everywhere."""
+    present, annotating = set(), {}
+    for case, result in zip(cases, done):
+        present.update((case.source, i) for i in result.values)
+        for name in case.annotated:
+            annotating.setdefault((case.source, name), []).append(case)
+    warnings = []
+    for (source, name), those in sorted(annotating.items()):
+        if (source, values[name]) not in present:
+            message = (
+                f"source {source} annotates {name!r}, but none of its {len(those)} label files "
+                f"({those[0].raw.label}, ...) holds it: training would take all of it for background."
+            )
+            if not allow_absent:
+                raise UserError(
+                    f"{message} Leave {name!r} out of the source's classes (map its label to background), "
+                    "or, if these scans really lack it, add --allow-absent"
+                )
+            warnings.append(message)
+    return warnings
+
+
+def _same_images(cases: Sequence[MergedCase], done: Sequence[_Done]) -> list:
+    """Names of the cases that hold the same image, group by group."""
+    groups: dict = {}
+    for case, result in zip(cases, done):
+        groups.setdefault(result.content, []).append(case.name)
+    return [i for i in groups.values() if len(i) > 1]
+
+
+def _same_image_warnings(groups: Sequence[Sequence[str]]) -> list:
+    if not groups:
+        return []
+    shown = "; ".join(" = ".join(i) for i in groups[:5]) + ("; ..." if len(groups) > 5 else "")
+    return [
+        f"{len(groups)} images belong to several cases: {shown}. In different folds they leak from training into "
+        "validation; keep them together in splits_final.json, or drop one."
+    ]
+
+
+@contextmanager
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside ``folder`` that becomes it when the block ends well, and is removed when it does not.
+
+    What earlier, killed runs of this machine left is removed first. nnU-Net does not see the name.
+    """
+    temporary = folder.parent / f"{_TEMPORARY}{folder.name}-{socket.gethostname()}-{os.getpid()}"
+    for leftover in folder.parent.glob(f"{_TEMPORARY}{folder.name}-*"):
+        _remove_leftover(leftover)
+    try:
+        (temporary / "labelsTr").mkdir(parents=True)
+        yield temporary
+        if folder.exists():
+            raise UserError(f"{folder} was made by someone else meanwhile. Choose another --dataset-id.")
+        os.rename(temporary, folder)
+    except OSError as error:
+        raise UserError(
+            f"{temporary} cannot be written: {error.strerror or error}. Free some space there, or correct "
+            "the permissions of nnUNet_raw."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_leftover(leftover: Path) -> None:
+    name, _, process = leftover.name.rpartition("-")
+    if not name.endswith("-" + socket.gethostname()) or not process.isdigit() or _is_running(int(process)):
+        raise UserError(
+            f"{leftover} belongs to another merge into this dataset. Wait until it ends; if it was killed, remove that folder."
+        )
+    shutil.rmtree(leftover)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process != os.getpid()

@@ -1,0 +1,222 @@
+"""The sources of a merged dataset: which of their labels become which class, and what each case then annotates."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from nnunet_partial import paths
+from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
+from nnunet_partial.errors import UserError
+from nnunet_partial.labels import check_source_name
+
+BACKGROUND, IGNORE = "background", "ignore"
+ALL_OTHERS = "*"
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What to take from one raw dataset.
+
+    ``name``: becomes the source of its cases and the beginning of their names.
+    ``dataset``: id or name of the raw dataset.
+    ``classes``: classes of the merged label map that this source annotates; None: every label, under its own or
+    mapped name.
+    ``mapping``: label of the source -> class, ``background`` (not annotated here) or ``ignore`` (nnU-Net's ignore
+    label); the label ``*`` stands for all that are neither mapped nor listed under ``classes``.
+    ``labelled``: False for images alone; label files that may be there are not read.
+    ``cases``: take these cases only, by their names in the source; None: all.
+    """
+
+    name: str
+    dataset: int | str
+    classes: Sequence[str] | None = None
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    labelled: bool = True
+    cases: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class MergedCase:
+    """A case of the merged dataset. ``targets``: every value its label file may hold -> class, background or ignore."""
+
+    name: str
+    source: str
+    annotated: frozenset
+    targets: Mapping[int, str]
+    raw: RawCase
+
+
+class Source:
+    """A source whose every label is accounted for: it becomes a class, background or ignore."""
+
+    def __init__(self, spec: SourceSpec):
+        check_source_name(spec.name)
+        if not spec.labelled and (spec.mapping or spec.classes):
+            raise UserError(
+                f"source {spec.name} is given as --unlabelled, so it has no labels to map or list. Give it "
+                f"as --source {spec.name}={spec.dataset}, or leave its --map out."
+            )
+        self.spec = spec
+        self.raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
+        self.annotations = self.raw.annotations() if spec.labelled else None
+        self.targets = label_targets(spec, self.raw) if spec.labelled else {}
+        self.cases = [self._merged_case(case) for case in self._chosen_cases()]
+        self._check_every_class_is_annotated()
+
+    @property
+    def classes(self) -> tuple:
+        """Classes that this source annotates: in the order listed, else in the order of its label values."""
+        if self.spec.classes is not None:
+            return tuple(self.spec.classes)
+        ordered = sorted(self.targets, key=lambda label: self.raw.labels[label])
+        return tuple(dict.fromkeys(self.targets[i] for i in ordered if self.targets[i] not in (BACKGROUND, IGNORE)))
+
+    @property
+    def has_ignore_label(self) -> bool:
+        return IGNORE in self.targets.values()
+
+    def split_classes(self) -> dict:
+        """Class -> number of cases that annotate some but not all of its labels; they count as not annotating it."""
+        counts: dict = {}
+        for case in self.cases if self.annotations else ():
+            known = set(self.annotations.of(case.raw.name).annotated)
+            for name in self.classes:
+                if known & self._parts(name) and name not in case.annotated:
+                    counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def _parts(self, name: str) -> set:
+        return {label for label, target in self.targets.items() if target == name}
+
+    def _chosen_cases(self) -> list:
+        if self.spec.cases is None:
+            return list(self.raw.cases.values())
+        unknown = [i for i in self.spec.cases if i not in self.raw.cases]
+        if unknown or not self.spec.cases:
+            raise UserError(
+                f"source {self.spec.name}: {self.raw.folder} has no case "
+                f"{unknown[0] if unknown else 'chosen'!r}. Its cases: {_some(self.raw.cases)}."
+            )
+        return [self.raw.cases[i] for i in dict.fromkeys(self.spec.cases)]
+
+    def _merged_case(self, case: RawCase) -> MergedCase:
+        name, source = f"{self.spec.name}_{case.name}", self.spec.name
+        if not self.spec.labelled:
+            return MergedCase(name, source, frozenset(), {}, case)
+        known = set(self.targets)
+        if self.annotations is not None:
+            entry = self.annotations.of(case.name)
+            known = {*entry.annotated, IGNORE} & set(self.targets)
+            if len(self.annotations.sources) > 1:  # a dataset that was merged before keeps its sources apart
+                source = f"{source}-{entry.source}"
+        # a class made of several labels is annotated where all of them are
+        annotated = frozenset(i for i in self.classes if self._parts(i) <= known)
+        targets = value_targets({label: target for label, target in self.targets.items() if label in known}, self.raw)
+        kept = {value: i if i in annotated or i == IGNORE else BACKGROUND for value, i in targets.items()}
+        return MergedCase(name, source, annotated, kept, case)
+
+    def _check_every_class_is_annotated(self) -> None:
+        for name in self.classes if self.spec.labelled else ():
+            if not any(name in case.annotated for case in self.cases):
+                raise UserError(
+                    f"source {self.spec.name}: no case of {self.raw.folder} annotates all the labels that "
+                    f"become {name!r} ({', '.join(sorted(self._parts(name)))}). Leave {name!r} out of "
+                    f"--source {self.spec.name}."
+                )
+
+
+def label_targets(spec: SourceSpec, raw: RawDataset) -> dict:
+    """Label of the source -> class, background or ignore. Raises :class:`UserError` for a label left open."""
+    labels = [i for i in raw.labels if i != BACKGROUND]
+    _check_listed_classes(spec)
+    _check_mapping(spec, labels, raw)
+    targets = {label: _target(label, spec) for label in labels}
+    _check_accounted_for(spec, targets, raw)
+    return targets
+
+
+def _target(label: str, spec: SourceSpec) -> str | None:
+    if label in spec.mapping:
+        return spec.mapping[label]
+    if label == IGNORE or label in (spec.classes or ()):
+        return label
+    return spec.mapping.get(ALL_OTHERS, label if spec.classes is None else None)
+
+
+def value_targets(targets: Mapping[str, str], raw: RawDataset) -> dict:
+    """Label value -> class, background or ignore. Values of labels that overlap (regions) must agree."""
+    result = {0: BACKGROUND}
+    owner: dict = {}
+    for label, target in targets.items():
+        for value in raw.labels[label]:
+            if target == BACKGROUND:
+                result.setdefault(value, BACKGROUND)
+            elif result.get(value, BACKGROUND) in (BACKGROUND, target):
+                result[value], owner[value] = target, label
+            else:
+                raise UserError(
+                    f"{raw.json_file}: value {value} belongs to the labels {owner[value]!r} and {label!r}, "
+                    f"which become {result[value]!r} and {target!r}. Map both to one class, or one of them "
+                    "to background."
+                )
+    return result
+
+
+def _check_listed_classes(spec: SourceSpec) -> None:
+    listed = list(spec.classes or ())
+    reserved = [i for i in listed if i in (BACKGROUND, IGNORE)]
+    if reserved or len(set(listed)) < len(listed) or spec.classes is not None and not listed:
+        raise UserError(
+            f"source {spec.name}: the classes {', '.join(listed) or '(none)'} must be names of organs, "
+            "each once; background and ignore need no mention."
+        )
+
+
+def _check_mapping(spec: SourceSpec, labels: Sequence[str], raw: RawDataset) -> None:
+    for label, target in spec.mapping.items():
+        if label not in labels and label != ALL_OTHERS:
+            raise UserError(
+                f"--map {spec.name}:{label}={target}: {raw.folder.name} has no label {label!r}"
+                f"{_perhaps(label, labels)}. Its labels: {', '.join(labels)}."
+            )
+        if spec.classes is not None and target not in (*spec.classes, BACKGROUND, IGNORE):
+            raise UserError(
+                f"--map {spec.name}:{label}={target}: {target!r} is not among the classes of source "
+                f"{spec.name}{_perhaps(target, spec.classes)}. They are {', '.join(spec.classes)}; add it "
+                "there, or map to one of them, to background or to ignore."
+            )
+
+
+def _check_accounted_for(spec: SourceSpec, targets: Mapping[str, str | None], raw: RawDataset) -> None:
+    labels = ", ".join(targets) or "none"
+    for name in spec.classes or ():
+        if name not in targets.values():
+            raise UserError(
+                f"source {spec.name} lists the class {name!r}, but no label of {raw.folder.name} is called "
+                f"that or mapped to it{_perhaps(name, targets)}. Its labels: {labels}. Add --map "
+                f"{spec.name}:LABEL={name}"
+            )
+    left_out = [label for label, target in targets.items() if target is None]
+    if left_out:
+        raise UserError(
+            f"source {spec.name}: label {left_out[0]!r} of {raw.folder.name} (labels: {labels}) is neither "
+            "listed nor mapped. If it is part of an organ, say so: --map "
+            f"{spec.name}:{left_out[0]}={spec.classes[0]}; if it is not to be used: --map "
+            f"{spec.name}:{left_out[0]}={BACKGROUND}"
+        )
+    if not set(targets.values()) - {BACKGROUND, IGNORE}:
+        raise UserError(
+            f"source {spec.name} annotates nothing: {raw.folder.name} has the labels {labels}. Give it as "
+            f"--unlabelled {spec.name}={spec.dataset}"
+        )
+
+
+def _perhaps(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.lower(), [i.lower() for i in known], n=1)
+    match = [i for i in known if close and i.lower() == close[0]]
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def _some(names) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

@@ -1,0 +1,1 @@
+"""nnU-Net's preprocessed folder: label directories, splits, what is annotated on a case."""

@@ -1,0 +1,317 @@
+"""Label directories: labels in preprocessed space beside a preprocessed dataset, whose images are stored once.
+
+::
+
+    DIR/<case>_seg.b2nd       labels (1, *S), -1 outside the body as nnU-Net has it, shape of the preprocessed image
+    DIR/<case>.pkl            nnU-Net's properties of the case with fresh ``class_locations``
+    DIR/records/<case>.json   what the case was made from and what came out; written last, so it marks the case as done
+    DIR/provenance.json       which models, which checkpoints, when, and all records; written once every case is done
+
+A case is done or not there: each file is written to a temporary name and moved, and the record is removed before the
+labels of a case are replaced. Training reads a directory only once provenance.json is there. A folder whose subfolders
+are label directories of different cases reads as one.
+"""
+
+import os
+import pickle
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
+from nnunet_partial.labels import Annotations, CaseAnnotation
+
+PROVENANCE = "provenance.json"
+LOCK = ".lock"
+VERSION = 1
+
+
+# ---- writing
+
+
+@contextmanager
+def writing(folder: PathLike) -> Iterator[None]:
+    """Write cases inside this block: one process tree at a time, and without what a killed one left behind.
+
+    The lock ends with the process that holds it, however it ends. Raises :class:`UserError` if another one writes.
+    """
+    folder = Path(folder)
+    with _unwritable(folder):
+        (folder / "records").mkdir(parents=True, exist_ok=True)
+        handle = open(folder / LOCK, "w")
+    with handle:
+        _lock(handle, folder)
+        for leftover in (*folder.glob(".tmp-*"), *(folder / "records").glob(".tmp-*")):
+            leftover.unlink()
+        yield
+
+
+@contextmanager
+def _unwritable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"label directory {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
+
+
+def _lock(handle, folder: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two writers are the user's own care
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another process is writing the label directory {folder}. Wait for it to end, or choose another directory."
+        ) from None
+
+
+def write_case(
+    folder: PathLike,
+    case: str,
+    seg: np.ndarray,
+    properties: Mapping[str, Any],
+    label_manager,
+    patch_size: Sequence[int],
+    record: Mapping[str, Any],
+) -> None:
+    """Write the labels of one case, ``seg`` (1, *S) int, then its properties, then its record.
+
+    ``label_manager`` is nnU-Net's; ``patch_size`` decides how the file is cut into chunks. ``properties`` are not
+    changed. Raises :class:`UserError` where nothing can be written.
+    """
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+    folder = Path(folder)
+    discard_case(folder, case)
+    blocks, chunks = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
+    with atomic_path(folder / f"{case}_seg.b2nd") as temporary:
+        # save_seg adds the ending itself
+        nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary[: -len(".b2nd")], chunks, blocks)
+    with atomic_path(folder / f"{case}.pkl") as temporary, open(temporary, "wb") as handle:
+        pickle.dump({**properties, "class_locations": class_locations(seg, label_manager)}, handle)
+    write_json(dict(record), _record_file(folder, case))
+
+
+def class_locations(seg: np.ndarray, label_manager) -> dict:
+    """nnU-Net's sample of voxels of each class in ``seg`` (1, *S), as its preprocessing makes it."""
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+
+    classes = list(label_manager.foreground_labels)
+    if label_manager.has_ignore_label:
+        classes.append([-1, *label_manager.all_labels])
+    return DefaultPreprocessor._sample_foreground_locations(seg, classes)
+
+
+def discard_case(folder: PathLike, case: str) -> None:
+    """Mark a case, and with it the directory, as not done."""
+    for file in (Path(folder) / PROVENANCE, _record_file(folder, case)):
+        file.unlink(missing_ok=True)
+
+
+def read_record(folder: PathLike, case: str) -> dict | None:
+    """The record of a case that is done, else None."""
+    file = _record_file(folder, case)
+    return read_json(file, "Remove it; the case is then done again.") if file.is_file() else None
+
+
+def finish(folder: PathLike, header: Mapping[str, Any], cases: Sequence[str]) -> Path:
+    """Write provenance.json: ``header`` (dataset, data_identifier, classes, models, ...) and each case's record."""
+    file = Path(folder) / PROVENANCE
+    write_json({"version": VERSION, **header, "cases": {i: read_record(folder, i) for i in sorted(cases)}}, file)
+    return file
+
+
+def _record_file(folder: PathLike, case: str) -> Path:
+    # in a folder of their own: a case may be called "provenance"
+    return Path(folder) / "records" / f"{case}.json"
+
+
+# ---- reading
+
+
+@dataclass(frozen=True)
+class LabelDirectory:
+    """A finished label directory.
+
+    ``known``: case -> classes that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
+    volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself.
+    """
+
+    folder: Path
+    dataset: str
+    data_identifier: str
+    classes: tuple
+    known: Mapping[str, tuple]
+    volumes_mm3: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: PathLike, remedy: str = "") -> "LabelDirectory":
+        """Read provenance.json. Raises :class:`UserError` with ``remedy``, the command that makes the directory."""
+        folder = Path(folder)
+        file = folder / PROVENANCE
+        if not file.is_file() and _parts(folder):
+            return cls._joined(folder, [cls.read(i, remedy) for i in _parts(folder)])
+        if folder.is_dir() and not file.is_file():
+            raise UserError(f"label directory {folder} is not finished: it has no {PROVENANCE}. {remedy}")
+        content = read_json(file, remedy)
+        try:
+            if content["version"] != VERSION:
+                raise UserError(f"{file} has version {content['version']!r}, expected {VERSION}. {remedy}")
+            cases = content["cases"]
+            return cls(
+                folder,
+                content["dataset"],
+                content["data_identifier"],
+                tuple(content["classes"]),
+                {k: (*v["annotated"], *v["pseudo"]) for k, v in cases.items()},
+                {k: v["volume_mm3"] for k, v in cases.items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file} is not the provenance of a label directory ({error!r}). {remedy}") from None
+
+    @classmethod
+    def _joined(cls, folder: Path, parts: Sequence["LabelDirectory"]) -> "LabelDirectory":
+        """Label directories of different cases as one."""
+        first, known, volumes, folders = parts[0], {}, {}, {}
+        for part in parts:
+            part.require_fit(first.dataset, first.data_identifier, first.classes)
+            twice = sorted(set(known) & set(part.known))
+            if twice:
+                raise UserError(f"case {twice[0]} has labels in {folders[twice[0]]} and in {part.folder}. Remove one.")
+            known.update(part.known)
+            volumes.update(part.volumes_mm3)
+            folders.update(dict.fromkeys(part.known, part.folder))
+        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders)
+
+    def folder_of(self, case: str) -> Path:
+        """The folder that holds the files of a case."""
+        return self.parts.get(case, self.folder)
+
+    def require_fit(self, dataset: str, data_identifier: str, classes: Sequence[str], remedy: str = "") -> None:
+        """Raises :class:`UserError` unless the labels lie on these preprocessed images' voxels, with these classes."""
+        for name, found, expected in (
+            ("dataset", self.dataset, dataset),
+            ("preprocessed data", self.data_identifier, data_identifier),
+            ("classes", ", ".join(self.classes), ", ".join(classes)),
+        ):
+            if found != expected:
+                raise UserError(
+                    f"label directory {self.folder} was made for the {name} {found}, this run has {expected}. {remedy}"
+                )
+
+    def require_cases(self, cases: Sequence[str], remedy: str = "") -> None:
+        """Raises :class:`UserError` for the first case without labels here."""
+        for case in cases:
+            folder = self.folder_of(case)
+            files = (folder / f"{case}_seg.b2nd", folder / f"{case}.pkl")
+            if case not in self.known or not all(i.is_file() for i in files):
+                raise UserError(
+                    f"label directory {self.folder} has no labels of the training case {case} "
+                    f"({len(self.known)} cases are there). {remedy}"
+                )
+
+    def require_readable(self, cases: Sequence[str], remedy: str = "") -> None:
+        """Raises :class:`UserError` for the first case whose files cannot be read, before training stumbles over it."""
+        for case in cases:
+            try:
+                seg, _ = load_labels(self.folder_of(case), case)
+                seg[tuple(i - 1 for i in seg.shape)]
+            except Exception as error:  # blosc2 and pickle raise many kinds for damaged files
+                raise UserError(
+                    f"{self.folder_of(case) / case}_seg.b2nd or its .pkl cannot be read "
+                    f"({type(error).__name__}: {error}). Remove {self.folder_of(case)} and make it again. "
+                    f"{remedy}"
+                ) from error
+
+    def require_all_classes(self, cases: Sequence[str], remedy: str = "") -> None:
+        """Raises :class:`UserError` for the first case with a class that is neither annotated nor pseudo-labelled."""
+        for case in cases:
+            missing = [i for i in self.classes if i not in self.known[case]]
+            if missing:
+                raise UserError(
+                    f"label directory {self.folder}: case {case} has labels of "
+                    f"{', '.join(self.known[case])} but not of {missing[0]}. Give a model that knows "
+                    f"{missing[0]} too: {remedy}"
+                )
+
+    def annotations(self, truth: Annotations) -> Annotations:
+        """The annotated sets of ``truth``, with the pseudo classes added where this directory has them."""
+        if not truth.is_partial:
+            return truth
+        cases = {k: CaseAnnotation(v.source, self._union(truth, k)) for k, v in truth.cases.items()}
+        return Annotations(truth.classes, cases, truth.ignore_label, truth.file)
+
+    def _union(self, truth: Annotations, case: str) -> tuple:
+        known = {*truth.of(case).annotated, *self.known.get(case, ())}
+        return tuple(i for i in truth.classes if i in known)
+
+    def mean_volumes_mm3(self, cases: Sequence[str]) -> list:
+        """Mean volume of each class, over those of ``cases`` that show it. Raises :class:`UserError` if none does."""
+        volumes = []
+        for name in self.classes:
+            present = [self.volumes_mm3[i][name] for i in cases if self.volumes_mm3[i].get(name, 0) > 0]
+            if not present:
+                raise UserError(
+                    f"label directory {self.folder}: no training case shows {name}, so its size is "
+                    f"unknown. Check the labels of {name}, or set co_training.class_weights."
+                )
+            volumes.append(sum(present) / len(present))
+        return volumes
+
+    def over(self, images, own: Collection[str] = ()) -> "LabelledDataset":
+        """nnU-Net's dataset ``images`` with the labels and properties of this directory, but for the cases ``own``, which
+        keep theirs."""
+        return LabelledDataset(images, self.folder, self.parts, own)
+
+
+class LabelledDataset:
+    """Images of one of nnU-Net's datasets, labels and properties of a label directory.
+
+    It has what nnU-Net's data loader uses of a dataset: ``identifiers`` and ``load_case``.
+    """
+
+    def __init__(self, images, folder: PathLike, parts: Mapping[str, Path] = (), own: Collection[str] = ()):
+        self.images, self.folder = images, Path(folder)
+        self.parts, self.own = dict(parts), frozenset(own)
+        self.identifiers = images.identifiers
+        self.source_folder = images.source_folder
+
+    def __getitem__(self, identifier: str) -> tuple:
+        return self.load_case(identifier)
+
+    def load_case(self, identifier: str) -> tuple:
+        """(image, labels, labels of the previous stage or None, properties), as nnU-Net's datasets give them."""
+        data, truth, previous, properties = self.images.load_case(identifier)
+        if identifier in self.own:
+            return data, truth, previous, properties
+        folder = self.parts.get(identifier, self.folder)
+        seg, properties = load_labels(folder, identifier)
+        if tuple(seg.shape) != tuple(truth.shape):
+            raise UserError(
+                f"{folder / identifier}_seg.b2nd has shape {tuple(seg.shape)}, the preprocessed image "
+                f"{tuple(truth.shape)}: it was preprocessed again since. Make the label directory again."
+            )
+        return data, seg, previous, properties
+
+
+def _parts(folder: Path) -> list:
+    """Subfolders that are label directories, finished or not."""
+    return sorted(i.parent for i in folder.glob("*/records")) if folder.is_dir() else []
+
+
+def load_labels(folder: PathLike, case: str) -> tuple:
+    """Labels (1, *S), left on disk until they are indexed, and properties of one case of a label directory."""
+    import blosc2
+
+    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own files
+    seg = blosc2.open(urlpath=str(Path(folder) / f"{case}_seg.b2nd"), mode="r", dparams={"nthreads": 1}, **mmap)
+    with open(Path(folder) / f"{case}.pkl", "rb") as handle:
+        return seg, pickle.load(handle)

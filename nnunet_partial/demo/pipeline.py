@@ -1,0 +1,236 @@
+"""The whole pipeline on phantoms made on the spot: downloads -> convert -> merge -> teachers -> student -> predict -> table."""
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_partial.demo import phantoms
+from nnunet_partial.demo.study import METHODS, Study, markdown_table, mean_dice, run
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import atomic_path, read_json, write_json, write_text
+
+# source -> (converter's name, dataset id, its organ)
+SOURCES = {"lits": (101, "liver"), "kits": (102, "kidney"), "nih": (103, "pancreas")}
+DATASET = 501
+VARIANT = "demo"
+ROWS = ("naive nnU-Net", "Partial", "MSKD")
+CASES_PER_SOURCE, TEST_CASES = 12, 8
+# many small steps: what a CPU can do in the time
+SETTINGS = {
+    "num_epochs": 4,
+    "num_iterations_per_epoch": 90,
+    "num_val_iterations_per_epoch": 2,
+    "optimizer": "adamw",
+    "initial_lr": 0.004,
+    "seed": 1,
+    "features": "8,16,32",
+    "batch_size": 2,
+    "patch_size": "32,32,32",
+}
+COLOURS = {"liver": "#d55e00", "kidney": "#009e73", "pancreas": "#0072b2"}  # told apart by colour-blind readers too
+MARKER = "nnunet_partial_demo.json"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Where the demo works. nnU-Net's folders lie inside; nothing of the user's own is touched."""
+
+    folder: Path
+    settings: Mapping[str, object]
+    device: str
+
+    @property
+    def environment(self) -> dict:
+        # training draws its patches in the process itself (0), which is exact and cheapest on two cores; and one worker
+        # suffices for a handful of cases: starting another takes longer than its work
+        return {
+            **{i: str(self.folder / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
+            "nnUNet_n_proc_DA": "0",
+            "nnUNet_def_n_proc": "1",
+        }
+
+    def run(self, *command, log: str, **environment) -> None:
+        run(command, self.folder / "logs" / f"{log}.log", {**self.environment, **environment})
+
+
+def run_demo(folder, device: str = "cpu", quick: bool = False) -> dict:
+    """Run everything below ``folder`` and return row -> class -> DSC in percent. ``quick``: a few steps only, to see it work."""
+    started = time.monotonic()
+    demo = make_ready(folder, device, quick)
+    results, study = train_and_test(demo)
+    table = markdown_table(results, [organ for _, organ in SOURCES.values()])
+    write_json(results, demo.folder / "results.json")
+    write_text(table + "\n", demo.folder / "results.md")
+    picture = draw(demo, study)
+    print(
+        f"\nDSC in percent on {len(list(study.test_labels.glob('*.nii.gz')))} fully labelled test patients; each teacher knows "
+        f"its own organ only:\n\n{table}\n\npicture: {picture}\ntable:   {demo.folder / 'results.md'}\n"
+        f"{(time.monotonic() - started) / 60:.1f} minutes"
+    )
+    return results
+
+
+def make_ready(folder, device: str = "cpu", quick: bool = False) -> Demo:
+    """Everything but training: phantoms converted, merged, planned and preprocessed, and nnU-Net's folders in the
+    environment of this process."""
+    settings = {**SETTINGS, "num_epochs": 1, "num_iterations_per_epoch": 2} if quick else SETTINGS
+    demo = Demo(_own_folder(folder), settings, device)
+    os.environ.update(demo.environment)
+    make_downloads(demo, 5 if quick else CASES_PER_SOURCE, 2 if quick else TEST_CASES)
+    prepare(demo)
+    return demo
+
+
+def _own_folder(folder) -> Path:
+    """The demo's folder: a new one, or one that an earlier demo made, which then goes on where it was."""
+    folder = Path(folder).absolute()
+    if folder.exists() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise UserError(f"{folder} exists and was not made by the demo. Choose another --out, or remove it.")
+    if not (folder / MARKER).is_file():
+        write_json({"made by": "nnunet_partial demo"}, folder / MARKER)
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (folder / name).mkdir(exist_ok=True)
+    return folder
+
+
+def make_downloads(demo: Demo, cases_per_source: int, test_cases: int) -> None:
+    """Three sources as one would have downloaded them, and a test set with all organs labelled."""
+    downloads = demo.folder / "downloads"
+    makers = {"lits": phantoms.make_lits, "kits": phantoms.make_kits, "nih": phantoms.make_nih}
+    for name, make in makers.items():
+        _make(downloads / name, make, cases_per_source, f"in the layout of {name}")
+    _make(demo.folder / "test", phantoms.make_test_set, test_cases, "with all organs labelled, for testing")
+
+
+def _make(folder: Path, make, cases: int, what: str) -> None:
+    """Patients made under a temporary name: there are all of them or none."""
+    if not folder.exists():
+        print(f"making {cases} phantom patients {what}", flush=True)
+        temporary = folder.with_name(f".making-{folder.name}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        make(temporary, cases)
+        temporary.rename(folder)
+
+
+def prepare(demo: Demo) -> None:
+    """Convert each download, merge them, let nnU-Net plan and preprocess, write the plans variants."""
+    preprocessed = demo.folder / "nnUNet_preprocessed"
+    if not list((demo.folder / "nnUNet_raw").glob(f"Dataset{DATASET}_*")):
+        for name, (number, organ) in SOURCES.items():
+            demo.run(
+                "nnunet_partial",
+                "convert",
+                name,
+                demo.folder / "downloads" / name,
+                "--dataset-id",
+                number,
+                "--organs",
+                organ,
+                log=f"convert_{name}",
+            )
+        demo.run(
+            "nnunet_partial",
+            "merge",
+            "--dataset-id",
+            DATASET,
+            "--name",
+            "AbdomenPartial",
+            *(i for name, (number, organ) in SOURCES.items() for i in ("--source", f"{name}={number}:{organ}")),
+            log="merge",
+        )
+    if not list(preprocessed.glob(f"Dataset{DATASET}_*/nnUNetPlans_3d_fullres/*.pkl")):
+        demo.run(
+            "nnUNetv2_plan_and_preprocess",
+            "-d",
+            DATASET,
+            "-c",
+            "3d_fullres",
+            "-np",
+            2,
+            "-npfp",
+            2,
+            "--verify_dataset_integrity",
+            log="plan",
+            nnUNet_n_proc_DA="1",
+        )  # nnU-Net cannot plan with 0
+    settings = (i for name, value in demo.settings.items() for i in ("--set", f"{name}={value}"))
+    demo.run(
+        "nnunet_partial",
+        "variant",
+        DATASET,
+        "--name",
+        VARIANT,
+        "--per-source",
+        "--overwrite",
+        "--configuration",
+        "3d_fullres",
+        *settings,
+        log="variant",
+    )
+
+
+def train_and_test(demo: Demo) -> tuple:
+    """Row -> class -> DSC in percent, and the study that holds the predictions."""
+    study = Study(
+        DATASET,
+        f"nnUNetPlans_{VARIANT}",
+        "3d_fullres",
+        demo.folder / "test" / "imagesTs",
+        demo.folder / "test" / "labelsTs",
+        demo.folder,
+        device=demo.device,
+        predict_options=("--disable_tta",),
+        environment=demo.environment,
+    )
+    classes = [organ for _, organ in SOURCES.values()]
+    teachers = study.run_teachers({name: (organ,) for name, (_, organ) in SOURCES.items()})
+    results = {f"teacher {name}": mean_dice(rows, [SOURCES[name][1]]) for name, rows in teachers.items()}
+    results["all teachers"] = mean_dice([i for rows in teachers.values() for i in rows], classes)
+    for name in ROWS:
+        results[name] = mean_dice(study.run_method(METHODS[name].trainer), classes)
+    return {k: {c: v.get(c) for c in [*classes, *(["mean"] if len(v) > 2 else [])]} for k, v in results.items()}, study
+
+
+def draw(demo: Demo, study: Study) -> Path:
+    """overlays.png: for three test patients the truth and what each student says, on the slice that shows most organs."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import SimpleITK as sitk
+
+    def read(file):
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+    cases = [i.name[:-7] for i in sorted(study.test_labels.glob("*.nii.gz"))][:3]
+    columns = {
+        "truth": study.test_labels,
+        **{i: demo.folder / "predictions" / f"{DATASET}_{METHODS[i].trainer}_{study.plans}" for i in ROWS},
+    }
+    labels = read_json(demo.folder / "test" / "dataset.json")["labels"]
+    figure, axes = plt.subplots(
+        len(cases), len(columns), figsize=(3 * len(columns), 3 * len(cases)), squeeze=False, layout="constrained"
+    )
+    for row, case in zip(axes, cases):
+        image, truth = read(study.test_images / f"{case}_0000.nii.gz"), read(study.test_labels / f"{case}.nii.gz")
+        level = int(np.argmax([sum((s == v).any() * 1000 + (s == v).sum() for v in labels.values() if v) for s in truth]))
+        for axis, folder in zip(row, columns.values()):
+            axis.imshow(image[level], cmap="gray", vmin=-160, vmax=240)
+            label = read(folder / f"{case}.nii.gz")[level]
+            for organ, value in labels.items():
+                if value and (label == value).any():
+                    axis.contour(label == value, levels=[0.5], colors=[COLOURS[organ]], linewidths=2)
+            axis.set_axis_off()
+    for axis, name in zip(axes[0], columns):
+        axis.set_title(name)
+    figure.legend(handles=[plt.Line2D([], [], color=c, label=o) for o, c in COLOURS.items()], ncols=3, loc="outside lower center")
+    target = demo.folder / "overlays.png"
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, dpi=80)
+    plt.close(figure)
+    return target

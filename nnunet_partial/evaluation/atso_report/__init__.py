@@ -1,0 +1,1 @@
+"""The page of ATSO's generations and the figures on it."""

@@ -1,0 +1,297 @@
+"""What became of the generations of an ATSO run: scores, changes of the pseudo labels, how near every model is to M0.
+
+Truth is read here and nowhere else. Everything but the times is the same however often the run was interrupted.
+:mod:`nnunet_partial.evaluation.atso_report.page` writes it down.
+"""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnunet_partial import paths
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, load_labels, read_record
+from nnunet_partial.evaluation.metrics import dice
+from nnunet_partial.files import PathLike, read_json, read_names, write_json
+
+CHANGES = ("generation", "case", "class", "dice_to_previous", "dice_to_m0", "dice_to_truth")
+SCORES = ("generation", "model", "set", "class", "cases", "dice")
+SUMMARY = ("generation", "test_dice", "best_test_dice", "reference_dice", "dice_to_previous", "dice_to_m0", "test_dice_to_m0")
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None of nothing."""
+    known = [float(i) for i in values if i is not None and i == i]
+    return sum(known) / len(known) if known else None
+
+
+# ---- leaving cases out
+
+
+def exclude_cases(labels: PathLike, by: str, share: float, out: PathLike, previous: PathLike | None = None) -> list:
+    """Write the cases that the filter leaves out to ``out``; returns their names.
+
+    ``by`` ``disagreement``: the mean Dice of the pseudo-labelled classes with the ``previous`` generation's labels is
+    lowest; ``confidence``: their mean confidence is. ``share`` of the cases, rounded down; ties go by name.
+    """
+    current = LabelDirectory.read(labels)
+    if by == "disagreement":
+        before = LabelDirectory.read(previous)
+        scores = {i: mean(agreement(current, before, i).values()) for i in sorted(current.known)}
+    else:
+        scores = {i: mean(read_record(current.folder_of(i), i)["mean_confidence"].values()) for i in sorted(current.known)}
+    # nothing labelled, now or before, is no disagreement
+    ranked = sorted(scores, key=lambda i: (1.0 if scores[i] is None else scores[i], i))
+    excluded = sorted(ranked[: int(share * len(ranked))])
+    write_json({"by": by, "share": share, "excluded": excluded, "scores": scores}, out)
+    return excluded
+
+
+def agreement(labels: LabelDirectory, others: LabelDirectory, case: str) -> dict:
+    """Class -> Dice of two label directories on one case, of the classes that are pseudo-labelled."""
+    if case not in others.known:
+        return {}
+    return compare(labels, read_seg(labels, case), read_seg(others, case), case)
+
+
+def compare(labels: LabelDirectory, seg: np.ndarray, other: np.ndarray, case: str) -> dict:
+    """Class -> Dice of two label maps, of the classes that ``labels`` has pseudo labels of on ``case``."""
+    pseudo = read_record(labels.folder_of(case), case)["pseudo"]
+    values = {i: labels.classes.index(i) + 1 for i in pseudo}
+    return {name: dice(seg == value, other == value) for name, value in values.items()}
+
+
+def read_seg(labels: LabelDirectory, case: str) -> np.ndarray:
+    """Labels (*S) of one case."""
+    return np.asarray(load_labels(labels.folder_of(case), case)[0][:])[0]
+
+
+# ---- the run
+
+
+class Run:
+    """A run's files, as ``plan.json`` names them."""
+
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder).absolute()
+        self.plan = read_json(self.folder / "plan.json", "Give the folder of a run of scripts/atso_loop.py.")
+        self.options, self.generations = self.plan["options"], self.plan["generations"]
+        self.report = self.folder / "report"
+
+    @property
+    def classes(self) -> list:
+        dataset = read_json(paths.preprocessed_dataset(self.plan["dataset"]) / "dataset.json")["labels"]
+        return [i for i in sorted(dataset, key=dataset.get) if i not in ("background", "ignore")]
+
+    def labels(self, generation: Mapping[str, Any]) -> LabelDirectory | None:
+        """The pseudo labels that the models of a generation made, if all of them are there."""
+        folder = generation["labels"]
+        if folder is None or not Path(folder).is_dir():
+            return None
+        parts = [Path(folder), *(i for i in Path(folder).iterdir() if i.is_dir())]
+        if not any((i / "provenance.json").is_file() for i in parts):
+            return None
+        found = LabelDirectory.read(folder)
+        return found if set(found.known) >= set(read_names(self.plan["reference"])) else None
+
+    def predictions(self, model: Mapping[str, Any]) -> Path | None:
+        """The test predictions of a model, if they are done."""
+        folder = model["predictions"] and Path(model["predictions"])
+        return folder if folder and (folder / "predict_from_raw_data_args.json").is_file() else None
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows as CSV; numbers to six places, what is unknown empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if row[i] is None else f"{row[i]:.6f}" if isinstance(row[i], float) else row[i] for i in columns])
+    return text.getvalue()
+
+
+# ---- pseudo labels
+
+
+def all_changes(run: Run) -> list:
+    """A row for each generation, case and pseudo-labelled class. A generation's rows are computed once and kept."""
+    rows, first, previous, truth = [], None, None, None
+    for generation in run.generations:
+        labels = run.labels(generation)
+        if labels is None:
+            continue
+        first = first or labels
+        cache = run.report / "cache" / f"generation_{generation['generation']}.json"
+        if cache.is_file():
+            own = read_json(cache)
+        else:
+            truth = truth or _truth_reader(run)
+            own = _changes(generation["generation"], labels, previous, first, truth)
+            write_json(own, cache)
+        rows += own
+        previous = labels
+    return rows
+
+
+def _changes(name: Any, labels: LabelDirectory, previous: LabelDirectory | None, first: LabelDirectory, truth) -> list:
+    rows = []
+    for case in sorted(labels.known):
+        seg = read_seg(labels, case)
+        to_truth = truth(case, labels, seg)
+        to_m0 = compare(labels, seg, read_seg(first, case), case)
+        to_previous = {} if previous is None else compare(labels, seg, read_seg(previous, case), case)
+        rows += [
+            {
+                "generation": name,
+                "case": case,
+                "class": i,
+                "dice_to_previous": _known(to_previous.get(i)),
+                "dice_to_m0": _known(to_m0[i]),
+                "dice_to_truth": _known(to_truth.get(i)),
+            }
+            for i in to_m0
+        ]
+    return rows
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None or value != value else float(value)
+
+
+def _truth_reader(run: Run):
+    """``(case, labels, seg) -> class -> Dice`` with the truth; of a run without truth, nothing."""
+    folder = run.options["reference_truth"]
+    if not folder:
+        return lambda case, labels, seg: {}
+    space = PreprocessedSpace(run)
+
+    def read(case: str, labels: LabelDirectory, seg: np.ndarray) -> dict:
+        file = Path(folder) / f"{case}{space.file_ending}"
+        if not file.is_file():
+            return {}
+        return compare(labels, seg, space.seg(file, load_labels(labels.folder_of(case), case)[1], seg.shape), case)
+
+    return read
+
+
+class PreprocessedSpace:
+    """Brings label files onto the voxels of the preprocessed images, as nnU-Net's preprocessing does with labels."""
+
+    def __init__(self, run: Run):
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        plans = PlansManager(str(paths.plans_file(run.plan["dataset"], run.options["plans"])))
+        self.configuration = plans.get_configuration(run.options["configuration"])
+        self.transpose, self.reader = plans.transpose_forward, plans.image_reader_writer_class()
+        dataset = read_json(paths.preprocessed_dataset(run.plan["dataset"]) / "dataset.json")
+        self.file_ending = dataset["file_ending"]
+
+    def seg(self, file: Path, properties: Mapping[str, Any], shape: Sequence[int]) -> np.ndarray:
+        """Labels (*S) of ``file``; ``properties`` are those that preprocessing kept of the case."""
+        seg, own = self.reader.read_seg(str(file))
+        seg = seg.transpose([0, *[i + 1 for i in self.transpose]])
+        seg = seg[(slice(None), *(slice(*i) for i in properties["bbox_used_for_cropping"]))]
+        if seg.shape[1:] != tuple(shape):
+            spacing = [own["spacing"][i] for i in self.transpose]
+            target = [*([spacing[0]] if len(self.configuration.spacing) == 2 else []), *self.configuration.spacing]
+            seg = self.configuration.resampling_fn_seg(seg, shape, spacing, target)
+        return np.asarray(seg)[0]
+
+
+# ---- test images
+
+
+def all_scores(run: Run, changes: Sequence[Mapping[str, Any]]) -> list:
+    """Mean Dice of each class: on R (every generation), and on the test images with truth and with M0 (every model)."""
+    rows = []
+    for generation in run.generations:
+        name = generation["generation"]
+        own = [i for i in changes if i["generation"] == name]
+        for kind, column in (("reference", "dice_to_truth"), ("reference, to M0", "dice_to_m0")):
+            rows += _by_class(run, name, "all", kind, [(i["class"], i[column]) for i in own])
+        for model, entry in generation["models"].items():
+            for kind, pairs in model_scores(run, model, entry).items():
+                rows += _by_class(run, name, model, kind, pairs)
+    return rows
+
+
+def _by_class(run: Run, generation: Any, model: str, kind: str, pairs: Sequence[tuple]) -> list:
+    rows = []
+    for name in run.classes:
+        values = [value for c, value in pairs if c == name and value is not None]
+        if values:
+            rows.append(
+                {"generation": generation, "model": model, "set": kind, "class": name, "cases": len(values), "dice": mean(values)}
+            )
+    return rows
+
+
+def model_scores(run: Run, model: str, entry: Mapping[str, Any]) -> dict:
+    """``{"test": [(class, Dice), ...], "test, to M0": ...}`` of one model, computed once and kept."""
+    cache = run.report / "cache" / f"model_{model}.json"
+    if cache.is_file():
+        return read_json(cache)
+    predictions, m0 = run.predictions(entry), run.predictions(run.generations[0]["models"]["m0"])
+    if predictions is None:
+        return {}
+    found = {}
+    if run.options["test_labels"]:
+        found["test"] = _evaluate(run, predictions, run.options["test_labels"])
+    if m0 is not None:
+        found["test, to M0"] = _evaluate(run, predictions, m0)
+    write_json(found, cache)
+    return found
+
+
+def _evaluate(run: Run, predictions: Path, truth: PathLike) -> list:
+    from nnunet_partial.evaluation.evaluate import evaluate_folder
+
+    rows = evaluate_folder(
+        predictions,
+        truth,
+        run.plan["dataset"],
+        annotated="all",
+        metrics=["dice"],
+        progress=False,
+        processes=int(os.environ.get("nnUNet_def_n_proc", "1")),
+    )
+    return [(i["class"], _known(i["dice"])) for i in rows]
+
+
+# ---- a line a generation
+
+
+def summarise(run: Run, changes: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> list:
+    """One row a generation: means over classes, and over the models of the generation where there are several."""
+    rows = []
+    for generation in run.generations:
+        name = generation["generation"]
+        own = [i for i in scores if i["generation"] == name]
+        tested = [mean(i["dice"] for i in own if i["model"] == m and i["set"] == "test") for m in generation["models"]]
+        row = {
+            "generation": name,
+            "test_dice": mean(tested),
+            "best_test_dice": max((i for i in tested if i is not None), default=None),
+            "reference_dice": mean(i["dice"] for i in own if i["set"] == "reference"),
+            "dice_to_previous": mean(i["dice_to_previous"] for i in changes if i["generation"] == name),
+            "dice_to_m0": mean(i["dice"] for i in own if i["set"] == "reference, to M0"),
+            "test_dice_to_m0": mean(i["dice"] for i in own if i["set"] == "test, to M0"),
+        }
+        if any(value is not None for key, value in row.items() if key != "generation"):
+            rows.append(row)
+    return rows
+
+
+def stage_times(run: Run) -> list:
+    """Stage, state and seconds, in the order in which they were begun."""
+    stages = (
+        json.loads((run.folder / "journal.json").read_text(encoding="utf-8"))["stages"]
+        if (run.folder / "journal.json").is_file()
+        else {}
+    )
+    return [{"stage": k, "state": v["state"], "seconds": float(v["seconds"])} for k, v in stages.items()]

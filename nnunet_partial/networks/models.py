@@ -1,0 +1,108 @@
+"""Trained models of any kind: their files, what must agree between two of them, and loading without running their code."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from nnunet_partial import paths
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import load_checkpoint, read_json
+
+# what must agree for a model to see another's patches as it saw its own
+_PREPROCESSING = (
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "preprocessor_name",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+)
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies, and what it knows. ``classes``: its foreground classes in the order of its outputs 1 .. n."""
+
+    source: str
+    folder: Path
+    checkpoint: Path
+    classes: tuple
+
+
+def find_checkpoint(folder: Path, fold: Any, name: str) -> Path | None:
+    """The checkpoint of this fold, or else of fold ``all``; ``folder`` may also be a fold's own folder."""
+    candidates = (
+        [folder / name]
+        if folder.name.startswith("fold_")
+        else [paths.fold_folder(folder, fold) / name, paths.fold_folder(folder, "all") / name]
+    )
+    return next((i for i in candidates if i.is_file()), None)
+
+
+def preprocessing_pairs(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, model: Path) -> list:
+    """(name, teacher's value, student's value) of everything that decides how a patch looks.
+
+    ``model`` is the teacher's folder, whose name tells nnU-Net's configuration; a renamed one counts as ``configuration``.
+    """
+    parts = model.absolute().name.split("__")
+    trained = parts[2] if len(parts) == 3 else configuration
+    pairs = [(i, theirs.get(i), ours.get(i)) for i in ("transpose_forward", "foreground_intensity_properties_per_channel")]
+    own, other = _resolved(ours, configuration), _resolved(theirs, trained)
+    return [(i, other.get(i), own.get(i)) for i in _PREPROCESSING] + pairs
+
+
+def _resolved(plans: Mapping[str, Any], configuration: str) -> dict:
+    content = plans.get("configurations", {}).get(configuration, {})
+    parent = content.get("inherits_from")
+    return {**(_resolved(plans, parent) if parent else {}), **content}
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A trained network without deep supervision, on the CPU, with nnU-Net's managers of what it was trained with."""
+
+    network: nn.Module
+    plans: Any
+    configuration: Any
+    dataset_json: dict
+    trainer_name: str
+    mirroring_axes: tuple | None
+
+
+def load_network(files: ModelFiles) -> LoadedNetwork:
+    """Build a network as nnU-Net's predictor does, with the weights of its checkpoint.
+
+    The trainer is asked for its architecture only, never instantiated: its constructor would make folders.
+    """
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    checkpoint = load_checkpoint(files.checkpoint)
+    plans, dataset_json = PlansManager(str(files.folder / "plans.json")), read_json(files.folder / "dataset.json")
+    configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
+    network = recursive_find_trainer_class_by_name(checkpoint["trainer_name"]).build_network_architecture(
+        plans,
+        configuration,
+        determine_num_input_channels(plans, configuration, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    try:
+        network.load_state_dict(checkpoint["network_weights"])
+    except RuntimeError as error:
+        raise UserError(
+            f"checkpoint {files.checkpoint} does not fit the network of {files.folder / 'plans.json'}: "
+            f"{str(error).splitlines()[-1].strip()}"
+        ) from None
+    return LoadedNetwork(
+        network,
+        plans,
+        configuration,
+        dataset_json,
+        checkpoint["trainer_name"],
+        checkpoint.get("inference_allowed_mirroring_axes"),
+    )

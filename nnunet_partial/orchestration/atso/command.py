@@ -1,0 +1,135 @@
+"""The command line of ``scripts/atso_loop.py``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.orchestration.atso.loop import Loop
+from nnunet_partial.orchestration.atso.options import FILTERS, STRATEGIES, VALIDATIONS, Options
+from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
+
+DESCRIPTION = """ATSO (Huo et al. 2021): a dataset with missing labels becomes a better model, generation by generation.
+
+M0 learns from the labelled cases. The cases that lack labels are split in parts; in every generation each part gets
+pseudo labels from the model that was not trained on it, and all models start from M0 again. At the end one model learns
+from everything. The loop can be killed at any moment: started again with the same arguments it goes on. A stage that it
+had started may live on and is then waited for, not started twice."""
+EXAMPLE = """examples:
+  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --generations 5
+  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --plans nnUNetPlans_tiny --device cpu --dry-run
+  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --executor slurm --slurm partition=gpu \\
+      --slurm gpus_per_node=1 --slurm cpus_per_task=12 --slurm time=1440
+  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --status"""
+_FOLDERS = ("initial_model", "super_classes", "test_images", "test_labels", "reference_truth")
+
+
+def parser() -> argparse.ArgumentParser:
+    """All arguments."""
+    made = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
+    _add_what(made.add_argument_group("what is done (starting again needs the same)"))
+    add_executor_options(made.add_argument_group("how it is done (may change from start to start)"))
+    _add_verbs(made.add_argument_group("other than running"))
+    return made
+
+
+def _add_what(group) -> None:
+    group.add_argument("--dataset", required=True, help="id or name, preprocessed, with cases that lack classes")
+    group.add_argument("--configuration", required=True, help="for example 3d_fullres")
+    group.add_argument("--fold", default="0", help="train on the training cases of this fold, or all (default: 0)")
+    group.add_argument(
+        "--plans", default="nnUNetPlans", help="plans of all models; make a variant for other settings (default: nnUNetPlans)"
+    )
+    group.add_argument("--run", help="name of this run (default: the strategy)")
+    group.add_argument(
+        "--strategy",
+        default="atso",
+        choices=STRATEGIES,
+        help="default: atso; the others are the paper's "
+        "baselines: stso trains from M0 on the whole reference set, self-learning from its teacher",
+    )
+    group.add_argument("--generations", type=int, default=5, help="default: 5")
+    group.add_argument("--subsets", type=int, help="parts of the reference set (default: 2; 1 for the baselines)")
+    group.add_argument("--seed", type=int, default=0, help="of the split of the reference set (default: 0)")
+    group.add_argument("--fine-tune-epochs", type=int, help="epochs of every model after M0 (default: those of the plans)")
+    group.add_argument("--fine-tune-lr", type=float, help="their learning rate (default: that of the plans)")
+    group.add_argument("--final-from", default="m0", choices=("m0", "scratch"), help="where the last model starts (default: m0)")
+    group.add_argument("--initial-model", metavar="MODEL_FOLDER", help="take this model as M0 instead of training it")
+    group.add_argument(
+        "--super-classes",
+        metavar="FILE",
+        help="JSON, super-class to list of classes: pseudo labels are "
+        "trusted at that level; a fine-tuning at full class level follows",
+    )
+    group.add_argument(
+        "--filter",
+        default="none",
+        choices=FILTERS,
+        help="leave out cases whose pseudo labels changed most "
+        "since the last generation (disagreement), or are least certain (default: none)",
+    )
+    group.add_argument("--filter-share", type=float, default=0.1, help="share of the cases left out (default: 0.1)")
+    group.add_argument(
+        "--largest-component",
+        action="store_true",
+        help="keep the largest component of each pseudo-labelled class (not for paired organs in one class)",
+    )
+    group.add_argument("--disable-tta", action="store_true", help="no mirroring when predicting")
+    group.add_argument("--test-images", metavar="DIR", help="images that every model is tested on, named as nnU-Net wants")
+    group.add_argument("--test-labels", metavar="DIR", help="their labels, read by the report alone")
+    group.add_argument(
+        "--reference-truth", metavar="DIR", help="labels of the reference cases where they exist, read by the report alone"
+    )
+    group.add_argument(
+        "--validation",
+        default="final",
+        choices=VALIDATIONS,
+        help="which models predict the fold's validation cases (default: final)",
+    )
+
+
+def _add_verbs(group) -> None:
+    group.add_argument("--dry-run", action="store_true", help="print every command, run none")
+    group.add_argument("--status", action="store_true", help="show how far the run is")
+    group.add_argument(
+        "--from-generation", type=int, metavar="N", help="remove generation N and everything after it, and do it again"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point. Bad input ends with one line on stderr and exit code 2."""
+    arguments = parser().parse_args(argv)
+    with exit_on_user_error():
+        options = read_options(arguments)
+        device = device_of(arguments)
+        if arguments.dry_run or arguments.status:
+            loop = Loop(options, device=device)
+            print(loop.status() if arguments.status else loop.dry_run())
+            return
+        loop = Loop(options, device=device)
+        loop.check()
+        loop.executor = executor_of(arguments, loop.layout.folder)
+        try:
+            model = loop.run(arguments.from_generation)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on from here.", file=sys.stderr)
+            raise SystemExit(130) from None
+        print(f"model: {model}\nreport: {loop.layout.report / 'index.html'}")
+
+
+def read_options(arguments: argparse.Namespace) -> Options:
+    """The options among the arguments, with absolute folders."""
+    given = {i.name: getattr(arguments, i.name) for i in fields(Options)}
+    given["run"] = given["run"] or arguments.strategy
+    given["subsets"] = given["subsets"] or (2 if arguments.strategy == "atso" else 1)
+    for name in _FOLDERS:
+        given[name] = str(Path(given[name]).absolute()) if given[name] else None
+    if given["super_classes"] and not Path(given["super_classes"]).is_file():
+        raise UserError(f"--super-classes {given['super_classes']} does not exist.")
+    return Options(**given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,339 @@
+"""Algorithm 1 as data: commands that a person can type, with what they read, write, and when they are done."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
+from nnunet_partial.orchestration.atso.options import Options
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    ``generation``  0 for what comes before the first, one more than the last for what comes after it
+    ``inputs``      files that must be there when it starts
+    ``outputs``     files that are there when it is done
+    ``atomic``      the outputs appear only when everything else is written, so that they alone say that it is done
+    ``light``       over in seconds: run by the loop itself, never queued
+    ``owned``       files and folders that are removed when the stage is to be done anew
+    """
+
+    name: str
+    generation: int
+    argv: tuple
+    outputs: tuple
+    inputs: tuple = ()
+    owned: tuple = ()
+    atomic: bool = True
+    light: bool = False
+
+
+class Planner:
+    """All stages of a run, from its options alone."""
+
+    def __init__(self, options: Options, device: str = "cuda"):
+        self.options, self.layout, self.device = options, Layout(options), device
+
+    def groups(self) -> list:
+        """Lists of stages; the stages of a list do not need each other, every list needs those before it."""
+        o, groups = self.options, [[self.split()]]
+        if not o.initial_model:
+            groups += [[self.plans("m0", 0)], [self.train("m0", 0)]]
+        for t in range(1, o.generations + 1):
+            groups += self.generation(t)
+        groups += self.ending()
+        return [i for i in groups if i]
+
+    def generation(self, t: int) -> list:
+        """Label, choose, train, report. The models of the generation before are tested while it labels."""
+        o = self.options
+        before = ["m0"] if t == 1 else [f"g{t - 1}s{i}" for i in o.models_of_a_generation]
+        return [
+            [self.label(t, i) for i in o.models_of_a_generation] + self.predict(before, t),
+            [self.report(t)] if t > 1 else [],
+            [self.exclude(t)] if self._filters(t) else [],
+            [self.plans(f"g{t}s{i}", t, self._student(t, i)) for i in o.models_of_a_generation],
+            [self.train(f"g{t}s{i}", t) for i in o.models_of_a_generation],
+        ]
+
+    def ending(self) -> list:
+        """The model on all pseudo labels, at full class level if they were coarser, its labels, and the report."""
+        o, after = self.options, self.options.generations + 1
+        groups, tested = [], [f"g{o.generations}s{i}" for i in o.models_of_a_generation]
+        if o.subsets > 1:
+            groups += [[self.plans("final", after, self._final())], [self.train("final", after)]]
+            tested.append("final")
+        if o.super_classes:
+            groups += [
+                [self.label_all("full_classes", o.last_model, coarse=False)],
+                [self.plans("final-full", after, self._full_classes())],
+                [self.train("final-full", after)],
+            ]
+            tested.append("final-full")
+        groups.append([self.label_all("final", self.returned_model, coarse=False)] + self.predict(tested, after))
+        return [*groups, [self.report(after)]]
+
+    @property
+    def returned_model(self) -> str:
+        """Name of the model that the run returns."""
+        return "final-full" if self.options.super_classes else self.options.last_model
+
+    # ---- settings of the models
+
+    def _student(self, t: int, subset: int) -> dict:
+        return {
+            **self._training(self.options.starts_from(t, subset)),
+            "labels": self.layout.labels(t, subset),
+            **self._supervision(t),
+        }
+
+    def _final(self) -> dict:
+        t = self.options.generations
+        start = self._training("m0") if self.options.final_from == "m0" else {}
+        return {**start, "labels": self.layout.generation_labels(t), **self._supervision(t)}
+
+    def _full_classes(self) -> dict:
+        return {**self._training(self.options.last_model), "labels": self.layout.other_labels("full_classes")}
+
+    def _training(self, start: str) -> dict:
+        settings = {
+            "num_epochs": self.options.fine_tune_epochs,
+            "initial_lr": self.options.fine_tune_lr,
+            "atso.initial_weights": self.layout.checkpoint(start),
+        }
+        return {k: v for k, v in settings.items() if v is not None}
+
+    def _supervision(self, t: int) -> dict:
+        settings = {}
+        if self.options.super_classes:
+            settings["atso.super_classes"] = Path(self.options.super_classes).read_text(encoding="utf-8").strip()
+        if self._filters(t):
+            settings["atso.exclude"] = self.layout.excluded(t)
+        return settings
+
+    def _filters(self, t: int) -> bool:
+        return self.options.filter == "confidence" or self.options.filter == "disagreement" and t > 1
+
+    def _validates(self, model: str) -> bool:
+        return self.options.validation == "all" or self.options.validation == "final" and model == self.returned_model
+
+    # ---- stages
+
+    def split(self) -> Stage:
+        """S and R, and the parts of R."""
+        o, folder = self.options, self.layout.subset(1).parent
+        argv = [
+            "nnunet_partial",
+            "atso",
+            "split",
+            o.dataset,
+            "--fold",
+            o.fold,
+            "--subsets",
+            o.subsets,
+            "--seed",
+            o.seed,
+            "--out",
+            folder,
+        ]
+        return _stage("split", 0, argv, [folder / "labelled.txt"], owned=[folder], light=True)
+
+    def plans(self, model: str, generation: int, settings: dict | None = None) -> Stage:
+        """The plans variant of a model."""
+        settings = {**(settings or {}), "atso.final_validation": "true" if self._validates(model) else "false"}
+        argv = [
+            "nnunet_partial",
+            "variant",
+            self.options.dataset,
+            "--base",
+            self.options.plans,
+            "--name",
+            self.layout.variant(model),
+            "--overwrite",
+        ]
+        for name, value in settings.items():
+            argv += ["--set", f"{name}={value}"]
+        file = self.layout.plans_file(model)
+        return _stage(f"{model}-plans", generation, argv, [file], owned=[file], light=True)
+
+    def train(self, model: str, generation: int) -> Stage:
+        """Train one model, or go on with it."""
+        o, checkpoint = self.options, self.layout.checkpoint(model)
+        # always --c: without a checkpoint it starts from the beginning, and a job that the cluster hands in again goes on
+        argv = [
+            "nnUNetv2_train",
+            o.dataset,
+            o.configuration,
+            o.fold,
+            "-tr",
+            TRAINER,
+            "-p",
+            self.layout.plans(model),
+            "-device",
+            self.device,
+            "--c",
+        ]
+        outputs = [checkpoint, checkpoint.parent / "validation" / "summary.json"][: 1 + self._validates(model)]
+        return _stage(f"{model}-train", generation, argv, outputs, [self.layout.plans_file(model)], [self.layout.model(model)])
+
+    def label(self, generation: int, subset: int) -> Stage:
+        """Pseudo labels of one subset by the model that was not trained on it."""
+        return self._label(
+            f"g{generation}s{subset}-label",
+            generation,
+            self.options.labeller(generation, subset),
+            self.layout.labels(generation, subset),
+            self.layout.subset(subset),
+            bool(self.options.super_classes),
+        )
+
+    def label_all(self, name: str, model: str, coarse: bool) -> Stage:
+        """Pseudo labels of the whole reference set by one model."""
+        return self._label(
+            f"{name}-label", self.options.generations + 1, model, self.layout.other_labels(name), self.layout.reference, coarse
+        )
+
+    def _label(self, name: str, generation: int, model: str, out: Path, cases: Path, coarse: bool) -> Stage:
+        o = self.options
+        argv = [
+            "nnunet_partial",
+            "pseudo-label",
+            o.dataset,
+            "--configuration",
+            o.configuration,
+            "--fold",
+            o.fold,
+            "--plans",
+            o.plans,
+            "--from",
+            self.layout.model(model),
+            "--out",
+            out,
+            "--cases",
+            cases,
+            "--device",
+            self.device,
+        ]
+        argv += ["--super-classes", o.super_classes] if coarse else []
+        argv += ["--largest-component"] if o.largest_component else []
+        argv += ["--disable-tta"] if o.disable_tta else []
+        return _stage(name, generation, argv, [out / "provenance.json"], [self.layout.checkpoint(model), cases], [out])
+
+    def exclude(self, t: int) -> Stage:
+        """The cases that the filter leaves out."""
+        o, out = self.options, self.layout.excluded(t)
+        argv = [
+            "nnunet_partial",
+            "atso",
+            "exclude",
+            self.layout.generation_labels(t),
+            "--by",
+            o.filter,
+            "--share",
+            o.filter_share,
+            "--out",
+            out,
+        ]
+        if o.filter == "disagreement":
+            argv += ["--previous", self.layout.generation_labels(t - 1)]
+        return _stage(f"g{t}-exclude", t, argv, [out], owned=[out], light=True)
+
+    def predict(self, models: list, generation: int) -> list:
+        """Predictions of the test images by each of ``models``, if there are any images."""
+        return [self._predict(i, generation) for i in models] if self.options.test_images else []
+
+    def _predict(self, model: str, generation: int) -> Stage:
+        o, out = self.options, self.layout.predictions(model)
+        argv = [
+            "nnUNetv2_predict_from_modelfolder",
+            "-i",
+            o.test_images,
+            "-o",
+            out,
+            "-m",
+            self.layout.model(model),
+            "-f",
+            o.fold,
+            "-device",
+            self.device,
+            "-npp",
+            "1",
+            "-nps",
+            "1",
+            "--disable_progress_bar",
+        ]
+        argv += ["--disable_tta"] if o.disable_tta else []
+        return _stage(
+            f"{model}-predict",
+            generation,
+            argv,
+            [out / "predict_from_raw_data_args.json"],
+            [self.layout.checkpoint(model)],
+            [out],
+            atomic=False,
+        )
+
+    def report(self, t: int) -> Stage:
+        """Scores, changes and pictures of everything that is there at the start of generation ``t``."""
+        argv = ["nnunet_partial", "atso", "report", self.layout.folder]
+        return _stage(
+            f"g{t}-report" if t <= self.options.generations else "report",
+            t,
+            argv,
+            [self.layout.report / "index.html"],
+            atomic=False,
+            light=True,
+            owned=[self.layout.report] if t > self.options.generations else [],
+        )
+
+    # ---- for the report
+
+    def manifest(self) -> dict:
+        """Models, labels and predictions of every generation: what ``plan.json`` holds."""
+        o, layout = self.options, self.layout
+        generations = [{"generation": 0, "models": {"m0": self._model("m0")}, "labels": str(layout.generation_labels(1))}]
+        for t in range(1, o.generations + 1):
+            following = layout.generation_labels(t + 1) if t < o.generations else layout.other_labels("final")
+            own = t < o.generations or o.subsets == 1 and not o.super_classes
+            generations.append(
+                {
+                    "generation": t,
+                    "models": {f"g{t}s{i}": self._model(f"g{t}s{i}") for i in o.models_of_a_generation},
+                    "labels": str(following) if own else None,
+                }
+            )
+        if self.returned_model not in generations[-1]["models"]:
+            names = [i for i in (o.last_model, self.returned_model) if i not in generations[-1]["models"]]
+            generations.append(
+                {
+                    "generation": "final",
+                    "models": {i: self._model(i) for i in dict.fromkeys(names)},
+                    "labels": str(layout.other_labels("final")),
+                }
+            )
+        return {
+            "version": 1,
+            "options": o.to_json(),
+            "dataset": layout.dataset,
+            "returned_model": self.returned_model,
+            "reference": str(layout.reference),
+            "generations": generations,
+        }
+
+    def _model(self, name: str) -> dict:
+        predictions = str(self.layout.predictions(name)) if self.options.test_images else None
+        return {"folder": str(self.layout.model(name)), "predictions": predictions}
+
+
+def _stage(
+    name: str,
+    generation: int,
+    argv: list,
+    outputs: list,
+    inputs: list = (),
+    owned: list = (),
+    atomic: bool = True,
+    light: bool = False,
+) -> Stage:
+    return Stage(name, generation, tuple(str(i) for i in argv), tuple(outputs), tuple(inputs), tuple(owned), atomic, light)

@@ -1,0 +1,624 @@
+"""A comparison of methods as data: commands that a person can type, with what they need and when they are done.
+
+No method's training reads the test images or their labels, and nothing is chosen by them: every model is the one at the
+end of its training.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_partial import paths
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json
+from nnunet_partial.labels import Annotations, check_source_name
+from nnunet_partial.orchestration.atso import layout as atso_layout
+from nnunet_partial.orchestration.atso import options as atso_options
+from nnunet_partial.orchestration.atso import stages as atso_stages
+from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
+
+COMPLETED = "completed"  # the plans variant that trains on completed labels
+FINAL = "checkpoint_final.pth"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that the result depends on. Folders are absolute.
+
+    ``plans``        planned network, or a variant of it; every model's plans are variants of these
+    ``name``         of these variants: ``PLANS_NAME-s0`` for seed 0
+    ``settings``     ``name=value`` of every variant: the budget, the network
+    ``folds``        folds to train; with a test set their models predict together, without one they validate
+    ``test_images``, ``test_labels``  None: cross-validation on the annotated classes
+    ``full_dataset`` the same cases with all labels, for the method ``full``
+    ``efficiency``   cases on which the cost of prediction is measured, 0 for none
+    """
+
+    dataset: str
+    configuration: str
+    methods: tuple
+    out: str
+    plans: str = "nnUNetPlans"
+    name: str = "compare"
+    settings: tuple = ()
+    seeds: tuple = (0,)
+    folds: tuple = ("0",)
+    test_images: str | None = None
+    test_labels: str | None = None
+    full_dataset: str | None = None
+    metric: str = "dice"
+    device: str = "cuda"
+    disable_tta: bool = False
+    atso_generations: int = 5
+    atso_fine_tune_epochs: int | None = None
+    efficiency: int = 0
+
+    def __post_init__(self):
+        check_source_name(self.name)
+        find_methods(self.methods)
+        if (self.test_images is None) != (self.test_labels is None):
+            raise UserError("--test-images and --test-labels belong together: give both, or none for cross-validation.")
+        for name, given in (("--methods", self.methods), ("--seeds", self.seeds), ("--folds", self.folds)):
+            if not given or len(set(given)) != len(given):
+                raise UserError(f"{name}: give each once, and at least one.")
+        if self.efficiency < 0:
+            raise UserError(f"--efficiency {self.efficiency}: give a number of cases, or 0.")
+        if "full" in self.methods and self.full_dataset is None:
+            raise UserError("the method full needs --full-dataset: the same cases with the labels of all classes.")
+        if self.test_images is None and "all" in self.folds:
+            raise UserError(
+                "--folds all leaves no case to validate on. Name folds such as 0 1 2 3 4, or give --test-images and "
+                "--test-labels."
+            )
+
+    @property
+    def cross_validation(self) -> bool:
+        return self.test_images is None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command. ``part``: what it is for; ``needs``: names of the steps before it; ``outputs``: files that are there
+    when it is done; ``inputs``: files that, when they change, make it worth doing again; ``owned``: folders that a killed
+    run leaves in part, removed before it starts anew; ``light``: done in seconds, never queued; ``taken``: raises
+    UserError unless outputs that this comparison did not make are what it would have made; None: it makes its own."""
+
+    name: str
+    part: str
+    argv: tuple
+    outputs: tuple
+    needs: tuple = ()
+    inputs: tuple = ()
+    owned: tuple = ()
+    light: bool = False
+    taken: Callable[[], None] | None = None
+
+
+# ------------------------------------------------------------------ what is to be done
+
+
+class Planner:
+    """The steps of a comparison, from its options and the dataset's contract alone."""
+
+    def __init__(self, options: Options):
+        self.options, self.methods = options, find_methods(options.methods)
+        self.out = Path(options.out)
+        self.dataset = paths.dataset_name(options.dataset)
+        file = paths.preprocessed_dataset(self.dataset) / "dataset.json"
+        self.annotations = Annotations.from_dataset_json(read_json(file), str(file))
+        self._steps: dict = {}
+
+    def steps(self) -> list:
+        """Every step, each after those that it needs."""
+        self._steps = {}
+        for seed in self.options.seeds:
+            self._plans(seed)
+            for name, method in self.methods.items():
+                self._evaluate(name, seed, *self._method(name, method, seed))
+        self._report()
+        return list(self._steps.values())
+
+    def _add(self, name: str, part: str, argv: Iterable, outputs: Iterable, **more: Any) -> str:
+        """Add a step unless it is there already; several methods may need the same teacher. Returns its name."""
+        self._steps.setdefault(name, Step(name, part, tuple(str(i) for i in argv), tuple(outputs), **more))
+        return name
+
+    # ---- names and places
+
+    def plans(self, seed: int, *more: str) -> str:
+        return "_".join([self.options.plans, f"{self.options.name}-s{seed}", *more])
+
+    def plans_file(self, plans: str, dataset: str | None = None) -> Path:
+        return paths.root("nnUNet_preprocessed").absolute() / (dataset or self.dataset) / f"{plans}.json"
+
+    def model(self, trainer: str, plans: str, dataset: str | None = None) -> Path:
+        return paths.model_folder(dataset or self.dataset, trainer, plans, self.options.configuration).absolute()
+
+    @property
+    def full_dataset(self) -> str:
+        return paths.dataset_name(self.options.full_dataset)
+
+    def models(self, name: str, seed: int) -> list:
+        """The model folders of a method under one seed."""
+        method = self.methods[name]
+        if method.kind == "fused":
+            return [self.model(TEACHER, self.plans(seed, i)) for i in self.annotations.annotated_sources]
+        if method.kind == "atso":
+            return list(dict.fromkeys(self._atso(seed, fold).model for fold in self.options.folds))
+        if method.kind == "full":
+            return [self.model(method.trainer, self.plans(seed), self.full_dataset)]
+        return [self.model(method.trainer, self.plans(seed, *((COMPLETED,) if method.labelled else ())))]
+
+    def evaluation(self, name: str, seed: int) -> Path:
+        return self.out / "evaluation" / name / f"s{seed}"
+
+    # ---- plans, teachers, labels
+
+    def _plans(self, seed: int) -> None:
+        o = self.options
+        settings = [j for i in (*o.settings, f"seed={seed}") for j in ("--set", i)]
+        for dataset in [self.dataset, *([self.full_dataset] if "full" in self.methods else [])]:
+            argv = [
+                "nnunet_partial",
+                "variant",
+                dataset,
+                "--base",
+                o.plans,
+                "--name",
+                f"{o.name}-s{seed}",
+                "--configuration",
+                o.configuration,
+                *settings,
+            ]
+            self._add(
+                _plans_step(seed, dataset if dataset != self.dataset else ""),
+                "plans",
+                argv,
+                [self.plans_file(self.plans(seed), dataset)],
+                light=True,
+            )
+
+    def _teachers(self, seed: int, fold: str) -> list:
+        sources = self.annotations.annotated_sources
+        argv = ["nnunet_partial", "variant", self.dataset, "--base", self.plans(seed), "--per-source"]
+        plans = self._add(
+            f"s{seed}-plans-of-teachers",
+            "plans",
+            argv,
+            [self.plans_file(self.plans(seed, i)) for i in sources],
+            needs=(_plans_step(seed),),
+            light=True,
+        )
+        return [self._train(f"s{seed}-teacher-{i}", "teachers", TEACHER, self.plans(seed, i), fold, (plans,)) for i in sources]
+
+    def labels(self, seed: int) -> Path:
+        """Completed labels lie with the models, so that another comparison of the same name finds both."""
+        folder = f"{self.plans(seed, COMPLETED)}__{self.options.configuration}"
+        return paths.root("nnUNet_results").absolute() / self.dataset / "labels" / folder
+
+    def _labels(self, seed: int, fold: str) -> str:
+        """Completed labels of the training cases of one fold; returns the step that they are done with."""
+        o, folder = self.options, self.labels(seed) / f"fold_{fold}"
+        argv = [
+            "nnunet_partial",
+            "pseudo-label",
+            self.dataset,
+            "--configuration",
+            o.configuration,
+            "--fold",
+            fold,
+            "--plans",
+            self.plans(seed),
+            "--from",
+            "teachers",
+            "--out",
+            folder,
+            "--device",
+            o.device,
+            "--overwrite",
+            *(["--disable-tta"] if o.disable_tta else []),
+        ]
+        teachers = [
+            paths.fold_folder(self.model(TEACHER, self.plans(seed, i)), fold) / FINAL for i in self.annotations.annotated_sources
+        ]
+        return self._add(
+            f"s{seed}-labels-fold{fold}",
+            "labels",
+            argv,
+            [folder / "provenance.json"],
+            needs=tuple(self._teachers(seed, fold)),
+            inputs=tuple(teachers),
+        )
+
+    def _plans_of_completed(self, seed: int) -> str:
+        argv = [
+            "nnunet_partial",
+            "variant",
+            self.dataset,
+            "--base",
+            self.plans(seed),
+            "--name",
+            COMPLETED,
+            "--set",
+            f"labels={self.labels(seed)}/fold_{{fold}}",
+        ]
+        return self._add(
+            f"s{seed}-plans-of-completed",
+            "plans",
+            argv,
+            [self.plans_file(self.plans(seed, COMPLETED))],
+            needs=(_plans_step(seed),),
+            light=True,
+        )
+
+    # ---- models
+
+    def _train(
+        self, name: str, part: str, trainer: str, plans: str, fold: str, needs: Sequence[str], dataset: str | None = None
+    ) -> str:
+        o, model = self.options, self.model(trainer, plans, dataset)
+        # --c without a checkpoint starts from the beginning, so the command is the same before and after an interruption
+        argv = [
+            "nnUNetv2_train",
+            dataset or self.dataset,
+            o.configuration,
+            fold,
+            "-tr",
+            trainer,
+            "-p",
+            plans,
+            "-device",
+            o.device,
+            "--c",
+        ]
+        done = paths.fold_folder(model, fold)
+        return self._add(
+            f"{name}-fold{fold}",
+            part,
+            argv,
+            [done / FINAL, done / "validation" / "summary.json"],
+            needs=tuple(needs),
+            taken=lambda: require_same_plans(model, self.plans_file(plans, dataset), o.configuration),
+        )
+
+    def _method(self, name: str, method: Method, seed: int) -> tuple:
+        """Steps of one method under one seed; ``(folders to evaluate, steps to wait for)``."""
+        if method.kind == "fused":
+            return self._fused(name, seed)
+        steps = []
+        for fold in self.options.folds:
+            steps.append(
+                self._atso_step(name, seed, fold) if method.kind == "atso" else self._train_method(name, method, seed, fold)
+            )
+        if self.options.cross_validation:
+            folders = [paths.fold_folder(self._model_of_fold(name, seed, i), i) / "validation" for i in self.options.folds]
+            return folders, steps
+        out = self.out / "predictions" / name / f"s{seed}"
+        return [out], [self._predict(f"s{seed}-{name}-predict", self.models(name, seed)[0], out, steps)]
+
+    def _model_of_fold(self, name: str, seed: int, fold: str) -> Path:
+        return self._atso(seed, fold).model if self.methods[name].kind == "atso" else self.models(name, seed)[0]
+
+    def _train_method(self, name: str, method: Method, seed: int, fold: str) -> str:
+        needs, plans, dataset = [_plans_step(seed)], self.plans(seed), None
+        if method.kind == "full":
+            dataset = self.full_dataset
+            needs = [_plans_step(seed, dataset)]
+        if method.labelled:
+            needs, plans = [self._plans_of_completed(seed), self._labels(seed, fold)], self.plans(seed, COMPLETED)
+        elif method.taught:
+            needs += self._teachers(seed, fold)
+        return self._train(f"s{seed}-{name}-train", "training", method.trainer, plans, fold, needs, dataset)
+
+    def _predict(
+        self,
+        name: str,
+        model: Path,
+        out: Path,
+        needs: Sequence[str],
+        *more: str,
+        images: str | None = None,
+        folds: Sequence[str] = (),
+        outputs: Sequence[Path] = (),
+    ) -> str:
+        o, folds = self.options, folds or self.options.folds
+        argv = [
+            "nnUNetv2_predict_from_modelfolder",
+            "-i",
+            images or o.test_images,
+            "-o",
+            out,
+            "-m",
+            model,
+            "-f",
+            *folds,
+            "-device",
+            o.device,
+            "-npp",
+            1,
+            "-nps",
+            1,
+            "--disable_progress_bar",
+            *(["--disable_tta"] if o.disable_tta else []),
+            *more,
+        ]
+        return self._add(
+            name,
+            "prediction",
+            argv,
+            outputs or [out / "predict_from_raw_data_args.json"],
+            needs=tuple(needs),
+            inputs=tuple(paths.fold_folder(model, i) / FINAL for i in folds),
+            owned=(out,),
+        )
+
+    # ---- the teachers' predictions, fused
+
+    def _fused(self, name: str, seed: int) -> tuple:
+        o, base, folders, steps = self.options, self.out / "predictions" / name / f"s{seed}", [], []
+        groups = (
+            [(f"fold{i}", (i,), str(validation_images(self.out, i))) for i in o.folds]
+            if o.cross_validation
+            else [("test", o.folds, o.test_images)]
+        )
+        for label, folds, images in groups:
+            trained = list(dict.fromkeys(step for i in folds for step in self._teachers(seed, i)))
+            fused, parts, waited = base / label / "fused", [], []
+            for source in self.annotations.annotated_sources:
+                out = base / label / source
+                parts.append(out)
+                waited.append(
+                    self._predict(
+                        f"s{seed}-{name}-predict-{source}-{label}",
+                        self.model(TEACHER, self.plans(seed, source)),
+                        out,
+                        trained,
+                        "--save_probabilities",
+                        images=images,
+                        folds=folds,
+                    )
+                )
+            argv = [
+                "nnunet_partial",
+                "fuse",
+                "--pred",
+                *parts,
+                "--dataset",
+                self.dataset,
+                "--out",
+                fused,
+                "--remove-probabilities",
+            ]
+            steps.append(
+                self._add(
+                    f"s{seed}-{name}-fuse-{label}",
+                    "prediction",
+                    argv,
+                    [fused / "dataset.json"],
+                    needs=tuple(waited),
+                    owned=(fused,),
+                    light=True,
+                )
+            )
+            folders.append(fused)
+        return folders, steps
+
+    # ---- ATSO
+
+    def _atso(self, seed: int, fold: str) -> "_Atso":
+        o = self.options
+        return _Atso(
+            atso_options.Options(
+                self.dataset,
+                o.configuration,
+                fold,
+                self.plans(seed),
+                f"{o.name}-s{seed}",
+                generations=o.atso_generations,
+                seed=seed,
+                fine_tune_epochs=o.atso_fine_tune_epochs,
+                disable_tta=o.disable_tta,
+            )
+        )
+
+    def _atso_step(self, name: str, seed: int, fold: str) -> str:
+        loop, o = self._atso(seed, fold).options, self.options
+        argv = [
+            "python",
+            "-m",
+            "nnunet_partial.orchestration.atso.command",
+            "--dataset",
+            loop.dataset,
+            "--configuration",
+            loop.configuration,
+            "--fold",
+            fold,
+            "--plans",
+            loop.plans,
+            "--run",
+            loop.run,
+            "--generations",
+            loop.generations,
+            "--seed",
+            seed,
+            "--device",
+            o.device,
+            "--executor",
+            "debug",
+        ]
+        argv += ["--disable-tta"] if loop.disable_tta else []
+        argv += ["--fine-tune-epochs", loop.fine_tune_epochs] if loop.fine_tune_epochs else []
+        done = paths.fold_folder(self._atso(seed, fold).model, fold)
+        return self._add(
+            f"s{seed}-{name}-loop-fold{fold}",
+            "training",
+            argv,
+            [done / FINAL, done / "validation" / "summary.json"],
+            needs=(_plans_step(seed),),
+        )
+
+    # ---- figures
+
+    def _evaluate(self, name: str, seed: int, folders: Sequence[Path], needs: Sequence[str]) -> str:
+        o, out = self.options, self.evaluation(name, seed)
+        argv = [
+            "nnunet_partial",
+            "evaluate",
+            "--pred",
+            *folders,
+            "--truth",
+            self.truth,
+            "--dataset",
+            self.dataset,
+            "--out",
+            out,
+            *(["--allow-missing"] if o.cross_validation else ["--annotated", "all"]),
+        ]
+        return self._add(f"s{seed}-{name}-evaluate", "evaluation", argv, [out / "metrics.json"], needs=tuple(needs), light=True)
+
+    @property
+    def truth(self) -> str:
+        """Labels to compare with; without a test set the annotations, whose folder nnU-Net always has."""
+        return self.options.test_labels or str(paths.preprocessed_dataset(self.dataset).absolute() / "gt_segmentations")
+
+    def _efficiency(self) -> Path:
+        """What prediction costs, measured once all is trained and predicted, so that nothing runs beside it."""
+        o, out, seed, fold = self.options, self.out / "efficiency.json", self.options.seeds[0], self.options.folds[0]
+        models = {}
+        for name, method in self.methods.items():
+            folders = self.models(name, seed)
+            if method.kind == "fused":
+                models.update({f"{method.title}, {i}": folder for i, folder in zip(self.annotations.annotated_sources, folders)})
+            else:  # ATSO has a folder a fold; the first is of the fold that is measured
+                models[method.title] = folders[0]
+        argv = [
+            "nnunet_partial",
+            "efficiency",
+            "-i",
+            o.test_images or validation_images(self.out, fold),
+            "--out",
+            out,
+            "--cases",
+            o.efficiency,
+            "--fold",
+            fold,
+            "--device",
+            o.device,
+            *(["--disable-tta"] if o.disable_tta else []),
+            *(j for name, folder in models.items() for j in ("--model", f"{name}={folder}")),
+        ]
+        self._add(
+            "efficiency",
+            "efficiency",
+            argv,
+            [out],
+            needs=self._evaluations(),
+            inputs=tuple(paths.fold_folder(i, fold) / FINAL for i in models.values()),
+        )
+        return out
+
+    def _evaluations(self) -> tuple:
+        return tuple(f"s{seed}-{name}-evaluate" for seed in self.options.seeds for name in self.methods)
+
+    def _report(self) -> str:
+        argv = [
+            "nnunet_partial",
+            "report",
+            "--dataset",
+            self.dataset,
+            "--metric",
+            self.options.metric,
+            "--commands",
+            self.out / "commands.json",
+            "--title",
+            f"Comparison on {self.dataset}",
+        ]
+        for seed in self.options.seeds:
+            for name, method in self.methods.items():
+                argv += ["--evaluation", f"{method.title}={self.evaluation(name, seed)}"]
+                argv += [j for i in self.models(name, seed) for j in ("--model", f"{method.title}={i}")]
+        argv += [
+            "--images",
+            *(
+                [self.options.test_images]
+                if self.options.test_images
+                else [validation_images(self.out, i) for i in self.options.folds]
+            ),
+        ]
+        needs = self._evaluations()
+        if self.options.efficiency:
+            argv += ["--efficiency", self._efficiency()]
+            needs += ("efficiency",)
+        argv += [j for i in self.notes() for j in ("--note", i)] + ["--out", self.out / "report.html"]
+        return self._add(
+            "report", "report", argv, [self.out / "report.html"], needs=needs, light=True, inputs=(self.out / "commands.json",)
+        )
+
+    def notes(self) -> list:
+        """What a reader must know to trust the figures."""
+        o = self.options
+        if not o.cross_validation:
+            return [
+                "Every training had the same plans, cases, steps and seed, and each model is the one at its end; how many "
+                "trainings a method takes is under What each method costs. The test cases were used for nothing but these "
+                "figures.",
+                *self._note_on_atso(),
+            ]
+        notes = [
+            "There is no fully labelled test set: figures are of cross-validation, on the classes that each case annotates. "
+            "A structure that is invented where it is not annotated costs nothing here."
+        ]
+        if any(i.startswith("cotraining") for i in self.methods):
+            notes.append(
+                "CoTraining chooses between its two networks by the annotated classes of the validation cases, which "
+                "are the cases of these figures; its figures are a little too good for that."
+            )
+        return [*notes, *self._note_on_atso()]
+
+    def _note_on_atso(self) -> list:
+        if "atso" not in self.methods or self.options.atso_fine_tune_epochs is None:
+            return []
+        return [f"ATSO's models after the first were trained for {self.options.atso_fine_tune_epochs} epochs each."]
+
+
+class _Atso:
+    """What the comparison needs to know of a run of ATSO."""
+
+    def __init__(self, options: atso_options.Options):
+        self.options = options
+
+    @property
+    def model(self) -> Path:
+        planner = atso_stages.Planner(self.options)
+        return atso_layout.Layout(self.options).model(planner.returned_model)
+
+
+def _plans_step(seed: int, dataset: str = "") -> str:
+    return f"s{seed}-plans{f'-{dataset}' if dataset else ''}"
+
+
+def validation_images(out: Path, fold: str) -> Path:
+    """Folder of links to the images of a fold's validation cases."""
+    return Path(out) / "validation_images" / f"fold_{fold}"
+
+
+def require_same_plans(model: Path, plans_file: Path, configuration: str) -> None:
+    """Raise :class:`UserError` if ``model`` was trained with other plans than ``plans_file`` now holds."""
+    if not (model / "plans.json").is_file():
+        return
+    trained, wanted = read_json(model / "plans.json"), read_json(plans_file)
+    for what, part in (("settings", lambda i: i.get("nnunet_partial")), ("network or patches", lambda i: i["configurations"])):
+        if part(trained) != part(wanted):
+            raise UserError(
+                f"{model} was trained with other {what} than {plans_file} has now. Choose another --name for this "
+                f"comparison, or remove the model."
+            )
+
+
+def waves(steps: Sequence[Step]) -> list:
+    """Lists of steps; those of a list do not need each other, and need nothing but the lists before."""
+    level: dict = {}
+    for step in steps:
+        level[step.name] = 1 + max((level[i] for i in step.needs), default=-1)
+    return [[i for i in steps if level[i.name] == n] for n in range(max(level.values()) + 1)]

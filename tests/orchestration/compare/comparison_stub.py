@@ -1,0 +1,162 @@
+"""Stands in for the commands of a comparison, by whichever name it is called: quick, deterministic, killable anywhere.
+
+What a step writes is a hash of everything that it read, so that one wrong or half-written input changes all that follows.
+A training keeps a checkpoint after each epoch and goes on from it; a prediction writes its settings first and its files one
+by one, not atomically, as nnU-Net does. Every start is noted in STUB_LOG.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+
+EPOCHS, PAUSE_S = 3, 0.01
+
+
+def main():
+    name, argv = os.path.basename(sys.argv[0]), sys.argv[1:]
+    if name == "nnunet_partial":
+        name, argv = argv[0], argv[1:]
+    with open(os.environ["STUB_LOG"], "a") as log:
+        log.write(" ".join([name, *argv]) + "\n")
+    if os.environ.get("STUB_FAILS") in argv:
+        sys.exit("the stub was told to fail")
+    {
+        "nnUNetv2_train": train,
+        "nnUNetv2_predict_from_modelfolder": predict,
+        "pseudo-label": label,
+        "variant": variant,
+        "fuse": fuse,
+        "evaluate": evaluate,
+        "efficiency": efficiency,
+        "report": report,
+    }[name](argv)
+
+
+def option(argv, name, default=None):
+    return argv[argv.index(name) + 1] if name in argv else default
+
+
+def several(argv, name):
+    """The values behind an option, up to the next option."""
+    start = argv.index(name) + 1
+    end = next((i for i in range(start, len(argv)) if argv[i].startswith("-")), len(argv))
+    return argv[start:end]
+
+
+def digest(*parts):
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
+def read(path):
+    with open(path) as handle:
+        return handle.read()
+
+
+def contents(folder):
+    return [f"{i}={read(os.path.join(folder, i))}" for i in sorted(os.listdir(folder)) if i.endswith(".nii.gz")]
+
+
+def write(text, path):
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = os.path.join(os.path.dirname(path), f".tmp-{os.getpid()}-{os.path.basename(path)}")
+    with open(temporary, "w") as handle:
+        handle.write(text)
+    os.replace(temporary, path)
+
+
+def preprocessed(dataset):
+    return os.path.join(os.environ["nnUNet_preprocessed"], dataset)
+
+
+def variant(argv):
+    folder, base = preprocessed(argv[0]), option(argv, "--base")
+    content = json.loads(read(os.path.join(folder, base + ".json")))
+    settings = dict(i.split("=", 1) for n, i in enumerate(argv) if argv[n - 1] == "--set")
+    names = {option(argv, "--name"): {}} if "--name" in argv else {i: {"source": i} for i in ("kits", "lits")}
+    for name, more in names.items():
+        plans = {
+            **content,
+            "plans_name": f"{base}_{name}",
+            "nnunet_partial": {**content.get("nnunet_partial", {}), **settings, **more},
+        }
+        file = os.path.join(folder, f"{base}_{name}.json")
+        if os.path.exists(file) and json.loads(read(file)) != plans:
+            sys.exit(f"{file} exists with other settings")
+        write(json.dumps(plans), file)
+
+
+def train(argv):
+    dataset, configuration, fold = argv[:3]
+    trainer, plans = option(argv, "-tr"), option(argv, "-p")
+    content = read(os.path.join(preprocessed(dataset), plans + ".json"))
+    model = os.path.join(os.environ["nnUNet_results"], dataset, f"{trainer}__{plans}__{configuration}")
+    folder = os.path.join(model, f"fold_{fold}")
+    labels = json.loads(content)["nnunet_partial"].get("labels", "")
+    given = read(os.path.join(labels.replace("{fold}", fold), "provenance.json")) if labels else ""
+    latest, final = (os.path.join(folder, f"checkpoint_{i}.pth") for i in ("latest", "final"))
+    if not os.path.exists(final):
+        where = os.path.dirname(os.environ["nnUNet_results"])
+        start = [0, digest(trainer, content.replace(where, ""), given, fold)]
+        state = json.loads(read(latest)) if os.path.exists(latest) else start
+        for epoch in range(state[0], EPOCHS):
+            time.sleep(PAUSE_S)
+            write(content, os.path.join(model, "plans.json"))
+            state = [epoch + 1, digest(epoch, state[1])]
+            write(json.dumps(state), latest)
+        os.replace(latest, final)
+    write(digest(read(final)), os.path.join(folder, "validation", "case.nii.gz"))
+    write("{}", os.path.join(folder, "validation", "summary.json"))
+
+
+def label(argv):
+    out, plans = option(argv, "--out"), option(argv, "--plans")
+    root = os.path.join(os.environ["nnUNet_results"], argv[0])
+    folders = [f"nnUNetTrainerIndividual__{plans}_{i}__{option(argv, '--configuration')}" for i in ("kits", "lits")]
+    teachers = [read(os.path.join(root, i, f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in folders]
+    time.sleep(PAUSE_S)
+    provenance = os.path.join(out, "provenance.json")
+    if not (os.path.exists(provenance) and read(provenance) == digest(*teachers)):  # finished labels keep their date
+        write(digest(*teachers), provenance)
+
+
+def predict(argv):
+    out, model, images = option(argv, "-o"), option(argv, "-m"), option(argv, "-i")
+    os.makedirs(out, exist_ok=True)
+    write("{}", os.path.join(out, "predict_from_raw_data_args.json"))
+    weights = [read(os.path.join(model, f"fold_{i}", "checkpoint_final.pth")) for i in several(argv, "-f")]
+    for image in sorted(os.listdir(images)):
+        with open(os.path.join(out, image.replace("_0000", "")), "w") as handle:
+            handle.write("half ")
+            handle.flush()
+            time.sleep(PAUSE_S)
+            handle.write(digest(*weights, image))
+
+
+def fuse(argv):
+    out = option(argv, "--out")
+    write(digest(*(j for i in several(argv, "--pred") for j in contents(i))), os.path.join(out, "case.nii.gz"))
+    write("{}", os.path.join(out, "dataset.json"))
+
+
+def evaluate(argv):
+    write(digest(*(j for i in several(argv, "--pred") for j in contents(i))), os.path.join(option(argv, "--out"), "metrics.json"))
+
+
+def efficiency(argv):
+    models = [i for n, i in enumerate(argv) if argv[n - 1] == "--model"]
+    weights = [read(os.path.join(i.split("=", 1)[1], f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in models]
+    write(digest(*weights, option(argv, "--cases")), option(argv, "--out"))
+
+
+def report(argv):
+    given = [i.split("=", 1) for n, i in enumerate(argv) if argv[n - 1] == "--evaluation"]
+    text = "\n".join(f"{name} {read(os.path.join(folder, 'metrics.json'))}" for name, folder in given)
+    if "--efficiency" in argv:
+        text += f"\nefficiency {read(option(argv, '--efficiency'))}"
+    write(text, option(argv, "--out"))
+    write(text, option(argv, "--out").replace(".html", ".md"))
+
+
+main()

@@ -1,0 +1,41 @@
+"""Import paths of version 0.1 still work, and say what their name is now."""
+
+import importlib
+import sys
+
+import pytest
+
+from nnunet_partial import _moved
+
+
+@pytest.mark.parametrize("old", sorted(_moved.MOVED))
+def test_an_old_path_is_the_new_module(old):
+    new = importlib.import_module(f"nnunet_partial.{_moved.MOVED[old]}")
+    spec = new.__spec__
+    sys.modules.pop(f"nnunet_partial.{old}", None)
+    with pytest.warns(FutureWarning, match=f"nnunet_partial.{_moved.MOVED[old]} now"):
+        assert importlib.import_module(f"nnunet_partial.{old}") is new
+    assert new.__spec__ is spec  # reload and pickle go by it
+
+
+@pytest.mark.parametrize(
+    "package, name",
+    [
+        ("data.check", "dataset_problems"),
+        ("data.merge", "merge_datasets"),
+        ("inference.coarse_to_fine", "CoarseToFineSettings"),
+        ("inference.efficiency", "Measurement"),
+        ("demo", "run_demo"),
+    ],
+)
+def test_a_package_in_a_modules_place_forwards_its_names(package, name):
+    module = importlib.import_module(f"nnunet_partial.{package}")
+    with pytest.warns(FutureWarning, match=f"nnunet_partial.{package}.{name} is nnunet_partial.{package}"):
+        assert callable(getattr(module, name))
+    with pytest.raises(AttributeError, match="no_such_name"):
+        module.no_such_name  # noqa: B018
+
+
+def test_modules_that_never_were_are_not_found():
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("nnunet_partial.data.never")
