@@ -4,9 +4,10 @@
 
     "labels": {"background": 0, "liver": 1, "kidney": 2},
     "nnunet_partial": {"version": 1,
-                       "cases": {"lits_0001": {"source": "lits", "annotated": ["liver"]}}}
+                       "cases": {"lits_0001": {"source": "lits", "annotated": ["liver"]},
+                                 "acdc_0101": {"source": "acdc", "annotated": ["kidney"], "patient": "acdc_01"}}}
 
-A dataset.json without this key is a fully labelled nnU-Net dataset. Nothing here reads an image.
+``patient`` is optional: cases of one patient belong into one fold. A dataset.json without this key is a fully labelled nnU-Net dataset. Nothing here reads an image.
 """
 
 import re
@@ -34,10 +35,19 @@ def check_source_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class CaseAnnotation:
-    """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes."""
+    """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes.
+
+    ``patient``: whom the case shows, where the source says so; cases of one patient belong into one fold.
+    """
 
     source: str
     annotated: tuple
+    patient: str | None = None
+
+    def to_json(self) -> dict:
+        """The entry of the case under ``nnunet_partial.cases``."""
+        entry = {"source": self.source, "annotated": list(self.annotated)}
+        return entry if self.patient is None else {**entry, "patient": self.patient}
 
 
 class Annotations:
@@ -81,8 +91,7 @@ class Annotations:
 
     def to_json(self) -> dict:
         """The value of the ``nnunet_partial`` key."""
-        cases = {k: {"source": v.source, "annotated": list(v.annotated)} for k, v in (self.cases or {}).items()}
-        return {"version": VERSION, "cases": cases}
+        return {"version": VERSION, "cases": {k: v.to_json() for k, v in (self.cases or {}).items()}}
 
     @property
     def is_partial(self) -> bool:
@@ -168,15 +177,19 @@ def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.jso
 
 
 def _read_case(name: str, entry: Any, classes: Sequence[str], file: str) -> CaseAnnotation:
-    if not isinstance(entry, dict) or set(entry) != {"source", "annotated"} or not isinstance(entry["annotated"], list):
+    usable = isinstance(entry, dict) and set(entry) - {"patient"} == {"source", "annotated"}
+    if not usable or not isinstance(entry["annotated"], list):
         raise UserError(f"{file}: case {name} must be {{'source': ..., 'annotated': [...]}}, found {str(entry)[:80]}.")
+    patient = entry.get("patient")
+    if "patient" in entry and (not isinstance(patient, str) or not patient):
+        raise UserError(f"{file}: 'patient' of case {name} must be a name, found {patient!r}. Leave the key out if unknown.")
     unknown = [i for i in entry["annotated"] if i not in classes]
     if unknown:
         raise UserError(
             f"{file}: case {name} annotates the unknown class {unknown[0]!r}. Classes of this dataset: {', '.join(classes)}."
         )
     check_source_name(entry["source"])
-    return CaseAnnotation(entry["source"], tuple(i for i in classes if i in entry["annotated"]))
+    return CaseAnnotation(entry["source"], tuple(i for i in classes if i in entry["annotated"]), patient)
 
 
 def _check_case_names(in_contract: set, in_dataset: Iterable[str], file: str) -> None:

@@ -52,6 +52,15 @@ def test_contract_survives_writing_and_reading():
     assert again.cases == first.cases
 
 
+def test_patient_is_optional_and_survives_writing_and_reading():
+    entry = {"source": "a", "annotated": ["kidney"], "patient": "a_patient_7"}
+    first = Annotations.from_dataset_json(changed(nnunet_partial__cases__a_1=entry))
+    assert first.of("a_1") == CaseAnnotation("a", ("kidney",), "a_patient_7") and first.of("b_1").patient is None
+    written = json.loads(json.dumps(first.to_json()))
+    assert written["cases"]["a_1"] == entry and "patient" not in written["cases"]["b_1"]
+    assert Annotations.from_dataset_json({**DATASET, "nnunet_partial": written}).cases == first.cases
+
+
 def test_dataset_without_contract_is_fully_labelled():
     annotations = Annotations.from_dataset_json({"labels": {"background": 0, "a": 1, "b": 2}})
     assert not annotations.is_partial
@@ -88,6 +97,8 @@ def test_unknown_case_is_named():
         (changed(nnunet_partial__cases__a_1={"source": "a"}), "case a_1 must be"),
         (changed(nnunet_partial__cases__a_1={"source": "a", "annotated": [], "extra": 1}), "case a_1 must be"),
         (changed(nnunet_partial__cases__a_1__annotated="liver"), "case a_1 must be"),
+        (changed(nnunet_partial__cases__a_1__patient=7), "'patient' of case a_1 must be a name, found 7"),
+        (changed(nnunet_partial__cases__a_1__patient=None), "'patient' of case a_1 must be a name, found None"),
         (
             changed(nnunet_partial__cases__a_1__annotated=["spleen"]),
             "unknown class 'spleen'. Classes of this dataset: liver, kidney",
