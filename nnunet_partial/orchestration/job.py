@@ -4,7 +4,7 @@
 
     FOLDER/job.json      argv, environment, log and a token, written by the executor before it starts the job
     FOLDER/started.json  process id and machine, written when the command starts
-    FOLDER/result.json   exit code and seconds, written last, so it marks the job as ended
+    FOLDER/result.json   exit code, seconds and core seconds, written last, so it marks the job as ended
     FOLDER/lock          held as long as anything of the job lives, the command's own children included
 
 ``python -m nnunet_partial.orchestration.job FOLDER TOKEN`` runs it, on this machine or on a node of a cluster. A
@@ -53,7 +53,7 @@ def main(folder: str, token: str) -> int:
         if job["token"] != token:
             print(f"{folder.name}: overtaken by a newer start, nothing done.")
             return 0
-        started = time.time()
+        started, used_before = time.time(), _seconds_of_children()
         with _Forwarding() as forwarding:  # before anybody can know whom to tell
             write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
             code = run_command(job["argv"], Path(job["log"]), job["environment"], forwarding, job.get("share", 1), handle)
@@ -61,10 +61,24 @@ def main(folder: str, token: str) -> int:
             raise SystemExit(128 + forwarding.told)
         ended = time.time()
         write_json(
-            {"token": token, "exit_code": code, "seconds": ended - started, "ended": ended, "host": platform.node()},
+            {
+                "token": token,
+                "exit_code": code,
+                "seconds": ended - started,
+                "cpu_seconds": _seconds_of_children() - used_before,
+                "ended": ended,
+                "host": platform.node(),
+            },
             folder / RESULT,
         )
         return code
+
+
+def _seconds_of_children() -> float:
+    """Seconds of one core used by the commands that have ended and by what those waited for; 0 where the system does not
+    say (Windows). What a command costs, also on a busy machine."""
+    used = os.times()
+    return used.children_user + used.children_system
 
 
 class _Forwarding:

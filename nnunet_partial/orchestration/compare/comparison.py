@@ -177,18 +177,20 @@ class Comparison:
     # ---- for the report
 
     def commands(self) -> list:
-        """Every command in order, with the seconds that it took and the titles of the methods that needed it."""
-        users = self._users()
+        """Every command in order, with the seconds (and seconds of one core) that it took and the titles of the methods
+        that needed it."""
+        users, steps = self._users(), [i for i in self.steps if i.part != "report"]
+        results = {i.name: self._result(i) or {} for i in steps}
         return [
             {
                 "command": shlex.join(i.argv),
                 "step": i.name,
                 "part": i.part,
                 "methods": users[i.name],
-                "seconds": (self._result(i) or {}).get("seconds"),
+                "seconds": results[i.name].get("seconds"),
+                "cpu_seconds": results[i.name].get("cpu_seconds"),
             }
-            for i in self.steps
-            if i.part != "report"
+            for i in steps
         ]
 
     def _users(self) -> dict:
