@@ -22,6 +22,7 @@ VERBS = {
     "coarse-to-fine": ("coarse_to_fine", "find the organs at low resolution, then segment their box: prepare, train, predict"),
     "efficiency": ("efficiency", "measure what prediction costs: time, memory, arithmetic; model beside model"),
     "evaluate": ("evaluate", "compare predictions with the truth, on annotated classes only"),
+    "postprocessing": ("postprocessing", "decide class by class whether the largest component alone scores better"),
     "report": ("report", "write one HTML file about one or several evaluated methods"),
     "fuse": ("fuse", "fuse several models' predictions of the same images into one label map"),
     "compare": ("compare", "train, test and rank several methods on the same cases; one report"),

@@ -9,8 +9,9 @@ prepare  makes an nnU-Net dataset of fixed-size volumes, plans and preprocesses 
 train    trains a stage by nnUNetv2_train; started again, it goes on
 predict  segments scans with both models; the masks lie on the scans' own voxels
 
---set takes coarse_size, patch_size, window_overlap, fine_size, box_scale, fallback_box_mm, and whatever nnunet_partial
-variant --set takes. Models are named by the id of their dataset or by their folder."""
+--set takes coarse_size, patch_size, window_overlap, fine_size, box_scale, fallback_box_mm, largest_components (classes
+that keep their largest component alone; left out, those that are one piece in nearly all manual labels), and whatever
+nnunet_partial variant --set takes. Models are named by the id of their dataset or by their folder."""
 EXAMPLE = """nnunet_partial coarse-to-fine prepare coarse 501 --id 701
          nnunet_partial coarse-to-fine train 701
          nnunet_partial coarse-to-fine prepare fine 501 --id 702 --coarse 701

@@ -1,5 +1,7 @@
 """``nnunet_partial export``."""
 
+from nnunet_partial.commands import model
+
 DESCRIPTION = """Write a model that stock nnU-Net runs without this package: a folder
 DatasetNNN_X/TRAINER__PLANS__CONFIGURATION below --out, for nnUNetv2_predict_from_modelfolder or nnUNet_results, and a
 zip for nnUNetv2_install_pretrained_model_from_zip.
@@ -16,11 +18,7 @@ EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD
 
 
 def add_arguments(parser):
-    parser.add_argument("model", nargs="?", metavar="MODEL_FOLDER", help="holds plans.json, dataset.json and fold_N")
-    parser.add_argument("--dataset", help="instead of MODEL_FOLDER: id or name of a dataset with a model in nnUNet_results")
-    parser.add_argument("--trainer", help="with --dataset")
-    parser.add_argument("--plans", default="nnUNetPlans", help="with --dataset (default: nnUNetPlans)")
-    parser.add_argument("--configuration", help="with --dataset")
+    model.add_arguments(parser)
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
     parser.add_argument("--out", metavar="DIR", help="where the folder is written")
@@ -39,7 +37,7 @@ def run(arguments):
         if not arguments.out and not arguments.zip:
             return
     name = export_model(
-        _model_folder(arguments),
+        model.folder(arguments),
         arguments.out,
         arguments.zip,
         folds=arguments.folds,
@@ -54,21 +52,6 @@ def run(arguments):
         print(f"wrote {arguments.zip}\ninstall with: nnUNetv2_install_pretrained_model_from_zip {arguments.zip}")
 
 
-def _model_folder(arguments):
-    from nnunet_partial import paths
-    from nnunet_partial.errors import UserError
-
-    if (arguments.model is None) == (arguments.dataset is None):
-        raise UserError("give either MODEL_FOLDER or --dataset with --trainer and --configuration.")
-    if arguments.model is not None:
-        return arguments.model
-    if arguments.trainer is None or arguments.configuration is None:
-        raise UserError(
-            "--dataset needs --trainer and --configuration, for example --trainer nnUNetTrainerMSKD --configuration 3d_fullres."
-        )
-    return paths.model_folder(arguments.dataset, arguments.trainer, arguments.plans, arguments.configuration)
-
-
 def _write_onnx(arguments):
     from pathlib import Path
 
@@ -80,5 +63,5 @@ def _write_onnx(arguments):
     folds = arguments.folds or ["0"]
     if len(folds) != 1:
         raise UserError(f"--onnx takes one fold, found {' '.join(folds)}.")
-    difference = export_model_onnx(_model_folder(arguments), arguments.onnx, folds[0], arguments.checkpoint)
+    difference = export_model_onnx(model.folder(arguments), arguments.onnx, folds[0], arguments.checkpoint)
     print(f"wrote {arguments.onnx}, which differs from torch by {difference:.2g}")

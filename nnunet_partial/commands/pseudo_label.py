@@ -36,8 +36,8 @@ def add_arguments(parser):
         "--largest-component",
         nargs="*",
         metavar="CLASS",
-        help="keep only the largest component of these classes, without names of every class (not for "
-        "paired organs in one class)",
+        help="keep only the largest component of these classes, without names of those that are one piece in nearly all "
+        "manual labels",
     )
     parser.add_argument(
         "--cases", metavar="FILE", help="label the cases that this text file names, one a line, instead of those of the fold"
@@ -80,10 +80,18 @@ def _classes(arguments):
     if arguments.largest_component != []:
         return arguments.largest_component
     from nnunet_partial import paths
+    from nnunet_partial.data.components import one_piece_classes_of_dataset
+    from nnunet_partial.data.preprocessed.splits import training_cases
     from nnunet_partial.files import read_json
-    from nnunet_partial.labels import foreground_classes
+    from nnunet_partial.labels import Annotations
 
-    return foreground_classes(read_json(paths.preprocessed_dataset(arguments.dataset) / "dataset.json"))[0]
+    folder = paths.preprocessed_dataset(arguments.dataset)
+    content = read_json(folder / "dataset.json")
+    annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
+    cases = training_cases(folder, annotations, arguments.fold)
+    chosen = one_piece_classes_of_dataset(folder, annotations, cases, content["file_ending"])
+    print(f"largest component alone: {', '.join(chosen) or 'of no class'}, by the manual labels of {len(cases)} cases")
+    return chosen
 
 
 def _cases(arguments):

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_partial import __version__, paths
+from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.parallel import start_worker
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.preprocessed.splits import training_cases
@@ -320,7 +321,7 @@ class Labeller:
         models = [i for i in self.task.models if _lacking(i, annotated)]
         pseudo = sorted({c for i in models for c in _lacking(i, annotated)}, key=self.annotations.classes.index)
         labels, probability = self._predict(image, models, annotated, truth.shape[1:])
-        labels = keep_largest(labels, [self._value(i) for i in self.task.largest_component])
+        labels = largest_components(labels, [self._value(i) for i in self.task.largest_component])
         seg = self._annotated_part(case, truth)
         free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
         seg[0][free] = labels[free]
@@ -400,17 +401,6 @@ def merge_claims(claims: Sequence[tuple], shape: Sequence[int]) -> tuple:
         better = (values > 0) & (probability > best)
         labels[better], best[better] = values[better], probability[better]
     return labels, best
-
-
-def keep_largest(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """``labels`` (*S) with the largest 26-connected component alone of each class in ``values``."""
-    from nnunet_partial.inference.coarse_to_fine.passes import largest_components
-
-    chosen = np.isin(labels, values)
-    if not chosen.any():
-        return labels
-    kept = largest_components(np.where(chosen, labels, 0).astype(np.uint16))
-    return np.where(chosen, kept, labels).astype(labels.dtype)
 
 
 def voxel_volume_mm3(original_spacing_mm: Sequence[float], transpose: Sequence[int], spacing_mm: Sequence[float]) -> float:

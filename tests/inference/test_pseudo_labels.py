@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 
 from nnunet_partial.cli import main
@@ -312,3 +313,27 @@ if __name__ == "__main__":  # run by the fork server, with the names of test_kil
     draw_boxes(pytest.MonkeyPatch())
     die_at_move(survived, after)  # noqa: F821
     label(tiny, out, cases=cases)  # noqa: F821
+
+
+def test_the_largest_component_without_names_is_of_what_the_manual_labels_show_in_one_piece(tiny, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(pseudo_labels, "pseudo_label", lambda *a, **k: asked.append(k["largest_component"]) or tiny.preprocessed)
+    argv = ["pseudo-label", str(tiny.id), "--configuration", "3d_fullres", "--from", "teachers", "--out", "x", "--device", "cpu"]
+    main([*argv, "--largest-component"])
+    assert asked == [CLASSES] and "liver, kidney, pancreas" in capsys.readouterr().out  # balls
+    folder = tiny.preprocessed / "gt_segmentations"
+    files = {i: i.read_bytes() for i in sorted(folder.glob("kits_*"))}
+    try:
+        for file in files:
+            image = sitk.ReadImage(str(file))
+            label = sitk.GetArrayFromImage(image)
+            label[:3, :3, -4:] = 2  # a second kidney
+            second = sitk.GetImageFromArray(label)
+            second.CopyInformation(image)
+            sitk.WriteImage(second, str(file))
+        main([*argv, "--largest-component"])
+        main([*argv, "--largest-component", "kidney"])
+    finally:
+        for file, content in files.items():
+            file.write_bytes(content)
+    assert asked[1:] == [("liver", "pancreas"), ["kidney"]]

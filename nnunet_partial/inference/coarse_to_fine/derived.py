@@ -17,7 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial import paths
-from nnunet_partial.data import images
+from nnunet_partial.data import components, images
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.demo.study import run
@@ -75,7 +75,7 @@ def prepare(
     """
     own, variant = split_changes(dict(changes))
     read_settings(RunSettings, {k: v for k, v in variant.items() if k not in NETWORK_CHANGES}, "--set")
-    derivation = derive(stage, dataset, dataset_id, name, own, coarse)
+    derivation = derive(stage, dataset, dataset_id, name, own, coarse, overwrite, processes, progress)
     if overwrite and (derivation.folder / REQUEST).is_file():  # nothing that we have not made
         shutil.rmtree(derivation.folder)
     claim(derivation.folder / REQUEST, derivation.request(), "volumes made from something else")
@@ -94,9 +94,17 @@ def split_changes(changes: Mapping[str, Any]) -> tuple:
 
 
 def derive(
-    stage: str, dataset: int | str, dataset_id: int, name: str | None, changes: Mapping[str, Any], coarse: Stage | None
+    stage: str,
+    dataset: int | str,
+    dataset_id: int,
+    name: str | None,
+    changes: Mapping[str, Any],
+    coarse: Stage | None,
+    overwrite: bool = False,
+    processes: int = 1,
+    progress: bool = True,
 ) -> Derivation:
-    """Check everything that is asked for."""
+    """Check everything that is asked for, and decide from the manual labels what is not."""
     source = read_raw_dataset(paths.raw_dataset(dataset))
     annotations = Annotations.from_dataset_json(source.content, source.json_file)
     base = asdict(coarse.description.settings) if coarse else {}
@@ -111,7 +119,21 @@ def derive(
         raise UserError(f"--id {dataset_id} is taken by {taken[0]}. Choose another.")
     if coarse:
         _check_coarse(coarse, source, settings)
-    return Derivation(source, annotations, description, folder, coarse)
+    return _decide_components(Derivation(source, annotations, description, folder, coarse), overwrite, processes, progress)
+
+
+def _decide_components(derivation: Derivation, again: bool, processes: int, progress: bool) -> Derivation:
+    """``derivation`` with the classes that keep their largest component alone: as set, else as the coarse stage or an
+    earlier start noted them (unless ``again``), else those that are one piece in the manual labels."""
+    chosen, noted = derivation.settings.largest_components, derivation.folder / REQUEST
+    if chosen is None and noted.is_file() and not again:
+        chosen = read_json(noted).get("settings", {}).get("largest_components")
+    if chosen is None:
+        files = {case.name: case.label for case in derivation.source.cases.values()}
+        chosen = components.one_piece_classes(derivation.annotations, files, processes, progress)
+    chosen = components.checked_classes(chosen, derivation.annotations, "--set largest_components:")
+    settings = replace(derivation.settings, largest_components=list(chosen))
+    return replace(derivation, description=replace(derivation.description, settings=settings))
 
 
 def _check_coarse(coarse: Stage, source: RawDataset, settings: CoarseToFineSettings) -> None:
@@ -230,7 +252,12 @@ def fine_box(derivation: Derivation, case: RawCase, channels: Sequence[sitk.Imag
     masks = [sitk.GetArrayViewFromImage(labels)]
     if not known >= set(range(len(derivation.annotations.classes) + 1)):
         coarse = c2f.predict_coarse(
-            channels, derivation.coarse, derivation.settings, derivation.description.normalise, derivation.coarse.device
+            channels,
+            derivation.coarse,
+            derivation.settings,
+            derivation.description.normalise,
+            derivation.coarse.device,
+            [derivation.annotations.classes.index(i) + 1 for i in derivation.settings.largest_components or ()],
         )
         masks.append(np.where(np.isin(coarse, list(known)), 0, coarse))
     return c2f.box_around(masks, channels[0], derivation.settings)

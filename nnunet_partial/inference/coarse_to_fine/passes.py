@@ -14,13 +14,13 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import fastremap
 import numpy as np
 import SimpleITK as sitk
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian, compute_steps_for_sliding_window
 
+from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
 from nnunet_partial.settings import setting
@@ -42,6 +42,9 @@ class CoarseToFineSettings:
     fine_size: list = setting([96, 64, 96], "size that the box around the coarse mask is resampled to", unit="voxels")
     box_scale: float = setting(1.1, "enlargement of the box about its centre", low=1)
     fallback_box_mm: list = setting([240, 160, 240], "central box where the coarse mask is empty", unit="mm")
+    largest_components: list | None = setting(
+        None, "classes that keep their largest component alone; None: those that are one piece in the manual labels"
+    )
 
     def __post_init__(self):
         for name in ("coarse_size", "patch_size", "fine_size", "fallback_box_mm"):
@@ -61,15 +64,17 @@ def predict(
     normalise_coarse: Normalise | None = None,
     normalise_fine: Normalise | None = None,
     device: torch.device = torch.device("cpu"),
+    largest: Sequence[int] = (),
 ) -> sitk.Image:
     """Segment one case, given as one 3D image per channel, all on one grid; the mask lies on that same grid.
 
     ``normalise_*`` act on the resampled volume ``(channels, z, y, x)`` of their stage before the network sees it.
+    ``largest``: values of the classes of which both passes keep the largest component alone.
     """
     channels = [to_lps(image) for image in checked(images)]
-    coarse = predict_coarse(channels, coarse_network, settings, normalise_coarse, device)
+    coarse = predict_coarse(channels, coarse_network, settings, normalise_coarse, device, largest)
     box = box_around(coarse, channels[0], settings)
-    fine = predict_fine(channels, box, fine_network, settings, normalise_fine, device)
+    fine = predict_fine(channels, box, fine_network, settings, normalise_fine, device, largest)
     return paste(fine, box, channels[0], images[0])
 
 
@@ -79,11 +84,12 @@ def predict_coarse(
     settings: CoarseToFineSettings,
     normalise: Normalise | None = None,
     device: torch.device = torch.device("cpu"),
+    largest: Sequence[int] = (),
 ) -> np.ndarray:
     """Coarse mask, of ``settings.coarse_size``, of the space that the LPS ``channels`` cover."""
     volume = _volume(channels, settings.coarse_size, normalise, device)
     probabilities = sliding_window(volume, network, settings.patch_size, settings.window_overlap)
-    return largest_components(_labels(probabilities.argmax(0), len(probabilities)))
+    return largest_components(_labels(probabilities.argmax(0), len(probabilities)), largest)
 
 
 def predict_fine(
@@ -93,13 +99,14 @@ def predict_fine(
     settings: CoarseToFineSettings,
     normalise: Normalise | None = None,
     device: torch.device = torch.device("cpu"),
+    largest: Sequence[int] = (),
 ) -> np.ndarray:
     """Mask of the voxels in ``box`` of the LPS ``channels``, from one pass of the network."""
     volume = _volume([crop(image, box) for image in channels], settings.fine_size, normalise, device)
     with torch.inference_mode():
         probabilities = network(volume[None])[0].float().softmax(0)
         mask = upsampled_argmax(probabilities, _size_of(box))
-    return largest_components(_labels(mask, len(probabilities)))
+    return largest_components(_labels(mask, len(probabilities)), largest)
 
 
 # ---- geometry
@@ -304,21 +311,6 @@ def _reach(mask: torch.Tensor, axes: Sequence[torch.Tensor]) -> Box | None:
             return None
         box.append(slice(touched[0], touched[-1] + 1))
     return tuple(box)
-
-
-def largest_components(mask: np.ndarray) -> np.ndarray:
-    """``mask`` with only the largest 26-connected component of each class; of equally large ones the first in order."""
-    components = cc3d.connected_components(mask, connectivity=26)
-    classes = fastremap.component_map(components, mask)
-    largest = {}
-    for component, voxels in zip(*fastremap.unique(components, return_counts=True)):
-        value = classes[component]
-        if value and voxels > largest.get(value, (0, 0))[0]:
-            largest[value] = (voxels, component)
-    class_of = np.zeros(int(components.max()) + 1, mask.dtype)
-    for value, (_, component) in largest.items():
-        class_of[component] = value
-    return class_of[components]
 
 
 def checked(images: Sequence[sitk.Image]) -> Sequence[sitk.Image]:

@@ -112,6 +112,11 @@ class Stage:
         self.network, self.description, self.labels = network.to(device).eval(), description, dict(labels)
         self.checkpoint, self.device = checkpoint, device
 
+    @property
+    def one_piece_values(self) -> tuple:
+        """Values of the classes that keep their largest component alone; none if the stage was prepared without a say."""
+        return tuple(self.labels[i] for i in self.description.settings.largest_components or ())
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         mixed = torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
         with torch.inference_mode(), mixed:
@@ -186,6 +191,7 @@ def predict_case(files: Sequence[PathLike], output: PathLike, coarse: Stage, fin
         coarse.description.normalise,
         fine.description.normalise,
         coarse.device,
+        fine.one_piece_values,
     )
     images.write_label(sitk.GetArrayFromImage(mask), geometry, output)
 
@@ -208,6 +214,7 @@ def predict_folder(
     ending, out = fine.description.file_ending, Path(out)
     cases = cases_of(folder, ending)
     request = {"coarse": sha256(coarse.checkpoint), "fine": sha256(fine.checkpoint)}
+    request["largest_components"] = list(fine.one_piece_values)
     if overwrite:
         for file in (REQUEST, *(f"{i}{ending}" for i in cases)):
             (out / file).unlink(missing_ok=True)

@@ -74,7 +74,7 @@ def _add_what(group) -> None:
     group.add_argument(
         "--largest-component",
         action="store_true",
-        help="keep the largest component of each pseudo-labelled class (not for paired organs in one class)",
+        help="keep the largest component alone of classes that are one piece in nearly all manual labels",
     )
     group.add_argument("--disable-tta", action="store_true", help="no mirroring when predicting")
     group.add_argument("--test-images", metavar="DIR", help="images that every model is tested on, named as nnU-Net wants")

@@ -368,6 +368,21 @@ def test_largest_component_of_equal_ones_is_the_first_and_of_nothing_nothing():
     assert not c2f.largest_components(np.zeros((3, 3, 3), np.uint8)).any()
 
 
+def test_both_kidneys_stay_and_a_stray_liver_voxel_goes():
+    image = np.zeros((24, 24, 24), np.float32)
+    image[4:20, 2:9, 4:20] = 1
+    image[22, 22, 22] = 1
+    image[4:12, 12:18, 2:8] = image[4:12, 12:18, 14:22] = 2
+    mask = c2f.predict([image_of(image)], threshold(0.5, 1.5), threshold(0.5, 1.5), SMALL, largest=[1])
+    found = sitk.GetArrayFromImage(mask)
+    assert (found[:, 12:18, 2:8] == 2).any() and (found[:, 12:18, 14:22] == 2).any() and (found[:, :, :9] == 1).any()
+    assert not found[20:].any()
+    everything = sitk.GetArrayFromImage(
+        c2f.predict([image_of(image)], threshold(0.5, 1.5), threshold(0.5, 1.5), SMALL, largest=[1, 2])
+    )
+    assert not (everything[:, 12:18, 2:8] == 2).any()  # what used to happen to every class
+
+
 def test_turning_to_lps_and_back_restores_every_voxel():
     rng = np.random.default_rng(0)
     for orientation in ("LPS", "RAI", "SRP", "AIR"):
@@ -395,6 +410,7 @@ def test_settings_are_those_of_the_paper_and_can_be_read_from_plans():
         "box_scale": 1.1,
         "fine_size": [96, 64, 96],
         "fallback_box_mm": [240, 160, 240],
+        "largest_components": None,
     }
     read = read_settings(CoarseToFineSettings, {"coarse_size": [64, 64, 64], "patch_size": [64, 32, 64]}, "plans")
     assert read.coarse_size == [64, 64, 64]
@@ -440,7 +456,7 @@ def test_real_anatomy_comes_back_in_its_own_geometry(real_data, path):
     values = sitk.GetArrayFromImage(labels)
     classes = range(1, int(values.max()) + 1)
     channels = [sitk.Cast(labels == value, sitk.sitkFloat32) for value in classes]
-    mask = c2f.predict(channels, by_channel, by_channel)
+    mask = c2f.predict(channels, by_channel, by_channel, largest=classes)
     assert same_grid(mask, labels)
     found, expected = sitk.GetArrayFromImage(mask), c2f.largest_components(values)
     scores = [dice(found == value, expected == value) for value in classes if (expected == value).any()]

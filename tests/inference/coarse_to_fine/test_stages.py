@@ -194,6 +194,46 @@ def test_fine_volumes_are_boxes_of_the_truth_or_of_the_coarse_model(place, coars
     assert read_json(fine_folder / "dataset.json")["coarse_to_fine"]["settings"]["coarse_size"] == [16, 16, 16]
 
 
+def test_an_organ_in_two_pieces_keeps_both(place, monkeypatch, tmp_path):
+    """Largest components only of what the manual labels show as one piece; noted once, settable, the same for boxes."""
+    from nnunet_partial.inference.coarse_to_fine import derived
+
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    source = write_source(tmp_path / "raw", 513)
+    for seed, case in enumerate(CASES):
+        if case.startswith("full"):
+            label = scan(seed)[1]
+            label[5:9, 1:3, 11:16] = 2  # the other kidney
+            write(label, source / "labelsTr" / f"{case}.nii.gz", turned=case == "full_0")
+    changes = {"coarse_size": [16, 16, 16], "patch_size": [16, 8, 16], "fine_size": [16, 8, 16]}
+    folder = derived.prepare("coarse", 513, 533, changes=changes, plan=False, progress=False)
+    content = read_json(folder / "dataset.json")["coarse_to_fine"]
+    assert content["settings"]["largest_components"] == ["liver"]
+    # started again it is read, not decided again
+    monkeypatch.setattr(derived.components, "one_piece_classes", lambda *_: pytest.fail("decided twice"))
+    assert derived.prepare("coarse", 513, 533, changes=changes, plan=False, progress=False) == folder
+    chosen = {**changes, "largest_components": ["kidney"]}
+    folder = derived.prepare("coarse", 513, 534, "Set", chosen, plan=False, progress=False)
+    assert read_json(folder / "dataset.json")["coarse_to_fine"]["settings"]["largest_components"] == ["kidney"]
+    with pytest.raises(derived.UserError, match="largest_components: spleen is no class"):
+        derived.prepare("coarse", 513, 535, "No", {**changes, "largest_components": ["spleen"]}, plan=False, progress=False)
+
+
+def test_boxes_keep_the_largest_component_of_the_same_classes(place, coarse, monkeypatch):
+    from nnunet_partial.data.raw import read_raw_dataset
+    from nnunet_partial.inference.coarse_to_fine import derived
+    from nnunet_partial.inference.coarse_to_fine.stages import load_stage
+
+    derivation = derived.derive("fine", 511, 522, None, {"largest_components": ["kidney"]}, load_stage(521, "coarse"))
+    seen = []
+    monkeypatch.setattr(c2f, "predict_coarse", lambda *a: seen.append(a[5]) or np.ones((4, 4, 4), np.uint8))
+    case = read_raw_dataset(place.source).cases["none_0"]
+    channels, labels = ([c2f.to_lps(sitk.ReadImage(str(i)))] for i in (case.images[0], case.label))
+    derived.fine_box(derivation, case, channels, labels[0])
+    assert seen == [[2]]
+    assert derived.derive("fine", 511, 522, None, {}, load_stage(521, "coarse")).settings.largest_components == list(ORGANS)
+
+
 def test_prepare_goes_on_where_it_was(place, coarse):
     from nnunet_partial.inference.coarse_to_fine import derived
 
@@ -347,6 +387,7 @@ def test_predicted_files_are_those_of_the_steps(coarse, fine, scans, tmp_path):
         settings,
         c2f.clip_and_standardise,
         c2f.clip_and_standardise,
+        largest=(1, 2),  # both organs are one piece in every label file
     )
     np.testing.assert_array_equal(read(tmp_path / "mask.nii.gz"), sitk.GetArrayFromImage(expected))
 
