@@ -1,8 +1,9 @@
 """Accuracy of the methods on real anatomy, on identical splits and budgets: nnunet_partial compare on public sets.
 
-    python benchmarks/accuracy.py hippocampus --work WORK --out docs/results/hippocampus --seeds 0 1 2
-    python benchmarks/accuracy.py ACDC --work WORK --out docs/results/acdc
-    python benchmarks/accuracy.py abdomen --work WORK --out docs/results/abdomen --device cuda --planned-network
+    python benchmarks/accuracy.py hippocampus --work WORK --steps 4000 --seeds 0 1 2
+    python benchmarks/accuracy.py hippocampus --table --steps 4000 --out docs/results/hippocampus
+    python benchmarks/accuracy.py hippocampus --work WORK --steps 500 1000 2000 4000 8000 --methods naive,partial,full
+    python benchmarks/accuracy.py hippocampus --curve --out docs/results/hippocampus_curve
 
 hippocampus  MSD Task04 (T1 MRI): one half of the training cases annotated for the anterior part only, the other half for
              the posterior part only
@@ -10,86 +11,160 @@ ACDC         cine MRI: three sources, one each for right ventricle, myocardium a
              are of one source
 abdomen      CT painted on real eight-organ anatomy: four sources (liver; both kidneys as one class; pancreas; spleen)
 
-The cases that are left are fully labelled and used for testing alone. Of each source a few cases are held out of training,
-for nnU-Net's own validation. Writes OUT.json and OUT.md (the figures, with what they were measured with) and OUT_*.png (for each
-class the median case as every method sees it); the comparison's own page stays in WORK.
+The cases that are left are fully labelled and used for testing alone. Of each source some cases are held out of training: they
+are what budgets and settings are chosen by.
 
-Needs NNUNET_PARTIAL_DATA. Interrupted, it goes on where it was when started again.
+Each method and seed that is finished leaves its scores per case in RESULTS (benchmarks/results/accuracy), a small file to be
+committed. What is there is not trained again, on this or another machine, with or without models; an interrupted training goes
+on where it was. --table and --curve read these files alone. A table needs three seeds of every method, and twice the steps of full
+supervision, to show that the budget has converged.
+
+Every budget has ten epochs, so that the learning rate falls in the same ten steps. co_training.ema_decay averages over a quarter of
+the training, at most the paper's 0.999 (4000 steps and more).
+
+A study takes hours. Give it code that nobody changes meanwhile: git worktree add --detach FOLDER COMMIT, PYTHONPATH=FOLDER; WORK
+refuses to go on with another commit. Needs NNUNET_PARTIAL_DATA, but for --table and --curve.
 """
 
 import argparse
-import base64
-import html
 import re
+import shlex
 from pathlib import Path
 
-import studies  # beside this file, as circumstances is
-from circumstances import circumstances
+import scores  # beside this file, as studies and circumstances are
+import studies
+from circumstances import circumstances, command
 
 from nnunet_partial import paths
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
 from nnunet_partial.demo.study import run
-from nnunet_partial.errors import exit_on_user_error
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.evaluation.evaluate import evaluate_folder
+from nnunet_partial.evaluation.results import read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
-from nnunet_partial.orchestration.compare.methods import METHODS
+from nnunet_partial.orchestration.compare.comparison import Comparison
+from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
+from nnunet_partial.orchestration.compare.steps import Options
 
 COMPLETE, PARTIAL, FULL = 601, 611, 621  # dataset ids of the original, the partially and the fully labelled dataset
+EPOCHS = 10  # of every budget
+RESULTS = Path(__file__).parent / "results" / "accuracy"
 DESIGNS = {
     "hippocampus": {
         "sources": {"front": ("anterior",), "back": ("posterior",)},
         "test": 53,
-        "validation": 4,
-        "variant": {"features": "8,16,32,64", "batch_size": 8, "co_training.ema_decay": 0.99},
+        "validation": 10,
+        "variant": {"features": "8,16,32,64", "batch_size": 8},
+        "bars": (("student", "full", -0.5), ("student", "naive", 8.0), ("mskd", "naive", 8.0)),
     },
     "ACDC": {
         "sources": {"right": ("right ventricle",), "wall": ("myocardium",), "left": ("left ventricle",)},
         "test": 19,
-        "validation": 1,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "128,128", "co_training.ema_decay": 0.99},
+        "validation": 3,
+        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "128,128"},
+        "bars": (("student", "full", -1.0),),
     },
     "abdomen": {
         "sources": {"lits": ("liver",), "kits": ("kidney",), "nih": ("pancreas",), "msd": ("spleen",)},
         "test": 31,
-        "validation": 2,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "96,128", "co_training.ema_decay": 0.99},
+        "validation": 5,
+        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "96,128"},
+        "bars": (("student", "full", -1.0),),
     },
 }
 
 
 def main():
+    arguments = parsed()
+    with exit_on_user_error():
+        check(arguments)
+        if arguments.table:
+            publish_table(arguments)
+        elif arguments.curve:
+            publish_curve(arguments)
+        else:
+            train_and_record(arguments)
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=DESIGNS)
-    parser.add_argument("--work", type=Path, required=True, help="folder for data, models and predictions")
-    parser.add_argument("--out", type=Path, required=True, help="results are written to OUT.json, OUT.md, OUT_*.png")
+    parser.add_argument("--work", type=Path, help="folder for data, models and predictions")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="scores per case (default: benchmarks/results/accuracy)")
+    parser.add_argument("--steps", nargs="+", type=int, default=[4000], help="of every network; several are budgets of a curve")
+    parser.add_argument(
+        "--methods", default="", help="as nnunet_partial compare takes them (default: all; table: all that are there)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--configuration", default="2d", choices=("2d", "3d_fullres"), help="default: 2d")
-    parser.add_argument("--methods", default=",".join(METHODS), help="as nnunet_partial compare takes them (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--iterations", type=int, default=50, help="steps per epoch")
+    parser.add_argument("--record", action="store_true", help="train nothing: record what is finished in WORK")
+    parser.add_argument("--table", action="store_true", help="write OUT.json and OUT.md from the scores that are there")
+    parser.add_argument("--curve", action="store_true", help="write OUT.json, OUT.md and OUT.png: DSC against steps")
+    parser.add_argument("--out", type=Path, help="of --table and --curve")
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--initial-lr", type=float, default=3e-3)
     parser.add_argument("--cases", type=int, help="use this many training cases (ACDC: patients) only")
     parser.add_argument("--test-cases", type=int, help="test on this many cases (ACDC: patients)")
     parser.add_argument("--tta", action="store_true", help="mirror when predicting")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="further settings of every model (see nnunet_partial variant --help)",
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further settings of every model")
     parser.add_argument("--planned-network", action="store_true", help="the planned network, batch and patch size (needs a GPU)")
     parser.add_argument("--atso-generations", type=int, default=3)
     parser.add_argument("--atso-fine-tune-epochs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side on the CPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    arguments = parser.parse_args()
-    with exit_on_user_error():
-        arguments.base = arguments.work.absolute() / arguments.study
-        studies.use_folders(arguments.base, arguments.device)
-        prepared = prepare(arguments)
-        publish(arguments, prepared, compare(arguments, prepared))
+    return parser.parse_args()
+
+
+def check(arguments):
+    """What can be said before anything is done."""
+    for steps in arguments.steps:
+        if steps < EPOCHS or steps % EPOCHS:
+            raise UserError(f"--steps {steps}: every budget has {EPOCHS} epochs, so give a multiple of {EPOCHS}.")
+    reads = arguments.table or arguments.curve
+    needed, why = ("out", "the files to write") if reads else ("work", "a folder for data and models")
+    if getattr(arguments, needed) is None:
+        raise UserError(f"--{needed} is missing: {why}.")
+    if arguments.table and len(arguments.steps) != 1:
+        raise UserError("--table is of one budget: give one number of --steps.")
+    if arguments.table and len(set(arguments.seeds)) < scores.SEEDS_OF_A_TABLE:
+        raise UserError(f"an accuracy table needs {scores.SEEDS_OF_A_TABLE} seeds, --seeds names {len(set(arguments.seeds))}.")
+    if not reads:
+        arguments.methods = arguments.methods or ",".join(METHODS)
+    find_methods(methods_of(arguments))
+
+
+def methods_of(arguments):
+    return [i for i in arguments.methods.split(",") if i]
+
+
+# ------------------------------------------------------------------ budgets
+
+
+def settings(arguments, steps):
+    """Name -> value, as text, of everything that differs from the plans."""
+    own = {
+        "num_epochs": EPOCHS,
+        "num_iterations_per_epoch": steps // EPOCHS,
+        "num_val_iterations_per_epoch": 2,
+        "optimizer": arguments.optimizer,
+        "initial_lr": arguments.initial_lr,
+        **({} if arguments.planned_network else DESIGNS[arguments.study]["variant"]),
+        "co_training.ema_decay": round(max(0.0, min(0.999, 1 - 4 / steps)), 6),
+    }
+    return {**{k: str(v) for k, v in own.items()}, **dict(i.split("=", 1) for i in arguments.set)}
+
+
+def budget_name(arguments, steps):
+    """``2d-4000``, and what else differs from the design: each budget has its own models and scores."""
+    differs = [
+        *arguments.set,
+        *(["planned"] if arguments.planned_network else []),
+        *(["tta"] if arguments.tta else []),
+        *([arguments.optimizer] if arguments.optimizer != "adamw" else []),
+        *([f"lr={arguments.initial_lr:g}"] if arguments.initial_lr != 3e-3 else []),
+    ]
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([arguments.configuration, str(steps), *differs])).strip("-")
 
 
 # ------------------------------------------------------------------ data
@@ -122,8 +197,7 @@ def prepare(arguments):
     }
     for dataset in (PARTIAL, FULL):
         write_json([split], paths.preprocessed_dataset(dataset) / "splits_final.json")
-    images, truth = studies.write_test_set(arguments.base / "test", cases, test, complete)
-    return {"images": images, "truth": truth, "test": test, "shares": {k: len(v["train"]) for k, v in shares.items()}}
+    return studies.write_test_set(arguments.base / "test", cases, test, complete)
 
 
 def divide(arguments, units):
@@ -140,108 +214,218 @@ def divide(arguments, units):
     return shares, [case for unit in test for case in units[unit]]
 
 
-# ------------------------------------------------------------------ training
+# ------------------------------------------------------------------ training, seed by seed
 
 
-def settings(arguments):
-    """Name -> value, as text, of everything that differs from the plans."""
-    own = {
-        "num_epochs": arguments.epochs,
-        "num_iterations_per_epoch": arguments.iterations,
-        "num_val_iterations_per_epoch": 2,
-        "optimizer": arguments.optimizer,
-        "initial_lr": arguments.initial_lr,
-        **({} if arguments.planned_network else DESIGNS[arguments.study]["variant"]),
-    }
-    return {**{k: str(v) for k, v in own.items()}, **dict(i.split("=", 1) for i in arguments.set)}
+def train_and_record(arguments):
+    """Every method, seed and budget that has no scores yet."""
+    todo = [(seed, steps) for seed in arguments.seeds for steps in arguments.steps if missing(arguments, steps, seed)]
+    if not todo:
+        print(f"nothing to train: every method and seed has its scores in {arguments.results / arguments.study}.")
+        return
+    arguments.base = arguments.work.absolute() / arguments.study
+    studies.use_folders(arguments.base, arguments.device)
+    test_set = prepare(arguments)
+    keep_code(arguments)
+    for seed, steps in todo:
+        one = Budget(arguments, steps, seed, *test_set)
+        one.record()
+        if not arguments.record and missing(arguments, steps, seed):
+            try:
+                one.train()
+            finally:
+                one.record()
 
 
-def compare(arguments, prepared):
-    """Run the comparison; returns the path of its page. Its folder is the budget's, so that another one is another run."""
-    given = re.sub(r"[^A-Za-z0-9]+", "-", "".join(f"-{i}" for i in arguments.set)).rstrip("-")
-    name = f"{arguments.configuration}-e{arguments.epochs}x{arguments.iterations}{given}".replace("_", "-")
-    out = arguments.base / "comparison" / name
-    run(
-        [
-            "nnunet_partial",
-            "compare",
-            PARTIAL,
-            "--configuration",
-            arguments.configuration,
-            "--methods",
-            arguments.methods,
-            "--name",
-            name,
-            *(j for k, v in settings(arguments).items() for j in ("--set", f"{k}={v}")),
-            "--seeds",
-            *arguments.seeds,
-            "--test-images",
-            prepared["images"],
-            "--test-labels",
-            prepared["truth"],
-            "--full-dataset",
-            FULL,
-            *([] if arguments.tta else ["--disable-tta"]),
-            "--atso-generations",
-            arguments.atso_generations,
-            "--atso-fine-tune-epochs",
-            arguments.atso_fine_tune_epochs,
-            "--processes",
-            arguments.processes,
-            "--device",
-            arguments.device,
-            "--out",
-            out,
-        ],
-        arguments.base / "logs" / f"compare_{name}.log",
-    )
-    return out / "report.html"
+def missing(arguments, steps, seed):
+    """Methods of one budget and seed that have no scores yet."""
+    budget = budget_name(arguments, steps)
+    return [i for i in methods_of(arguments) if not score_file(arguments, budget, i, seed).is_file()]
+
+
+def score_file(arguments, budget, method, seed):
+    name = re.sub(r"[^A-Za-z0-9]+", "-", method)
+    return scores.score_file(arguments.results, arguments.study, budget, name, seed)
+
+
+def keep_code(arguments):
+    """Remember with which code WORK was begun; raise UserError for another, which would mix two in one table."""
+    file, now = arguments.base / "code.json", {k: v for k, v in circumstances().items() if k in ("commit", "versions")}
+    if file.is_file():
+        kept = read_json(file)
+        different = [f"{k} {kept.get(k)} then, {now[k]} now" for k in now if kept.get(k) != now[k]]
+        if different:
+            raise UserError(
+                f"{file}: {'; '.join(different)}. Go on with the code of then (git worktree add --detach FOLDER COMMIT, "
+                "PYTHONPATH=FOLDER), or choose another --work."
+            )
+    write_json(now, file)
+
+
+class Budget:
+    """The comparison of one budget and seed, in its folder of WORK."""
+
+    def __init__(self, arguments, steps, seed, images, truth):
+        self.arguments, self.steps, self.seed, self.images, self.truth = arguments, steps, seed, images, truth
+        self.name = budget_name(arguments, steps)
+        self.out = arguments.base / "comparison" / self.name
+
+    @property
+    def settings(self):
+        return settings(self.arguments, self.steps)
+
+    @property
+    def missing(self):
+        return missing(self.arguments, self.steps, self.seed)
+
+    def train(self):
+        """Run nnunet_partial compare for what is missing."""
+        o = self.arguments
+        run(
+            [
+                *("nnunet_partial", "compare", PARTIAL, "--configuration", o.configuration, "--methods", ",".join(self.missing)),
+                *("--name", self.name, *(j for k, v in self.settings.items() for j in ("--set", f"{k}={v}"))),
+                *("--seeds", self.seed, "--test-images", self.images, "--test-labels", self.truth, "--full-dataset", FULL),
+                *([] if o.tta else ["--disable-tta"]),
+                *("--atso-generations", o.atso_generations, "--atso-fine-tune-epochs", o.atso_fine_tune_epochs),
+                *("--processes", o.processes, "--device", o.device, "--out", self.out),
+            ],
+            o.base / "logs" / f"compare_{self.name}_seed{self.seed}.log",
+        )
+
+    # ---- what is kept
+
+    def record(self):
+        """Write the scores of every method that is finished in WORK and has none yet."""
+        for method in self.missing:
+            comparison = Comparison(self._options(method))
+            step = next(i for i in comparison.steps if i.name == f"s{self.seed}-{method}-evaluate")
+            if comparison.is_done(step):
+                file = score_file(self.arguments, self.name, method, self.seed)
+                scores.write_score(self._score(comparison, method), file)
+                print(
+                    f"{method}, seed {self.seed}, {self.steps} steps: {scores.mean_dsc(scores.read_score(file)):.2f} DSC; {file}"
+                )
+
+    def _options(self, method):
+        return Options(
+            paths.dataset_name(str(PARTIAL)),
+            self.arguments.configuration,
+            (method,),
+            str(self.out),
+            name=self.name,
+            settings=tuple(f"{k}={v}" for k, v in self.settings.items()),
+            seeds=(self.seed,),
+            test_images=str(self.images),
+            test_labels=str(self.truth),
+            full_dataset=str(FULL),
+            device=self.arguments.device,
+            disable_tta=not self.arguments.tta,
+            atso_generations=self.arguments.atso_generations,
+            atso_fine_tune_epochs=self.arguments.atso_fine_tune_epochs,
+        )
+
+    def _score(self, comparison, method):
+        classes = list(comparison.planner.annotations.classes)
+        split = read_json(self.arguments.base / "split.json")
+        return {
+            "study": self.arguments.study,
+            "budget": self.name,
+            "steps": self.steps,
+            "method": method,
+            "title": comparison.planner.methods[method].title,
+            "seed": self.seed,
+            "settings": self.settings,
+            "classes": classes,
+            "cases": scores.digest(split),
+            "training_cases_per_source": {k: len(v["train"]) for k, v in split["sources"].items()},
+            "command": self._command(method),
+            **read_json(self.arguments.base / "code.json"),
+            "machine": circumstances()["machine"],
+            "commands": {
+                i["step"]: {"part": i["part"], "seconds": _rounded(i["seconds"]), "core_seconds": _rounded(i["cpu_seconds"])}
+                for i in comparison.commands()
+                if i["part"] != "plans"
+            },
+            "test": scores.by_case(read_metrics(comparison.planner.evaluation(method, self.seed)), classes),
+            "validation": scores.by_case(self._validation_rows(comparison.planner, method), classes),
+        }
+
+    def _command(self, method):
+        """The command that makes this one file."""
+        o = self.arguments
+        return shlex.join(
+            [
+                *("python", "benchmarks/accuracy.py", o.study, "--work", "WORK", "--steps", str(self.steps), "--methods", method),
+                *("--seeds", str(self.seed), *(j for i in o.set for j in ("--set", i))),
+                *(["--configuration", o.configuration] if o.configuration != "2d" else []),
+                *(["--optimizer", o.optimizer] if o.optimizer != "adamw" else []),
+                *(["--initial-lr", f"{o.initial_lr:g}"] if o.initial_lr != 3e-3 else []),
+                *(["--planned-network"] if o.planned_network else []),
+                *(["--tta"] if o.tta else []),
+            ]
+        )
+
+    def _validation_rows(self, planner, method):
+        """nnU-Net's own validation, with mirroring, against the labels of all classes. A teacher knows its classes alone, and
+        the cases of its source."""
+        truth, rows = paths.preprocessed_dataset(FULL) / "gt_segmentations", []
+        for model in planner.models(method, self.seed):
+            folder = paths.fold_folder(model, "0") / "validation"
+            if any(folder.glob("*.nii.gz")):
+                own = _classes_of(model, planner.annotations.classes)
+                more = {"annotated": own, "metrics": scores.METRICS, "allow_missing": True, "processes": 1, "progress": False}
+                rows += evaluate_folder(folder, truth, str(FULL), **more)
+        return rows
+
+
+def _rounded(seconds):
+    return None if seconds is None else round(seconds, 1)
+
+
+def _classes_of(model, classes):
+    known = read_json(model / "dataset.json")["labels"]
+    return [i for i in classes if i in known]
 
 
 # ------------------------------------------------------------------ what is published
 
 
-def publish(arguments, prepared, page):
-    """The figures and pictures of the page, without the names of this machine's folders."""
-    out = arguments.out
-    for ending in (".json", ".md"):
-        text = page.with_suffix(ending).read_text(encoding="utf-8")
-        for folder, name in ((str(arguments.work.absolute()), "WORK"), (str(studies.data_folder()), "DATA")):
-            text = text.replace(folder, name)
-        write_text(text, out.with_suffix(ending))
-    about = {
-        "study": arguments.study,
-        **circumstances(),
-        "configuration": arguments.configuration,
-        "settings": settings(arguments),
-        "training_cases_per_source": prepared["shares"],
-        "test_cases": len(prepared["test"]),
-        "seeds": arguments.seeds,
-    }
-    write_json({**about, **read_json(out.with_suffix(".json"))}, out.with_suffix(".json"))
-    text = out.with_suffix(".md").read_text(encoding="utf-8").partition("\n")[2]
-    write_text(
-        f"# {arguments.study}: {len(prepared['test'])} test cases, {len(arguments.seeds)} seed(s)\n{text.rstrip()}\n\n"
-        f"{arguments.configuration}, {arguments.epochs} x {arguments.iterations} steps, {settings(arguments)}; training cases "
-        f"per source {prepared['shares']}.\n\n`{about['command']}`\n\n{about['machine']}; {about['versions']}\n",
-        out.with_suffix(".md"),
-    )
-    write_pictures(page, out)
-    print(f"{text}\npage: {page}")
+def publish_table(arguments):
+    """OUT.json and OUT.md; nothing is written unless the table is complete and its budget has converged."""
+    (steps,), found = arguments.steps, scores.read_study(arguments.results, arguments.study)
+    budget, twice = budget_name(arguments, steps), budget_name(arguments, 2 * steps)
+    chosen = scores.complete(found, budget, methods_of(arguments), arguments.seeds)
+    content = scores.tabulate(chosen, scores.require_converged(found, budget, twice))
+    page = scores.table_page(content, DESIGNS[arguments.study]["bars"], command())
+    write_json({"command": command(), **content}, arguments.out.with_suffix(".json"))
+    write_text(page, arguments.out.with_suffix(".md"))
+    print(page)
 
 
-def write_pictures(page, out):
-    """The page's pictures of one case as every method sees it, as files of their own: OUT_CLASS.png."""
-    figures = re.findall(
-        r'<img src="data:image/png;base64,([^"]+)"[^>]*>\s*<figcaption>(.*?)</figcaption>',
-        page.read_text(encoding="utf-8"),
-        re.DOTALL,
-    )
-    for content, caption in figures:
-        name, _, what = html.unescape(caption).partition(": case ")
-        if "each method" in what:
-            with atomic_path(out.with_name(f"{out.name}_{name.replace(' ', '_')}.png")) as file:
-                Path(file).write_bytes(base64.b64decode(content))
+def publish_curve(arguments):
+    """OUT.json, OUT.md, OUT.png."""
+    found = scores.read_study(arguments.results, arguments.study)
+    every = sorted({i["steps"] for i in found})
+    budgets = {budget_name(arguments, i): i for i in every}
+    points = scores.curve(found, budgets, methods_of(arguments))
+    if not points:
+        raise UserError(
+            f"there are no scores of {', '.join(budgets) or arguments.study} in {arguments.results}. Train some first."
+        )
+    methods = list(dict.fromkeys(i["method"] for i in points))
+    movements = [
+        scores.movement(found, budget_name(arguments, i), budget_name(arguments, 2 * i), method)
+        for method in methods
+        for i in every
+    ]
+    movements = [i for i in movements if i is not None]
+    page = scores.curve_page(arguments.study, points, movements, command())
+    write_json({"command": command(), "points": points, "movements": movements}, arguments.out.with_suffix(".json"))
+    write_text(page, arguments.out.with_suffix(".md"))
+    with atomic_path(arguments.out.with_suffix(".png")) as file:
+        scores.draw_curve(arguments.study, points).savefig(file, format="png", dpi=110)
+    print(page)
 
 
 if __name__ == "__main__":

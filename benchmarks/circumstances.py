@@ -1,19 +1,20 @@
-"""What every result says of how it came about: command, machine, versions."""
+"""What every result says of how it came about: command, machine, versions, commit."""
 
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 PACKAGES = ("torch", "nnunetv2", "nnunet_partial", "numpy", "SimpleITK", "surface-distance")
-_FOLDERS = ("--work", "--out", "--folder")  # where this machine keeps things is nobody's business
+_FOLDERS = ("--work", "--out", "--folder", "--results")  # where this machine keeps things is nobody's business
 
 
 def circumstances() -> dict:
-    """``command``, ``machine`` and ``versions`` of this process, ready for JSON."""
-    return {"command": command(), "machine": machine(), "versions": versions()}
+    """``command``, ``machine``, ``versions`` and ``commit`` of this process, ready for JSON."""
+    return {"command": command(), "machine": machine(), "versions": versions(), "commit": commit()}
 
 
 def command() -> str:
@@ -42,6 +43,23 @@ def versions() -> dict:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str:
+    """The commit of the package that is imported, with ``+changes`` if its files differ; "" outside a repository."""
+    import nnunet_partial
+
+    folder = Path(nnunet_partial.__file__).parent
+    found = _git(folder, "rev-parse", "--short=12", "HEAD")
+    return f"{found}+changes" if found and _git(folder, "status", "--porcelain", "--", ".") else found
+
+
+def _git(folder: Path, *argv: str) -> str:
+    try:
+        result = subprocess.run(["git", "-C", str(folder), *argv], capture_output=True, text=True)
+    except FileNotFoundError:  # no git
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 def _processor() -> str:

@@ -141,7 +141,12 @@ def fuse(argv):
 
 
 def evaluate(argv):
-    write(digest(*(j for i in several(argv, "--pred") for j in contents(i))), os.path.join(option(argv, "--out"), "metrics.json"))
+    rows = []
+    for text in (j for i in several(argv, "--pred") for j in contents(i)):
+        for name in ("liver", "kidney"):
+            dice = int(digest(name, text)[:4], 16) / 16**4
+            rows.append({"case": text.split(".nii.gz=")[0], "source": "", "class": name, "dice": dice})
+    write(json.dumps({"rows": rows}), os.path.join(option(argv, "--out"), "metrics.json"))
 
 
 def efficiency(argv):

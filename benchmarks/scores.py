@@ -1,0 +1,416 @@
+"""Scores of finished trainings, one small file a method and seed, and the tables and curves that are made of these alone.
+
+::
+
+    RESULTS/hippocampus/2d-4000/mskd_seed0.json
+
+holds the Dice (and 95 % Hausdorff distance) of every test case and every validation case, with the settings, the command, the
+commit, the machine, the versions and the core seconds of every step. A file that is there is never trained again, on no machine:
+models may go. Files of one study that were made on other cases, or with other settings, are not put side by side.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.ranking import average_over_seeds, pairwise, rank
+from nnunet_partial.evaluation.results import json_values
+from nnunet_partial.evaluation.statistics import bootstrap_ci
+from nnunet_partial.files import read_json, write_text
+
+VERSION = 1
+METRICS = ("dice", "hausdorff95_mm")
+SEEDS_OF_A_TABLE = 3
+CONVERGED_DSC = 0.5  # the most that twice the steps may move full supervision, in points of DSC
+FULL, NAIVE = "full", "naive"
+_REQUIRED = ("study", "budget", "steps", "method", "title", "seed", "settings", "classes", "cases", "commands", "test")
+TEACHES_NOTHING_NEW = (NAIVE, "individual", FULL)  # everything else is a single student of partial labels
+
+
+# ------------------------------------------------------------------ files
+
+
+def score_file(results: Path, study: str, budget: str, method: str, seed: int) -> Path:
+    return Path(results) / study / budget / f"{method}_seed{seed}.json"
+
+
+def digest(content) -> str:
+    """Short name of which cases a study trains, validates and tests on."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def by_case(rows: Iterable[Mapping], classes: Sequence[str]) -> dict:
+    """metric -> case -> a value a class (None: nothing to measure, "inf": missed or invented) of rows of ``evaluate``."""
+    found = {}
+    for row in rows:
+        for metric in METRICS:
+            if metric in row:
+                values = found.setdefault(metric, {}).setdefault(row["case"], [None] * len(classes))
+                value = float(row[metric])
+                values[classes.index(row["class"])] = json_values(round(value, 5) if math.isfinite(value) else value)
+    return found
+
+
+def write_score(content: Mapping, file: Path) -> None:
+    """One line a key, so that a difference between two files can be read."""
+    lines = [f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in {"version": VERSION, **content}.items()]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text("{\n" + ",\n".join(lines) + "\n}\n", file)
+
+
+def read_score(file: Path) -> dict:
+    remedy = "Remove it and run benchmarks/accuracy.py again."
+    content = read_json(file, remedy)
+    missing = [i for i in _REQUIRED if i not in content] if isinstance(content, dict) else ["an object"]
+    if missing or content.get("version") != VERSION:
+        raise UserError(
+            f"{file} is no score file of version {VERSION}: {', '.join(missing) or 'the version'} is missing. {remedy}"
+        )
+    return content
+
+
+def read_study(results: Path, study: str) -> list:
+    """Every score of a study, checked to be of the same cases; by budget, method and seed."""
+    files = sorted((Path(results) / study).glob("*/*_seed*.json"))
+    scores = [read_score(i) for i in files]
+    for file, score in zip(files, scores):
+        if score["cases"] != scores[0]["cases"]:
+            raise UserError(
+                f"{file} was made on other cases than {files[0]}. Keep the results of other splits in another --results."
+            )
+    return scores
+
+
+def rows_of(score: Mapping, part: str = "test") -> list:
+    """Rows as ``nnunet_partial evaluate`` has them, of the ``test`` or the ``validation`` cases."""
+    values = score[part]
+    return [
+        {"case": case, "source": "", "class": name, **{m: _number(values[m][case][n]) for m in values}}
+        for case in values.get("dice", {})
+        for n, name in enumerate(score["classes"])
+    ]
+
+
+def _number(value) -> float:
+    return math.nan if value is None else float(value)
+
+
+def mean_dsc(score: Mapping, part: str = "test") -> float:
+    """Mean over classes of the mean over cases, in points (0 to 100); NaN where nothing was measured."""
+    table = _table(rows_of(score, part), score["classes"])
+    return (
+        float(np.mean([np.nanmean(i) if np.isfinite(i).any() else math.nan for i in table.T])) * 100 if len(table) else math.nan
+    )
+
+
+def _table(rows: Sequence[Mapping], classes: Sequence[str]) -> np.ndarray:
+    """(cases, classes) of Dice."""
+    cases = list(dict.fromkeys(i["case"] for i in rows))
+    table = np.full((len(cases), len(classes)), np.nan)
+    for row in rows:
+        table[cases.index(row["case"]), classes.index(row["class"])] = row["dice"]
+    return table
+
+
+# ------------------------------------------------------------------ has it converged?
+
+
+def movement(scores: Sequence[Mapping], budget: str, twice: str, method: str = FULL) -> dict | None:
+    """How ``method`` moves from one budget to twice its steps, over the seeds that have both: points of DSC on the validation
+    cases, by which budgets are chosen, and on the test cases with a 95 % bootstrap interval over them. None without such seeds."""
+    found = {(i["budget"], i["seed"]): i for i in scores if i["method"] == method}
+    seeds = [seed for name, seed in found if name == budget and (twice, seed) in found]
+    if not seeds:
+        return None
+    pairs = [(found[budget, i], found[twice, i]) for i in seeds]
+    classes = pairs[0][0]["classes"]
+    moved = np.mean([_table(rows_of(b), classes) - _table(rows_of(a), classes) for a, b in pairs], axis=0)
+    validation = [mean_dsc(b, "validation") - mean_dsc(a, "validation") for a, b in pairs]
+    return {
+        "from": budget,
+        "to": twice,
+        "method": method,
+        "seeds": seeds,
+        "validation": float(np.mean(validation)),
+        "test": float(np.mean(np.nanmean(moved, axis=0))) * 100,
+        "test_interval": [100 * i for i in bootstrap_ci(moved)],
+    }
+
+
+def require_converged(scores: Sequence[Mapping], budget: str, twice: str) -> dict:
+    """The movement of full supervision; raises :class:`UserError` where it is not known to be small."""
+    moved = movement(scores, budget, twice)
+    if moved is None:
+        raise UserError(
+            f"nobody knows yet whether {budget} is enough: no seed of the method full has {twice} as well. Run it with twice the steps."
+        )
+    if not abs(moved["validation"]) < CONVERGED_DSC:
+        raise UserError(
+            f"{budget} has not converged: twice the steps move full supervision by {moved['validation']:+.2f} DSC on the validation "
+            f"cases, and the bar is {CONVERGED_DSC}. Take {twice} for the table; --curve shows what is there."
+        )
+    return moved
+
+
+# ------------------------------------------------------------------ the table
+
+
+def complete(scores: Sequence[Mapping], budget: str, methods: Sequence[str], seeds: Sequence[int]) -> dict:
+    """method -> its scores, one a seed; raises :class:`UserError` unless all are there, with the same settings."""
+    found = {(i["method"], i["seed"]): i for i in scores if i["budget"] == budget}
+    methods = list(methods) or list(dict.fromkeys(i["method"] for i in scores if i["budget"] == budget))
+    missing = [f"{m} with seed {s}" for m in methods for s in seeds if (m, s) not in found]
+    if missing or not methods:
+        raise UserError(
+            f"{budget} lacks {', '.join(missing) or 'every method'}: not an accuracy table yet. Train it, or name the methods that "
+            "are complete with --methods."
+        )
+    chosen = {m: [found[m, s] for s in seeds] for m in methods}
+    first = chosen[methods[0]][0]
+    for score in (i for own in chosen.values() for i in own):
+        if score["settings"] != first["settings"]:
+            raise UserError(
+                f"{budget}: {score['method']} with seed {score['seed']} has other settings than {first['method']}. Remove the file "
+                "of one of them and train it again."
+            )
+    return chosen
+
+
+def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> dict:
+    """Everything that a table says, ready for JSON. ``chosen``: method -> scores, one a seed."""
+    first = next(iter(chosen.values()))[0]
+    title = {m: own[0]["title"] for m, own in chosen.items()}
+    evaluations = {title[m]: [rows_of(i) for i in own] for m, own in chosen.items()}
+    return json_values(
+        {
+            "version": VERSION,
+            "study": first["study"],
+            "budget": first["budget"],
+            "seeds": [i["seed"] for i in next(iter(chosen.values()))],
+            "settings": first["settings"],
+            "training_cases_per_source": first.get("training_cases_per_source"),
+            "test_cases": len(first["test"]["dice"]),
+            "validation_cases": len(first["validation"].get("dice", {})),
+            "converged": moved,
+            "ranking": [{**vars(i), "classes": _class_means(evaluations[i.name], first["classes"])} for i in rank(evaluations)],
+            "pairs": [vars(i) for i in pairwise(evaluations)],
+            "validation_dsc": {title[m]: float(np.mean([mean_dsc(i, "validation") for i in own])) for m, own in chosen.items()},
+            "core_minutes": {title[m]: _core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
+            "core_hours_in_all": _core_seconds([i for own in chosen.values() for i in own]) / 3600,
+            "single_students": [title[m] for m in chosen if m not in TEACHES_NOTHING_NEW],
+            "titles": title,
+            "commits": _distinct(chosen, "commit"),
+            "machines": _distinct(chosen, "machine"),
+            "versions": _distinct(chosen, "versions"),
+        }
+    )
+
+
+def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str]) -> dict:
+    rows = average_over_seeds(evaluations)
+    return dict(zip(classes, map(float, np.nanmean(_table(rows, classes), axis=0))))
+
+
+def _core_seconds(scores: Sequence[Mapping]) -> float:
+    """Of all steps that these scores rest on; teachers that several methods of one seed share count once."""
+    steps = {step: values["core_seconds"] for score in scores for step, values in score["commands"].items()}
+    return float(sum(i or 0 for i in steps.values()))
+
+
+def _distinct(chosen: Mapping[str, Sequence[Mapping]], key: str) -> list:
+    found = []
+    for score in (i for own in chosen.values() for i in own):
+        if score.get(key) not in found:
+            found.append(score.get(key))
+    return found
+
+
+def verdicts(content: Mapping, bars: Sequence[tuple]) -> list:
+    """Bars of a study as rows: what, bar, measured, met. ``bars``: (a, b, least difference a - b in DSC); a may be ``student``,
+    the best single student of partial labels, which is chosen on the validation cases."""
+    students, titles = content["single_students"], content["titles"]
+    best = max(students, key=lambda i: content["validation_dsc"][i] or -1) if students else None
+    rows = []
+    for a, b, least in bars:
+        name, other = (best if a == "student" else titles.get(a)), titles.get(b)
+        pair = _pair(content["pairs"], name, other)
+        if pair is not None:
+            what = f"{'best single student, ' if a == 'student' else ''}{name} against {other}"
+            measured = f"{pair[0]:+.2f} [{pair[1]:+.2f}, {pair[2]:+.2f}]"
+            rows.append((what, f">= {least:+.1f}", measured, "met" if pair[0] >= least else "MISSED"))
+    return rows
+
+
+def _pair(pairs: Sequence[Mapping], a: str | None, b: str | None) -> tuple | None:
+    """``(difference a - b, low, high, p)`` in points of DSC."""
+    for i in pairs:
+        if (i["a"], i["b"]) == (a, b):
+            return 100 * i["difference"], 100 * i["low"], 100 * i["high"], i["p_holm"]
+        if (i["a"], i["b"]) == (b, a):
+            return -100 * i["difference"], -100 * i["high"], -100 * i["low"], i["p_holm"]
+    return None
+
+
+def table_page(content: Mapping, bars: Sequence[tuple], command: str) -> str:
+    """The table as Markdown."""
+    classes, full = list(content["ranking"][0]["classes"]), content["titles"].get(FULL)
+    head = [
+        "method",
+        *classes,
+        "mean [95 % interval over cases]",
+        "SD over seeds",
+        "against full supervision",
+        "p",
+        "core minutes",
+    ]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for own in content["ranking"]:
+        pair = _pair(content["pairs"], own["name"], full)
+        lines.append(
+            _line(
+                [
+                    own["name"],
+                    *(f"{100 * own['classes'][i]:.2f}" for i in classes),
+                    f"{100 * own['mean']:.2f} [{100 * own['low']:.2f}, {100 * own['high']:.2f}]",
+                    f"{100 * own['seed_sd']:.2f}" if own["seed_sd"] is not None else "",
+                    f"{pair[0]:+.2f} [{pair[1]:+.2f}, {pair[2]:+.2f}]" if pair else "",
+                    _p_value(pair[3]) if pair else "",
+                    f"{content['core_minutes'][own['name']]:.1f}",
+                ]
+            )
+        )
+    parts = [
+        f"# {content['study']}: {content['test_cases']} test cases, seeds {', '.join(map(str, content['seeds']))}",
+        f"DSC in percent, {content['budget']} steps a network. Intervals: bootstrap over test cases of the mean over seeds; p: paired "
+        "permutation test over cases, adjusted for all pairs (Holm). Core minutes of one seed, with the teachers that a method needs.",
+        "\n".join(lines),
+    ]
+    judged = verdicts(content, bars)
+    if judged:
+        parts.append("\n".join([_line(["bar", "DSC", "measured", ""]), _line(["---"] * 4), *map(_line, judged)]))
+    parts += [_convergence_line(content["converged"]), _origin(content), f"`{command}`"]
+    return "\n\n".join(i for i in parts if i) + "\n"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _p_value(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _convergence_line(moved: Mapping | None) -> str:
+    if moved is None:
+        return ""
+    low, high = moved["test_interval"]
+    return (
+        f"Twice the steps move full supervision by {moved['validation']:+.2f} DSC on the validation cases (the bar is "
+        f"{CONVERGED_DSC}; {_number_of(moved['seeds'], 'seed')}), by {moved['test']:+.2f} [{low:+.2f}, {high:+.2f}] on the test cases."
+    )
+
+
+def _number_of(values: Sequence, what: str) -> str:
+    return f"{len(values)} {what}{'' if len(values) == 1 else 's'}"
+
+
+def _origin(content: Mapping) -> str:
+    commits = ", ".join(str(i) for i in content["commits"])
+    return (
+        f"{content['core_hours_in_all']:.2f} core hours in all. Settings {content['settings']}; training cases per source "
+        f"{content['training_cases_per_source']}. Commit {commits}; {'; '.join(map(str, content['machines']))}; "
+        f"{'; '.join(map(str, content['versions']))}"
+    )
+
+
+# ------------------------------------------------------------------ the curve: DSC against steps
+
+
+def curve(scores: Sequence[Mapping], budgets: Mapping[str, int], methods: Sequence[str] = ()) -> list:
+    """One point a method and budget, over the seeds that are there. ``budgets``: name -> steps."""
+    points = []
+    names = list(methods) or list(dict.fromkeys(i["method"] for i in scores))
+    for method in names:
+        for budget, steps in sorted(budgets.items(), key=lambda i: i[1]):
+            own = [i for i in scores if (i["method"], i["budget"]) == (method, budget)]
+            if own:
+                table = np.mean([_table(rows_of(i), own[0]["classes"]) for i in own], axis=0)
+                test = [mean_dsc(i) for i in own]
+                points.append(
+                    {
+                        "method": method,
+                        "title": own[0]["title"],
+                        "steps": steps,
+                        "seeds": sorted(i["seed"] for i in own),
+                        "dsc": float(np.mean(test)),
+                        "interval": [100 * i for i in bootstrap_ci(table)],
+                        "seed_sd": float(np.std(test, ddof=1)) if len(test) > 1 else math.nan,
+                        "validation_dsc": float(np.mean([mean_dsc(i, "validation") for i in own])),
+                        "core_minutes": _core_seconds(own) / 60 / len(own),
+                    }
+                )
+    return json_values(points)
+
+
+def curve_page(study: str, points: Sequence[Mapping], movements: Sequence[Mapping], command: str) -> str:
+    steps = sorted({i["steps"] for i in points})
+    found = {(i["title"], i["steps"]): i for i in points}
+    lines = [_line(["method", *map(str, steps)]), _line(["---"] * (len(steps) + 1))]
+    for title in dict.fromkeys(i["title"] for i in points):
+        own = [found.get((title, i)) for i in steps]
+        lines.append(_line([title, *(f"{i['dsc']:.1f} ({len(i['seeds'])})" if i else "" for i in own)]))
+    moved = [
+        _line(
+            [
+                i["method"],
+                f"{i['from']} to {i['to']}",
+                f"{i['validation']:+.2f}",
+                f"{i['test']:+.2f} [{i['test_interval'][0]:+.2f}, {i['test_interval'][1]:+.2f}]",
+                str(len(i["seeds"])),
+            ]
+        )
+        for i in movements
+    ]
+    parts = [
+        f"# {study}: DSC against steps",
+        "Mean test DSC in percent by steps a network; in brackets the number of seeds. No accuracy table: points of one seed are here "
+        "to show how methods start and when they stop gaining.",
+        "\n".join(lines),
+    ]
+    if moved:
+        head = ["method", "twice the steps", "validation cases", "test cases", "seeds"]
+        parts.append("\n".join([_line(head), _line(["---"] * len(head)), *moved]))
+    return "\n\n".join([*parts, f"`{command}`"]) + "\n"
+
+
+def draw_curve(study: str, points: Sequence[Mapping]):
+    """Figure: a line a method, steps on a logarithmic axis, whiskers are 95 % intervals over the test cases."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
+    titles = list(dict.fromkeys(i["title"] for i in points))
+    for number, title in enumerate(titles):
+        own = [i for i in points if i["title"] == title]
+        x = np.array([i["steps"] for i in own]) * 1.02 ** (number - (len(titles) - 1) / 2)  # whiskers beside each other
+        y = np.array([i["dsc"] for i in own])
+        whiskers = np.abs(np.array([i["interval"] for i in own], dtype=float).T - y)
+        axis.errorbar(
+            x, y, whiskers, marker="os^Dv<>P"[number % 8], ms=5, lw=1.5, elinewidth=0.8, color=f"C{number % 10}", label=title
+        )
+    steps = sorted({i["steps"] for i in points})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(steps, [str(i) for i in steps])
+    axis.minorticks_off()
+    axis.set_xlabel("steps a network")
+    axis.set_ylabel("DSC in percent, mean over classes and test cases")
+    axis.set_title(study)
+    axis.grid(color="#dddddd")
+    axis.set_axisbelow(True)
+    axis.legend(loc="lower right")
+    return figure

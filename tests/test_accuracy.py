@@ -1,0 +1,420 @@
+"""The accuracy study: scores outlive models, what is finished is never trained again, and no table of less than it claims."""
+
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunet_partial import cli
+from nnunet_partial.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+CLASSES, CASES = ("liver", "kidney"), 12
+
+
+def load(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    return load(monkeypatch, "scores")
+
+
+@pytest.fixture
+def accuracy(monkeypatch, scores):
+    return load(monkeypatch, "accuracy")
+
+
+# ------------------------------------------------------------------ training, over the stub commands of the comparison
+
+
+class Study:
+    """accuracy.py over stub commands: datasets of two sources below WORK, and a log of every command that was started."""
+
+    def __init__(self, accuracy, monkeypatch, folder):
+        self.module, self.monkeypatch = accuracy, monkeypatch
+        self.work, self.results, self.log = folder / "work", folder / "results", folder / "stub.log"
+        self._stubs(folder / "programs")
+        monkeypatch.setattr(accuracy, "prepare", self.prepare)
+        monkeypatch.setattr(accuracy, "run", lambda argv, log: cli.main([*map(str, argv[1:]), "--executor", "debug"]))
+        monkeypatch.setattr(accuracy.Budget, "_validation_rows", lambda *_: [])
+        for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            monkeypatch.setenv(name, "")  # so that what the study sets is forgotten afterwards
+
+    def _stubs(self, folder):
+        folder.mkdir()
+        source = (ROOT / "tests" / "orchestration" / "compare" / "comparison_stub.py").read_text()
+        for name in ("nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "nnunet_partial"):
+            (folder / name).write_text(f"#!{sys.executable} -SE\n{source}")
+            (folder / name).chmod(0o755)
+        for name, value in (("NNUNET_PARTIAL_PROGRAMS", folder), ("STUB_LOG", self.log), ("OMP_NUM_THREADS", 1)):
+            self.monkeypatch.setenv(name, str(value))
+
+    def prepare(self, arguments):
+        """Two sources of two cases, planned, with a test set of two."""
+        cases = {
+            f"{s}_{i}": {"source": s, "annotated": [o]} for s, o in (("kits", "kidney"), ("lits", "liver")) for i in range(2)
+        }
+        content = {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "liver": 1, "kidney": 2},
+            "numTraining": len(cases),
+            "file_ending": ".nii.gz",
+        }
+        contract = {"nnunet_partial": {"version": 1, "cases": cases}}
+        for name, more in (("Dataset611_Partial", contract), ("Dataset621_Full", {})):
+            for root in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+                (arguments.base / root / name).mkdir(parents=True, exist_ok=True)
+                (arguments.base / root / name / "dataset.json").write_text(json.dumps({**content, **more}))
+            plans = arguments.base / "nnUNet_preprocessed" / name / "nnUNetPlans.json"
+            own = [{"train": ["kits_0", "lits_0"], "val": ["kits_1", "lits_1"]}]
+            plans.with_name("splits_final.json").write_text(json.dumps(own))
+            if not plans.exists():
+                plans.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": {"2d": {}}}))
+        folders = [arguments.base / "test" / i for i in ("imagesTs", "labelsTs")]
+        for folder, ending in zip(folders, ("_0000", "")):
+            folder.mkdir(parents=True, exist_ok=True)
+            for case in ("a", "b"):
+                (folder / f"{case}{ending}.nii.gz").write_text(case)
+        split = {"sources": {s: {"train": [f"{s}_0"], "val": [f"{s}_1"]} for s in ("kits", "lits")}, "test": ["a", "b"]}
+        (arguments.base / "split.json").write_text(json.dumps(split))
+        return folders
+
+    def __call__(self, *more, methods="naive,mskd,full", seeds=(0,)):
+        """What was started: (command, last part of its model or output)."""
+        self.log.unlink(missing_ok=True)
+        argv = ["hippocampus", "--work", self.work, "--results", self.results, "--methods", methods, "--seeds", *seeds, *more]
+        self.monkeypatch.setattr(sys, "argv", ["accuracy.py", *map(str, argv)])
+        self.module.main()
+        return self.started()
+
+    def started(self):
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def trained(self):
+        return [i.split(" -tr ")[1].split()[0].removeprefix("nnUNetTrainer") for i in self.started() if "nnUNetv2_train" in i]
+
+    def files(self):
+        return {str(i.relative_to(self.results)): i.read_text() for i in sorted(self.results.rglob("*.json"))}
+
+
+@pytest.fixture
+def study(accuracy, monkeypatch, tmp_path):
+    return Study(accuracy, monkeypatch, tmp_path)
+
+
+def test_finished_scores_are_not_trained_again_when_the_models_are_gone(study, capsys):
+    study(seeds=(0, 1))
+    kept = study.files()
+    assert sorted(kept) == [f"hippocampus/2d-4000/{m}_seed{s}.json" for m in ("full", "mskd", "naive") for s in (0, 1)]
+    shutil.rmtree(study.work)
+    assert study(seeds=(0, 1)) == [] and "nothing to train" in capsys.readouterr().out and not study.work.exists()
+    study(seeds=(0, 1, 2))
+    assert all("-s2" in i or "seed=2" in i or "s2" in i for i in study.started() if "nnUNetv2" in i)
+    assert sorted(study.trained()) == ["Individual", "Individual", "MSKD", "Naive", "Partial"]
+    assert {k: v for k, v in study.files().items() if "seed2" not in k} == kept and len(study.files()) == 9
+
+
+def test_what_was_finished_before_a_failure_is_kept(study, monkeypatch):
+    monkeypatch.setenv("STUB_FAILS", "nnUNetTrainerMSKD")
+    with pytest.raises(SystemExit) as end:
+        study()
+    assert end.value.code == 2
+    kept = study.files()
+    assert "hippocampus/2d-4000/naive_seed0.json" in kept and "hippocampus/2d-4000/mskd_seed0.json" not in kept
+    monkeypatch.delenv("STUB_FAILS")
+    study()
+    assert study.trained() == ["MSKD"] and len(study.files()) == 3 and kept.items() <= study.files().items()
+
+
+def test_record_trains_nothing(study):
+    study(methods="naive")
+    shutil.rmtree(study.results)
+    assert study("--record", methods="naive,mskd") == []
+    assert list(study.files()) == ["hippocampus/2d-4000/naive_seed0.json"]
+
+
+def test_a_score_says_what_it_rests_on(study):
+    study(methods="mskd")
+    score = json.loads(next(iter(study.files().values())))
+    metrics = study.work / "hippocampus" / "comparison" / "2d-4000" / "evaluation" / "mskd" / "s0" / "metrics.json"
+    rows = json.loads(metrics.read_text())["rows"]
+    assert {(c, CLASSES[n]): v for c, own in score["test"]["dice"].items() for n, v in enumerate(own)} == {
+        (i["case"], i["class"]): pytest.approx(i["dice"], abs=1e-5) for i in rows
+    }
+    trainings = {k: v for k, v in score["commands"].items() if v["part"] in ("teachers", "training")}
+    assert list(trainings) == ["s0-teacher-kits-fold0", "s0-teacher-lits-fold0", "s0-mskd-train-fold0"]
+    assert all(i["core_seconds"] >= 0 and i["seconds"] > 0 for i in trainings.values())
+    assert score["command"] == "python benchmarks/accuracy.py hippocampus --work WORK --steps 4000 --methods mskd --seeds 0"
+    assert score["settings"]["num_iterations_per_epoch"] == "400" and "torch" in score["versions"] and "commit" in score
+    assert str(study.work) not in json.dumps(score)
+
+
+def test_budgets_and_settings_have_scores_of_their_own(study):
+    study("--steps", 500, 4000, methods="naive")
+    study("--set", "oversample_foreground_percent=0.66", methods="naive")
+    assert [i.split("/")[1] for i in study.files()] == ["2d-4000", "2d-4000-oversample-foreground-percent-0-66", "2d-500"]
+
+
+def test_work_does_not_go_on_with_other_code(study, accuracy, monkeypatch, capsys):
+    study(methods="naive")
+    monkeypatch.setattr(accuracy, "circumstances", lambda: {"commit": "another", "versions": {}, "machine": ""})
+    with pytest.raises(SystemExit):
+        study(methods="mskd")
+    error = capsys.readouterr().err
+    assert "another now" in error and "git worktree add" in error and study.trained() == []
+
+
+def test_the_average_of_co_training_fits_the_budget(accuracy):
+    def decay(steps):
+        given = SimpleNamespace(study="hippocampus", optimizer="adamw", initial_lr=3e-3, planned_network=False, set=[])
+        return float(accuracy.settings(given, steps)["co_training.ema_decay"])
+
+    # a quarter of the training: 1 / (1 - decay) = steps / 4, at most the paper's
+    assert [decay(i) for i in (500, 1000, 4000, 8000)] == [0.992, 0.996, 0.999, 0.999]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--steps", "405", "--work", "w"], "multiple of 10"),
+        ([], "--work is missing"),
+        (["--table"], "--out is missing"),
+        (["--table", "--out", "o", "--seeds", "0", "1"], "needs 3 seeds"),
+        (["--table", "--out", "o", "--steps", "500", "1000"], "one budget"),
+        (["--work", "w", "--methods", "none"], "no such method"),
+    ],
+)
+def test_bad_arguments_are_one_line(accuracy, monkeypatch, capsys, argv, message):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "hippocampus", *argv])
+    with pytest.raises(SystemExit) as end:
+        accuracy.main()
+    error = capsys.readouterr().err.strip()
+    assert end.value.code == 2 and message in error and "\n" not in error
+
+
+def test_validation_is_against_all_labels(accuracy, monkeypatch, tmp_path):
+    """A teacher of one class is measured on that class alone, against the labels of all."""
+    truth = np.zeros((2, 4, 4), np.uint8)
+    truth[0, :2], truth[1, 2:] = 1, 2
+    predicted = np.zeros_like(truth)
+    predicted[0, :1] = 1  # 4 of 8 voxels of the liver, in a file of a model that knows the liver alone
+    labels = {"background": 0, "liver": 1, "kidney": 2}
+    files = {tmp_path / "pre" / "Dataset621_Full" / "gt_segmentations" / "c.nii.gz": truth}
+    model = tmp_path / "model"
+    files[model / "fold_0" / "validation" / "c.nii.gz"] = predicted
+    for file, array in files.items():
+        file.parent.mkdir(parents=True)
+        sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
+    content = {"channel_names": {"0": "CT"}, "numTraining": 1, "file_ending": ".nii.gz"}
+    (tmp_path / "pre" / "Dataset621_Full" / "dataset.json").write_text(json.dumps({**content, "labels": labels}))
+    (model / "dataset.json").write_text(json.dumps({**content, "labels": {"background": 0, "liver": 1}}))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / "pre"))
+    budget = accuracy.Budget.__new__(accuracy.Budget)
+    budget.seed = 0
+    planner = SimpleNamespace(models=lambda *_: [model], annotations=SimpleNamespace(classes=CLASSES))
+    rows = budget._validation_rows(planner, "individual")
+    assert [(i["case"], i["class"], i["dice"]) for i in rows] == [("c", "liver", pytest.approx(2 * 4 / (4 + 8)))]
+
+
+# ------------------------------------------------------------------ tables from files alone
+
+
+LEVEL = {"naive": 0.70, "individual": 0.90, "partial": 0.80, "mskd": 0.84, "full": 0.845}
+
+
+@pytest.fixture
+def written(scores, tmp_path):
+    """Scores of five methods and three seeds, and of full supervision with twice the steps; returns their folder."""
+
+    def write(method, seed, steps=4000, shift=0.0, validation_shift=0.0, **changed):
+        rng = np.random.default_rng([seed, steps, *method.encode()])
+        test, validation = (LEVEL[method] + shift + rng.normal(0, 0.02, (n, 2)) for n in (CASES, 8))
+        content = {
+            "study": "hippocampus",
+            "budget": f"2d-{steps}",
+            "steps": steps,
+            "method": method,
+            "title": {"full": "fully supervised"}.get(method, method.upper()),
+            "seed": seed,
+            "settings": {"num_iterations_per_epoch": str(steps // 10)},
+            "classes": list(CLASSES),
+            "cases": "abc",
+            "commands": {
+                f"s{seed}-{method}-train-fold0": {"part": "training", "seconds": 900.0, "core_seconds": 300.0},
+                **(
+                    {f"s{seed}-teacher": {"part": "teachers", "seconds": 900.0, "core_seconds": 240.0}}
+                    if method in ("mskd", "individual")
+                    else {}
+                ),
+            },
+            "machine": "a machine",
+            "versions": {"torch": "2"},
+            "commit": "f00",
+            "test": {"dice": {f"t{i}": list(v) for i, v in enumerate(test)}},
+            "validation": {"dice": {f"v{i}": list(v + validation_shift) for i, v in enumerate(validation)}},
+            **changed,
+        }
+        scores.write_score(content, scores.score_file(tmp_path, "hippocampus", content["budget"], method, seed))
+
+    for seed in range(3):
+        for method in LEVEL:
+            write(method, seed)
+    write.folder = tmp_path
+    return write
+
+
+def publish(accuracy, monkeypatch, folder, *more, out="out"):
+    argv = ["accuracy.py", "hippocampus", "--results", str(folder), "--out", str(folder / out), *more]
+    monkeypatch.setattr(sys, "argv", argv)
+    accuracy.main()
+
+
+def dice(folder, method, seed, part="test"):
+    content = json.loads((folder / "hippocampus" / "2d-4000" / f"{method}_seed{seed}.json").read_text())
+    return np.array(list(content[part]["dice"].values()), dtype=np.float64)
+
+
+def test_the_table_is_made_of_the_files_alone(accuracy, written, monkeypatch):
+    for seed in range(3):
+        table = dice(written.folder, "full", seed, "validation")  # twice the steps: 0.3 points more
+        values = {f"v{i}": list(v + 0.003) for i, v in enumerate(table)}
+        written("full", seed, 8000, validation={"dice": values})
+    publish(accuracy, monkeypatch, written.folder, "--table")
+    content = json.loads((written.folder / "out.json").read_text())
+    every = {m: np.stack([dice(written.folder, m, s) for s in range(3)]) for m in LEVEL}  # (seeds, cases, classes)
+    for own in content["ranking"]:
+        values = every[{"fully supervised": "full"}.get(own["name"], own["name"].lower())]
+        assert own["mean"] == pytest.approx(values.mean(), abs=1e-6)
+        assert own["seed_sd"] == pytest.approx(values.mean((1, 2)).std(ddof=1), abs=1e-6)
+        assert own["classes"] == pytest.approx(dict(zip(CLASSES, values.mean((0, 1)))), abs=1e-6)
+        assert own["low"] < own["mean"] < own["high"]
+    pair = next(i for i in content["pairs"] if {i["a"], i["b"]} == {"MSKD", "NAIVE"})
+    gain = every["mskd"].mean() - every["naive"].mean()
+    assert abs(pair["difference"]) == pytest.approx(gain, abs=1e-6) and pair["p_holm"] < 0.05
+    assert content["converged"]["validation"] == pytest.approx(0.3, abs=1e-3) and content["converged"]["seeds"] == [0, 1, 2]
+    # 300 s of its own and 240 s of its teacher; the teacher of a seed counts once in the whole
+    assert content["core_minutes"]["MSKD"] == pytest.approx(9) and content["core_minutes"]["PARTIAL"] == pytest.approx(5)
+    assert content["core_hours_in_all"] == pytest.approx(3 * (5 * 300 + 240) / 3600)
+    page = (written.folder / "out.md").read_text()
+    assert (
+        f"best single student, MSKD against NAIVE | >= +8.0 | {100 * gain:+.2f}" in page and "a machine" in page and "f00" in page
+    )
+
+
+def test_the_best_student_is_chosen_on_validation_cases(scores, written):
+    for seed in range(3):  # worse on the test cases, better on those that may choose
+        written("partial", seed, validation_shift=0.1)
+    chosen = scores.complete(scores.read_study(written.folder, "hippocampus"), "2d-4000", [], (0, 1, 2))
+    rows = scores.verdicts(
+        scores.tabulate(chosen, None), (("student", "full", -0.5), ("mskd", "naive", 8.0), ("atso", "full", 0.0))
+    )
+    assert [(i[0], i[3]) for i in rows] == [
+        ("best single student, PARTIAL against fully supervised", "MISSED"),
+        ("MSKD against NAIVE", "met"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda write: (write.folder / "hippocampus/2d-4000/mskd_seed1.json").unlink(), "lacks mskd with seed 1"),
+        (lambda write: write("full", 0, 8000, cases="other"), "other cases"),
+        (lambda write: write("mskd", 1, settings={"initial_lr": "1"}), "other settings"),
+        (lambda write: write("full", 0, 8000, shift=0.1), "has not converged: twice the steps move full supervision by +"),
+        (lambda write: None, "no seed of the method full has 2d-8000"),
+        (lambda write: (write.folder / "hippocampus/2d-4000/full_seed0.json").write_text("{}"), "is no score file"),
+    ],
+)
+def test_no_table_of_less_than_it_claims(accuracy, written, monkeypatch, capsys, spoil, message):
+    spoil(written)
+    with pytest.raises(SystemExit) as end:
+        publish(accuracy, monkeypatch, written.folder, "--table")
+    assert end.value.code == 2 and message in capsys.readouterr().err
+    assert not list(written.folder.glob("out*"))
+
+
+def test_movement_is_over_paired_seeds_and_cases(scores, written):
+    written("full", 1, 8000, shift=0.02)
+    moved = scores.movement(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000")
+    content = json.loads((written.folder / "hippocampus/2d-8000/full_seed1.json").read_text())
+    expected = np.array(list(content["test"]["dice"].values())).mean() - dice(written.folder, "full", 1).mean()
+    assert moved["seeds"] == [1] and moved["test"] == pytest.approx(100 * expected, abs=1e-3)
+    assert moved["test_interval"][0] < moved["test"] < moved["test_interval"][1]
+
+
+def test_the_curve_has_a_point_a_method_and_budget(accuracy, written, monkeypatch):
+    written("mskd", 0, 500, shift=-0.3)
+    publish(accuracy, monkeypatch, written.folder, "--curve", "--methods", "mskd,naive")
+    content = json.loads((written.folder / "out.json").read_text())
+    assert [(i["method"], i["steps"], i["seeds"]) for i in content["points"]] == [
+        ("mskd", 500, [0]),
+        ("mskd", 4000, [0, 1, 2]),
+        ("naive", 4000, [0, 1, 2]),
+    ]
+    expected = np.mean([dice(written.folder, "mskd", i).mean() for i in range(3)])
+    assert content["points"][1]["dsc"] == pytest.approx(100 * expected, abs=1e-3)
+    assert (written.folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "No accuracy table" in (written.folder / "out.md").read_text()
+
+
+def test_missed_structures_come_through_a_file(scores, tmp_path):
+    rows = [
+        {"case": "a", "class": "liver", "dice": 0.0, "hausdorff95_mm": math.inf},
+        {"case": "a", "class": "kidney", "dice": math.nan, "hausdorff95_mm": 1.25},
+    ]
+    values = scores.by_case(rows, CLASSES)
+    assert json.loads(json.dumps(values)) == {"dice": {"a": [0.0, None]}, "hausdorff95_mm": {"a": ["inf", 1.25]}}
+    back = scores.rows_of({"test": values, "classes": CLASSES})
+    assert back[0]["hausdorff95_mm"] == math.inf and math.isnan(back[1]["dice"])
+
+
+def test_committed_scores_can_be_read(scores):
+    """Every study's files are of one split, and of code that had no changes."""
+    folder = ROOT / "benchmarks" / "results" / "accuracy"
+    for study in sorted(i.name for i in folder.glob("*")) if folder.is_dir() else []:
+        for score in scores.read_study(folder, study):
+            assert score["study"] == study and score["commit"] and "changes" not in score["commit"]
+            assert 0 <= scores.mean_dsc(score) <= 100 and "/" not in score["command"].replace("benchmarks/accuracy.py", "")
+
+
+def test_the_commit_says_when_files_differ(monkeypatch, tmp_path):
+    circumstances = load(monkeypatch, "circumstances")
+
+    def git(*argv):
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e", *argv], check=True, capture_output=True
+        )
+
+    package = tmp_path / "nnunet_partial"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    monkeypatch.setitem(sys.modules, "nnunet_partial", SimpleNamespace(__file__=str(package / "__init__.py")))
+    assert circumstances.commit() == ""
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "one")
+    clean = circumstances.commit()
+    assert len(clean) == 12
+    (package / "__init__.py").write_text("changed = 1")
+    assert circumstances.commit() == f"{clean}+changes"
+
+
+def test_errors_are_of_the_user(scores, tmp_path):
+    with pytest.raises(UserError, match="lacks every method"):
+        scores.complete([], "2d-4000", [], (0,))
