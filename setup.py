@@ -60,6 +60,7 @@ setup(
         "matplotlib>=3.7",
         "blosc2>=3.3.2",
         "pydicom>=3.0",
+        "python-gdcm>=3.0.24",  # through it pydicom decodes JPEG, JPEG-LS and JPEG 2000
         "h5py>=3.8",
         "jinja2>=3.1",
         "submitit>=1.5",
@@ -67,7 +68,7 @@ setup(
     ],
     extras_require={
         # the counter, in the release of the time, is behind a published figure
-        "test": ["pytest>=7", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "ptflops==0.6.9"],
+        "test": ["pytest>=7", "pytest-xdist>=3.5", "pytest-timeout>=2.2", "ptflops==0.6.9", "dcm2niix>=1.0.20220715"],
         "onnx": ["onnx>=1.16", "onnxruntime>=1.17", "onnxscript>=0.1"],
     },
     entry_points={

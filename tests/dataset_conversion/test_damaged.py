@@ -304,7 +304,7 @@ DAMAGED_SERIES = {
     "the same slice twice": (lambda f: shutil.copy(f / SLICE, f / "copy.dcm"), "lie at the same position"),
     "one slice only": (lambda f: [i.unlink() for i in sorted(f.iterdir())[1:]], "holds one slice"),
     "tilted gantry": (tilt, "tilted gantry"),
-    "truncated slice": (lambda f: truncate(f / SLICE, 0.9), "1-005.dcm cannot be read as an image"),
+    "truncated slice": (lambda f: truncate(f / SLICE, 0.9), "1-005.dcm is truncated or damaged"),
     "slice truncated in its header": (lambda f: truncate(f / SLICE, 0.5), "1-005.dcm is truncated or damaged"),
     "last slice truncated in its header": (lambda f: truncate(f / "1-001.dcm", 0.5), "1-001.dcm is truncated or damaged"),
     "truncated header": (lambda f: truncate(f / SLICE, 0.02), SLICE),

@@ -75,12 +75,13 @@ def pair(
 
 @dataclass(frozen=True)
 class Placed:
-    """An image of the new dataset: its path, how it got there, and the range of its values."""
+    """An image of the new dataset: its path, how it got there, the range of its values, what to know about them."""
 
     path: Path
     how: str
     low: float
     high: float
+    notes: tuple = ()
 
 
 @lru_cache(maxsize=8)
@@ -152,14 +153,15 @@ class DicomSeries:
     stored_geometry = geometry
 
     def array(self) -> np.ndarray:
-        return sitk.GetArrayViewFromImage(dicom.read_volume(dicom.read_headers(self.files)))
+        return sitk.GetArrayViewFromImage(dicom.read_volume(dicom.read_headers(self.files)).image)
 
     def place(self, target: Path, geometry: Geometry, copy: bool) -> Placed:
-        image = dicom.read_volume(dicom.read_headers(self.files))
-        low, high = voxels.value_range(voxels.pieces_of_array(sitk.GetArrayViewFromImage(image)), self.files[0].parent)
+        volume = dicom.read_volume(dicom.read_headers(self.files))
+        pieces = voxels.pieces_of_array(sitk.GetArrayViewFromImage(volume.image))
+        low, high = voxels.value_range(pieces, self.files[0].parent)
         path = target.with_name(target.name + ".nii.gz")
-        voxels.write(image, path, geometry)
-        return Placed(path, views.COPY, low, high)
+        voxels.write(volume.image, path, geometry)
+        return Placed(path, views.COPY, low, high, volume.notes)
 
 
 @dataclass(frozen=True)

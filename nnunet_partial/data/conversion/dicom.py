@@ -1,20 +1,19 @@
 """DICOM series as volumes: slices in the order of their positions, grey values rescaled, gaps and mixtures refused.
 
-File names and instance numbers are not looked at. Positions and axes come from the headers (pydicom), voxels from
-SimpleITK (GDCM), which applies rescale slope and intercept.
+File names and instance numbers are not looked at. pydicom reads headers and stored values (compressed ones with GDCM).
+Rescale slope and intercept may differ from slice to slice and from frame to frame, and are applied to each by itself:
+SimpleITK takes those of the first frame for a whole multi-frame file, and the voxel type of the first file for a series.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_partial.data import images
-from nnunet_partial.data.conversion.voxels import pieces_of_array
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
 
@@ -31,10 +30,16 @@ _TAGS = [
     "SOPClassUID",
     "Modality",
     "SOPInstanceUID",
+    "SamplesPerPixel",
+    "SpacingBetweenSlices",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
 ]
 _SPACING_TOLERANCE_MM = 0.02  # positions are rounded to a few decimals; real gaps are a slice or more
 _DIRECTION_TOLERANCE = 1e-4
-_FILES_AT_ONCE = 16
+_NO_RESCALE = (1.0, 0.0)
+_COMPANIONS = ("thumbs.db", "desktop.ini", ".ds_store", "dicomdir")  # lie in folders of images and are none
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,8 @@ class Slice:
     orientation: tuple
     spacing_mm: tuple  # (along a row, between rows)
     size_xy: tuple
+    rescale: tuple | None = None  # (slope, intercept); None: the header has neither
+    has_table: bool = False  # a modality lookup table takes the place of slope and intercept
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,7 @@ def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> float:
 
 def _slices_of_file(file: Path) -> list:
     import pydicom
+    from pydicom.errors import InvalidDicomError
     from pydicom.uid import UID
 
     try:
@@ -143,26 +151,49 @@ def _slices_of_file(file: Path) -> list:
             if "Image Storage" in getattr(dataset.file_meta, "MediaStorageSOPClassUID", UID("")).name:
                 raise UserError(f"{file} is truncated or damaged. Download the series again")
             return []  # a DICOMDIR, a report, a structure set
-        is_multiframe = "PerFrameFunctionalGroupsSequence" in dataset
-        return _frames(dataset, str(file)) if is_multiframe else [_single(dataset, str(file))]
+        return _slices(dataset, str(file))
     except UserError:
         raise
     except Exception as error:
+        if isinstance(error, InvalidDicomError) and _is_companion(file):
+            return []
         raise UserError(
             f"{file} is not a DICOM image that can be placed in space ({type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''})"
         ) from None
 
 
-def _single(dataset, file: str) -> Slice:
-    return _slice(file, 0, dataset, dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.PixelSpacing)
+def _is_companion(file: Path) -> bool:
+    """Whether a file that is no DICOM is no lost slice either: a licence, a list, what a file manager leaves behind.
+
+    Its name does not end in ``.dcm``, and it is known by name or holds text.
+    """
+    name = os.path.basename(file).lower()
+    if name in _COMPANIONS:
+        return True
+    with open(file, "rb") as stream:
+        start = stream.read(4096)
+    return not name.endswith(".dcm") and bool(start) and all(byte >= 32 or byte in b"\t\r\n\f" for byte in start)
+
+
+def _slices(dataset, file: str) -> list:
+    if dataset.get("SamplesPerPixel", 1) != 1:
+        raise UserError(f"{file} is a picture in colour, not a slice of a scan. Move it out of the folder")
+    if "PerFrameFunctionalGroupsSequence" in dataset:
+        return _frames(dataset, file)
+    if int(dataset.get("NumberOfFrames") or 1) > 1:
+        return _frames_without_positions(dataset, file)
+    return [
+        _slice(file, 0, dataset, dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset)
+    ]
 
 
 def _frames(dataset, file: str) -> list:
     shared = dataset.SharedFunctionalGroupsSequence[0] if "SharedFunctionalGroupsSequence" in dataset else {}
 
     def group(frame, name):
-        return (frame if name in frame else shared)[name].value[0]
+        found = frame if name in frame else shared
+        return found[name].value[0] if name in found else dataset
 
     return [
         _slice(
@@ -172,13 +203,33 @@ def _frames(dataset, file: str) -> list:
             group(frame, "PlanePositionSequence").ImagePositionPatient,
             group(frame, "PlaneOrientationSequence").ImageOrientationPatient,
             group(frame, "PixelMeasuresSequence").PixelSpacing,
+            group(frame, "PixelValueTransformationSequence"),
         )
         for index, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence)
     ]
 
 
-def _slice(file, frame, dataset, position, orientation, spacing) -> Slice:
+def _frames_without_positions(dataset, file: str) -> list:
+    """An old multi-frame file says where its first frame lies and, if at all, how far apart frames are."""
+    frames = int(dataset.NumberOfFrames)
+    if not dataset.get("SpacingBetweenSlices"):
+        raise UserError(
+            f"{file} holds {frames} frames without positions of their own (an old multi-frame file: neither functional groups "
+            "nor SpacingBetweenSlices), so that nothing says where they lie. Export the series as single slices, or as an "
+            "enhanced multi-frame file"
+        )
+    position, orientation = (np.array(i, float) for i in (dataset.ImagePositionPatient, dataset.ImageOrientationPatient))
+    step = np.cross(orientation[:3], orientation[3:]) * float(dataset.SpacingBetweenSlices)
+    return [
+        _slice(file, i, dataset, position + i * step, dataset.ImageOrientationPatient, dataset.PixelSpacing, dataset)
+        for i in range(frames)
+    ]
+
+
+def _slice(file, frame, dataset, position, orientation, spacing, values) -> Slice:
     between_rows, along_row = (float(i) for i in spacing)
+    stated = [values.get(i) for i in ("RescaleSlope", "RescaleIntercept")]
+    rescale = tuple(default if i is None else float(i) for i, default in zip(stated, _NO_RESCALE))
     return Slice(
         file,
         frame,
@@ -187,72 +238,103 @@ def _slice(file, frame, dataset, position, orientation, spacing) -> Slice:
         tuple(map(float, orientation)),
         (along_row, between_rows),
         (int(dataset.Columns), int(dataset.Rows)),
+        None if stated == [None, None] else rescale,
+        "ModalityLUTSequence" in dataset,
     )
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The voxels of a series with its geometry, and what a user should know about them."""
+
+    image: "sitk.Image"
+    notes: tuple = ()
 
 
 @lru_cache(maxsize=1)
-def read_volume(series: Series) -> "sitk.Image":
-    """The voxels of a series in its order, rescaled, with its geometry. int16 where that holds them."""
-    files = list(dict.fromkeys(s.file for s in series.slices))
-    try:
-        with images._reading(Path(files[0]).parent):
-            image = _read_one_file(files[0], series) if len(files) == 1 else _read_files(files, series.geometry)
-    except UserError:
-        for file in files:  # names the one that cannot be read
-            images.read_image(file)
-        raise
-    if image.GetSize() != series.geometry.size_xyz:
-        raise UserError(
-            f"{Path(files[0]).parent}: {image.GetSize()} voxels were read where the headers promise {series.geometry.size_xyz}"
-        )
+def read_volume(series: Series) -> Volume:
+    """The voxels of a series in its order, each slice rescaled as its own header says. int16 where that holds them, else
+    float32; nothing is cut. Raises :class:`UserError` for a file that cannot be decoded."""
+    array, doubtful = np.zeros(series.geometry.shape_zyx, np.int16), {}
+    rescaled_somewhere = any(s.rescale for s in series.slices)
+    for index, stored in _stored_values(series.slices):
+        part = series.slices[index]
+        if part.rescale is None and rescaled_somewhere and not part.has_table:
+            doubtful[index] = stored.copy()
+        else:
+            array = _with_slice(array, index, _rescaled(stored, _NO_RESCALE if part.has_table else part.rescale or _NO_RESCALE))
+    for index, stored in doubtful.items():
+        array = _with_slice(array, index, _like_its_neighbour(stored, index, array, series.slices))
+    image = sitk.GetImageFromArray(array)
     image.SetSpacing(series.geometry.spacing_mm)
     image.SetOrigin(series.geometry.origin_mm)
     image.SetDirection(series.geometry.direction)
-    return image
+    return Volume(image, _notes(series, doubtful))
 
 
-def _read_one_file(file: str, series: Series) -> "sitk.Image":
-    image = _frames_in_order(sitk.ReadImage(file), series)
-    return _as_int16(image) or _at_most_float32(image)
-
-
-def _read_files(files: Sequence[str], geometry: Geometry) -> "sitk.Image":
-    """A few files at a time, because SimpleITK reads rescaled voxels into four bytes or eight where two are enough."""
-    image, start = sitk.Image(geometry.size_xyz, sitk.sitkInt16), 0
-    for some in np.array_split(files, max(1, len(files) // _FILES_AT_ONCE)):
-        part = _as_int16(sitk.ReadImage(some.tolist()))
-        if part is None:
-            return _at_most_float32(sitk.ReadImage(files))
-        image[:, :, start : start + len(some)] = part
-        start += len(some)
-    return image
-
-
-def _as_int16(image: "sitk.Image") -> Optional["sitk.Image"]:
-    """The image as int16 if that holds every value, else None."""
-    if image.GetPixelID() == sitk.sitkInt16:
-        return image
-    whole = all(
-        part.min() >= -32768 and part.max() <= 32767 and (part.dtype.kind in "iu" or np.array_equal(part, np.rint(part)))
-        for part in pieces_of_array(sitk.GetArrayViewFromImage(image))
+def _notes(series: Series, doubtful) -> tuple:
+    if not doubtful:
+        return ()
+    return (
+        f"{len(doubtful)} of {len(series.slices)} slices have no rescale slope and intercept; their values, as stored or "
+        "rescaled like the next slice, were chosen to fit that slice. Look at this image",
     )
-    return sitk.Cast(image, sitk.sitkInt16) if whole else None
 
 
-def _at_most_float32(image: "sitk.Image") -> "sitk.Image":
-    return sitk.Cast(image, sitk.sitkFloat32) if image.GetPixelID() == sitk.sitkFloat64 else image
+def _stored_values(slices: Sequence[Slice]) -> Iterator[tuple]:
+    """``(index, stored values (y, x))`` of every slice, file by file; through the modality lookup table if there is one."""
+    import pydicom
+
+    places: dict = {}
+    for index, part in enumerate(slices):
+        places.setdefault(part.file, []).append(index)
+    for file, indices in places.items():
+        try:
+            frames = pydicom.pixels.iter_pixels(file, indices=[slices[i].frame for i in indices])
+            for index, frame in zip(indices, frames, strict=True):
+                if frame.shape != slices[index].size_xy[::-1]:
+                    raise ValueError(f"{frame.shape} voxels where the header promises {slices[index].size_xy[::-1]}")
+                yield index, _through_table(frame, file) if slices[index].has_table else frame
+        except (ValueError, AttributeError, KeyError, RuntimeError, OSError, EOFError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"{file} is truncated or damaged, or cannot be decoded ({reason}). Download the series again"
+            ) from None
+
+
+def _through_table(frame: np.ndarray, file: str) -> np.ndarray:
+    import pydicom
+
+    return pydicom.pixels.apply_modality_lut(frame, pydicom.dcmread(file, stop_before_pixels=True))
+
+
+def _rescaled(stored: np.ndarray, rescale: tuple) -> np.ndarray:
+    """Whole numbers stay whole numbers."""
+    if all(i.is_integer() for i in rescale) and stored.dtype.kind in "iu":
+        slope, intercept = map(int, rescale)
+        return stored.astype(np.int64) * slope + intercept if slope != 1 else stored.astype(np.int32) + intercept
+    return stored * np.float64(rescale[0]) + np.float64(rescale[1])
+
+
+def _with_slice(volume: np.ndarray, index: int, values: np.ndarray) -> np.ndarray:
+    """``volume`` with a slice put in; it becomes float32 when int16 does not hold the values."""
+    whole = values.dtype.kind in "iu" or np.array_equal(values, np.rint(values))
+    if volume.dtype == np.int16 and not (whole and values.min() >= -32768 and values.max() <= 32767):
+        volume = volume.astype(np.float32)
+    volume[index] = values
+    return volume
+
+
+def _like_its_neighbour(stored: np.ndarray, index: int, volume: np.ndarray, slices: Sequence[Slice]) -> np.ndarray:
+    """A slice without rescale in a series that has one: as stored, or rescaled as the next slice that says how, whichever
+    is nearer to that slice's values."""
+    known = [i for i, s in enumerate(slices) if s.rescale]
+    neighbour = min(known, key=lambda i: abs(i - index))
+    candidates = [_rescaled(stored, i) for i in (_NO_RESCALE, slices[neighbour].rescale)]
+    return min(candidates, key=lambda values: float(np.abs(values - volume[neighbour].astype(np.float64)).mean()))
 
 
 def forget() -> None:
     """Free the last series."""
     read_headers.cache_clear()
     read_volume.cache_clear()
-
-
-def _frames_in_order(image: "sitk.Image", series: Series) -> "sitk.Image":
-    order = [s.frame for s in series.slices]
-    if order == list(range(len(order))):
-        return image
-    if order == list(range(len(order)))[::-1]:
-        return sitk.Flip(image, (False, False, True))
-    return sitk.GetImageFromArray(sitk.GetArrayViewFromImage(image)[order])

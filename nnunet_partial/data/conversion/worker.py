@@ -68,7 +68,7 @@ def _convert(job: Job) -> Converted:
         job.organs.annotated(case.available) if case.label else (),
         tuple(i.how for i in placed),
         (min(i.low for i in placed), max(i.high for i in placed)),
-        tuple(dict.fromkeys((*case.notes, *notes, *conflicts))),
+        tuple(dict.fromkeys((*case.notes, *notes, *conflicts, *(note for i in placed for note in i.notes)))),
     )
 
 
