@@ -8,7 +8,7 @@ them together.
   the folder of that dataset, whose DICOM headers have it. Volumes 28 to 48 are flagged: do not test on 3D-IRCADb
   after training on them, or leave them out with ``--without-ircadb``.
 - In some pairs, 48 to 52 among them, the header of the mask differs from that of the image. Voxels correspond all the
-  same.
+  same, unless a viewer has saved the mask again: then its own header counts. The image decides, and a close call is named.
 """
 
 import re
@@ -46,7 +46,7 @@ def read(source, options) -> Download:
     masks = source.collect(r"(?:.*/)?segmentation-(\d+)\.nii(?:\.gz)?", "lits_{0:0>3}")
     tests = source.collect(r"(?:.*/)?test-volume-(\d+)\.nii(?:\.gz)?", "lits_test_{0:0>3}")
     images = {k: (ImageFile(v),) for k, v in {**volumes, **tests}.items()}
-    labels = {k: LabelFile(v, AS_STORED) for k, v in masks.items()}
+    labels = {k: LabelFile(v, AS_STORED, own_header=True) for k, v in masks.items()}
     sizes = ircadb_spacings(SourceFolder(options.ircadb, options.follow_links)) if options.ircadb else {}
     cases = [_with_facts(case, sizes, options) for case in pair(images, labels, unlabelled=tests.__contains__)]
     return Download(STRUCTURES, cases, default=("liver",))

@@ -64,7 +64,7 @@ def _case(name, path, images, regions, options):
         return Skip(name, f"its image is not there ({reason})")
     if not options.whole and name not in regions:
         return Skip(name, "cropping.csv has no line for it")
-    return Case(name, images[name], RegionLabel(path, AS_STORED, regions.get(name)))
+    return Case(name, images[name], RegionLabel(path, AS_STORED, region_xyz=regions.get(name)))
 
 
 def read_regions(source) -> dict:

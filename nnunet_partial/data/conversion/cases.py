@@ -19,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial.data import images
-from nnunet_partial.data.conversion import dicom, views, voxels
+from nnunet_partial.data.conversion import dicom, grids, views, voxels
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
@@ -41,8 +41,9 @@ class Skip:
 class Case:
     """``images``: one per channel, or one with all channels. ``label`` None: unlabelled.
 
-    ``available``: label values of the download that this case distinguishes (None: all). ``notes``: what a user should
-    know about it.
+    ``available``: label values of the download that this case distinguishes (None: all). ``present``: it distinguishes
+    what its label file shows. ``annotated``: it distinguishes these classes of the dataset; the two others do not count.
+    ``patient``: whom it shows, where there are several cases of one. ``notes``: what a user should know about it.
     """
 
     name: str
@@ -50,11 +51,22 @@ class Case:
     label: object = None
     available: frozenset | None = None
     notes: tuple = ()
+    present: bool = False
+    annotated: tuple | None = None
+    patient: str | None = None
 
     @property
     def files(self) -> tuple:
         """All files of the download that this case is made from."""
         return tuple(f for part in (*self.images, *([self.label] if self.label else [])) for f in part.files)
+
+    def classes(self, organs: OrganMap) -> tuple:
+        """Classes that the case annotates as far as is known before its label file is opened."""
+        if self.label is None:
+            return ()
+        if self.annotated is not None:
+            return tuple(i for i in organs.classes if i in self.annotated)
+        return organs.classes if self.present else organs.annotated(self.available)
 
 
 def pair(
@@ -166,10 +178,11 @@ class DicomSeries:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label map in a file that SimpleITK reads."""
+    """A label map in a file that SimpleITK reads. ``own_header``: the mirroring that its header claims is likely, too."""
 
     path: Path
     mirrors: tuple = ()
+    own_header: bool = False
 
     @property
     def files(self) -> tuple:
@@ -177,6 +190,10 @@ class LabelFile:
 
     def read(self, organs: OrganMap, available, geometry: Geometry) -> tuple:
         return voxels.mapped_label(self.path, lambda label: _apply(organs, label, available, self.path))
+
+    def values(self) -> frozenset:
+        """The values that the file shows."""
+        return voxels.label_values(self.path)
 
 
 @dataclass(frozen=True)
@@ -195,10 +212,13 @@ class MaskFiles:
         return replace(self, masks=tuple(i for i in self.masks if organs.uses(i[0])))
 
     def read(self, organs: OrganMap, available, geometry: Geometry) -> tuple:
-        result, claimed = np.zeros(geometry.shape_zyx, np.uint8), geometry
+        result, claimed = np.zeros(geometry.shape_zyx, organs.dtype), geometry
         for value, path in self.masks:
             target = int(organs.apply(np.array([value]), available)[0])
             mask, own = voxels.mapped_label(path, lambda label: (label > 0).astype(np.uint8))
+            order = None if grids.is_same(own, geometry) else grids.reordering(own, geometry)
+            if order is not None:
+                mask, own = order.apply(mask), geometry
             if own.size_xyz != geometry.size_xyz:
                 raise UserError(f"{path} has {own.size_xyz} voxels, its image {geometry.size_xyz}")
             claimed = own if claimed.difference(geometry) is None else claimed

@@ -15,7 +15,7 @@ from nnunet_partial.files import read_json, write_json
 
 RECORD = "conversion.json"
 _LINES = "conversion.jsonl"
-FORMAT = 1  # raised when a new version of the converters writes other results for the same source
+FORMAT = 2  # raised when a new version of the converters writes other results for the same source
 
 
 class Journal:

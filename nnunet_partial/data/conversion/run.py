@@ -126,7 +126,11 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         journal = Journal(folder, settings)
         prints = {case.name: fingerprint(case, settings) for case in cases}
         unchanged = tuple(c.name for c in cases if journal.finished(c.name, prints[c.name]))
-        jobs = [Job(c, organs, folder, download.ending, options.copy_images) for c in cases if c.name not in unchanged]
+        jobs = [
+            Job(c, organs, folder, download.ending, options.copy_images, options.unlabelled)
+            for c in cases
+            if c.name not in unchanged
+        ]
         for result in _run(jobs, options.processes, converter.name):
             if result.skipped is None:
                 journal.add(result.case, _record(result, prints[result.case], folder))
@@ -179,7 +183,7 @@ def _usable_cases(found: Iterable, organs: OrganMap, source: SourceFolder, optio
 
 def _as_needed(case: Case, organs: OrganMap) -> Case:
     """The case with those of its label files that the chosen classes need; unlabelled if it annotates none of them."""
-    if case.label is not None and not organs.annotated(case.available):
+    if case.label is not None and not case.classes(organs):
         return replace(case, label=None)
     restricted = hasattr(case.label, "restricted")
     return replace(case, label=case.label.restricted(organs)) if restricted else case
@@ -311,6 +315,7 @@ def _record(result: Converted, print_: str, folder: Path) -> dict:
         "how": list(result.how),
         "range": list(result.range),
         "notes": list(result.notes),
+        "patient": result.patient,
         "written": {i: (folder / i).stat().st_size for i in own},
     }
 
@@ -324,6 +329,7 @@ def _from_record(case: str, record: Mapping) -> Converted:
         tuple(record["how"]),
         tuple(record["range"]),
         tuple(record["notes"]),
+        patient=record["patient"],
     )
 
 
@@ -337,7 +343,8 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
             f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: {next(iter(skipped.values()))}."
         )
     name = journal.settings["source_name"]
-    annotations = {i: labels.CaseAnnotation(name, tuple(journal.cases[i]["annotated"])) for i in names}
+    records = {i: journal.cases[i] for i in names}
+    annotations = {k: labels.CaseAnnotation(name, tuple(v["annotated"]), v["patient"]) for k, v in records.items()}
     references = {i: {"images": journal.cases[i]["images"], "label": journal.cases[i]["label"]} for i in names}
     content = {
         "name": final.name,

@@ -60,11 +60,22 @@ def mapped_label(path: Path, apply: Callable[[np.ndarray], np.ndarray]) -> tuple
         geometry = geometry.spatial()
     if geometry.dimensions > 3:
         raise UserError(f"label file {path} has {geometry.dimensions} dimensions, size {geometry.size_xyz}")
-    result, end = np.empty(int(np.prod(geometry.size_xyz)), np.uint8), 0
+    result, end = None, 0
     for part in pieces(path):
-        result[end : end + part.size] = apply(images._as_labels(part, str(path)))
+        mapped = apply(images._as_labels(part, str(path)))
+        if result is None:
+            result = np.empty(int(np.prod(geometry.size_xyz)), mapped.dtype)
+        result[end : end + part.size] = mapped
         end += part.size
     return result.reshape(geometry.shape_zyx), geometry
+
+
+def label_values(path: Path) -> frozenset:
+    """The values that a label file shows, background left out."""
+    found: set = set()
+    for part in pieces(path):
+        found.update(images.present_values(images._as_labels(part, str(path))))
+    return frozenset(found - {0})
 
 
 def write(image: "sitk.Image", path: Path, geometry: Geometry | None = None) -> None:
@@ -103,5 +114,5 @@ def _require_whole(path: Path, image: "sitk.Image") -> None:
 
 
 def write_label(label: np.ndarray, geometry: Geometry, path: Path) -> None:
-    """Write a uint8 label map (z, y, x)."""
+    """Write a label map (z, y, x), uint8 or uint16."""
     write(sitk.GetImageFromArray(label), path, geometry)

@@ -1,30 +1,34 @@
 """Convert one case. Runs in worker processes; writes whole files only."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_partial.data import images
-from nnunet_partial.data.conversion import alignment, voxels
+from nnunet_partial.data.conversion import alignment, grids, voxels
 from nnunet_partial.data.conversion.cases import Case, forget
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.conversion.views import header_conflict
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
 
-ROUNDING_VOXELS = 0.5  # headers that differ by less at every corner of the volume mean the same grid
+REORDERED = "the label stores its axes in another order than the image; it was reordered, no voxel changed"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One case and where it goes: ``folder`` of the new dataset, ``ending`` of its label files."""
+    """One case and where it goes: ``folder`` of the new dataset, ``ending`` of its label files.
+
+    ``unlabelled``: whether a case whose label file shows none of the classes stays, as an unlabelled one.
+    """
 
     case: Case
     organs: OrganMap
     folder: Path
     ending: str = ".nii.gz"
     copy_images: bool = False
+    unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Converted:
     range: tuple = ()
     notes: tuple = ()
     skipped: str | None = None
+    patient: str | None = None
 
 
 def convert_case(job: Job) -> Converted:
@@ -56,6 +61,8 @@ def _convert(job: Job) -> Converted:
     geometry = _common_geometry(case)
     conflicts = tuple(note for image in case.images for note in header_conflict(image.files[0], image.stored_geometry()))
     path = job.folder / "labelsTr" / (case.name + job.ending)
+    annotated, partly = _annotated(job)
+    job = replace(job, organs=replace(job.organs, only=annotated))
     notes = _write_label(job, geometry, path)
     placed = [
         image.place(job.folder / "imagesTr" / f"{case.name}_{channel:04d}", geometry, job.copy_images)
@@ -65,10 +72,28 @@ def _convert(job: Job) -> Converted:
         case.name,
         tuple(_reference(i.path, job.folder) for i in placed),
         _reference(path, job.folder),
-        job.organs.annotated(case.available) if case.label else (),
+        annotated,
         tuple(i.how for i in placed),
         (min(i.low for i in placed), max(i.high for i in placed)),
-        tuple(dict.fromkeys((*case.notes, *notes, *conflicts, *(note for i in placed for note in i.notes)))),
+        tuple(dict.fromkeys((*case.notes, *partly, *notes, *conflicts, *(note for i in placed for note in i.notes)))),
+        patient=case.patient,
+    )
+
+
+def _annotated(job: Job) -> tuple:
+    """``(classes that the case annotates, notes)``."""
+    case, organs = job.case, job.organs
+    if case.label is None or not case.present:
+        return case.classes(organs), ()
+    shown = case.label.values()
+    annotated = organs.annotated(shown)
+    if not annotated and not job.unlabelled:
+        raise UserError("its label file shows none of the classes; --unlabelled includes such cases")
+    return annotated, tuple(
+        f"{name} counts as not annotated: the label file shows its value {', '.join(map(str, sorted(shown & set(values))))} "
+        f"but not {', '.join(map(str, sorted(set(values) - shown)))}"
+        for name, values in zip(organs.classes, organs.values)
+        if name not in annotated and shown & set(values)
     )
 
 
@@ -82,60 +107,66 @@ def _common_geometry(case: Case) -> Geometry:
 
 def _write_label(job: Job, geometry: Geometry, path: Path) -> tuple:
     """Write the label map of the case on the grid of its image; returns notes."""
-    if job.case.label is None:
-        voxels.write_label(np.zeros(geometry.shape_zyx, np.uint8), geometry, path)
+    case, organs = job.case, job.organs
+    if case.label is None or not organs.annotated():
+        voxels.write_label(np.zeros(geometry.shape_zyx, organs.dtype), geometry, path)
         return ()
-    label, claimed = job.case.label.read(job.organs, job.case.available, geometry)
+    label, claimed = case.label.read(organs, case.available, geometry)
+    stored = case.images[0].stored_geometry()
+    order = grids.reordering(claimed, stored if case.label.mirrors else geometry)
+    reordered = order is not None and not order.only_flips
+    if reordered:
+        label, claimed, order = order.apply(label), geometry, None
     if claimed.size_xyz != geometry.size_xyz:
         raise UserError(
-            f"{job.case.label.files[0]} has {claimed.size_xyz} voxels, its image {job.case.images[0].files[0]} "
-            f"{geometry.size_xyz}"
+            f"{case.label.files[0]} has {claimed.size_xyz} voxels, its image {case.images[0].files[0]} {geometry.size_xyz}"
         )
-    if not job.case.label.mirrors:
-        notes = _check_header(job.case.label.files[0], geometry, claimed)
+    if not case.label.mirrors:
+        label, notes = _as_its_header_says(case.label.files[0], label, geometry, claimed, order)
     else:
-        label, notes = _onto_the_organs(job, label, claimed.difference(job.case.images[0].stored_geometry()) is not None)
+        differs = reordered or claimed.difference(stored) is not None
+        label, notes = _onto_the_organs(job, label, differs, order.flips if order else None)
     voxels.write_label(label, geometry, path)
-    return notes
+    return (REORDERED, *notes) if reordered else notes
 
 
-def _onto_the_organs(job: Job, label: np.ndarray, header_differs: bool) -> tuple:
-    """``(label, notes)`` for a label whose header says nothing about where it lies."""
+def _onto_the_organs(job: Job, label: np.ndarray, header_differs: bool, claimed: tuple | None) -> tuple:
+    """``(label, notes)`` for a label whose header is not to be trusted. ``claimed``: axes to flip by that header."""
     case = job.case
     if not header_differs and case.label.mirrors[0] == ():
         return label, ()
-    array = case.images[0].array()
+    claimed = claimed if case.label.own_header else None
     try:
-        mirror = alignment.find_mirror(array, label, case.label.mirrors, job.organs.labels().get("ignore"))
+        choice = alignment.find_mirror(
+            case.images[0].array(), label, case.label.mirrors, job.organs.labels().get("ignore"), claimed
+        )
     except UserError as error:
         raise UserError(f"{case.label.files[0]}: {error}") from None
     notes = ("the header of the label disagrees with the image's, which was used",) if header_differs else ()
-    if mirror != case.label.mirrors[0]:
-        notes += (f"the label was mirrored along {alignment.in_words(mirror)}, because only so it lies on its organs",)
-    return np.ascontiguousarray(np.flip(label, mirror)), notes
-
-
-def _check_header(file: Path, geometry: Geometry, claimed: Geometry) -> tuple:
-    difference = claimed.difference(geometry)
-    if difference is None:
-        return ()
-    distance = corner_distance(claimed, geometry)
-    if distance > ROUNDING_VOXELS:
-        raise UserError(
-            f"{file} and its image differ in {difference}: {distance:.1f} voxels apart. Mend the header that is wrong"
+    if choice.mirror != case.label.mirrors[0]:
+        notes += (f"the label was mirrored along {alignment.in_words(choice.mirror)}, because only so it lies on its organs",)
+    if choice.mirror == claimed != case.label.mirrors[0]:
+        notes = (f"the label is mirrored along {alignment.in_words(claimed)}, as its own header says and the image confirms",)
+    if choice.doubt is not None:
+        notes += (
+            f"a close call: the label {'mirrored along ' + alignment.in_words(choice.doubt) if choice.doubt else 'as stored'} "
+            "fits the image nearly as well. Look at this case",
         )
-    return ("the header of the label differs from the image's by a rounding error; the image's was used",)
+    return np.ascontiguousarray(np.flip(label, choice.mirror)), notes
 
 
-def corner_distance(first: Geometry, second: Geometry) -> float:
-    """Largest distance between the same corners of two grids of one size, in voxels of the smallest spacing."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in first.size_xyz])).reshape(first.dimensions, -1)
-
-    def place(geometry):
-        axes = np.reshape(geometry.direction, (geometry.dimensions,) * 2) * geometry.spacing_mm
-        return axes @ corners + np.array(geometry.origin_mm)[:, None]
-
-    return float(np.linalg.norm(place(first) - place(second), axis=0).max() / min(first.spacing_mm))
+def _as_its_header_says(file: Path, label: np.ndarray, geometry: Geometry, claimed: Geometry, order) -> tuple:
+    """``(label, notes)`` for a label whose header counts."""
+    if claimed.difference(geometry) is None:
+        return label, ()
+    if grids.is_same(claimed, geometry):
+        return label, ("the header of the label differs from the image's by a rounding error; the image's was used",)
+    if order is not None:
+        return order.apply(label), (REORDERED,)
+    raise UserError(
+        f"{file} and its image differ in {claimed.difference(geometry)}: {grids.corner_distance(claimed, geometry):.1f} voxels "
+        "apart. Mend the header that is wrong"
+    )
 
 
 def _reference(path: Path, folder: Path) -> str:
