@@ -184,7 +184,7 @@ def ready(name, device):
         trainer.load_frozen()
     trainer.initialize()
     if name in LABELLED:
-        trainer.check_labels(trainer.labels, trainer.do_split()[0])
+        trainer.prepare_losses(trainer.do_split()[0])
     loader, _ = trainer.get_dataloaders()
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()

@@ -1,9 +1,14 @@
-"""Every setting of a run, with its default, unit and check; and the plans variants that carry them.
+"""The settings of a run, each with its default, unit and check; and the plans variants that carry them.
 
 nnU-Net gives a trainer nothing but plans, configuration, fold and dataset.json, and saves the plans with the model.
 What a run does differently therefore stands in its plans file, under the key ``nnunet_partial``. A plans variant is a
 plans file that differs from the planned one in such settings (and, on request, in network, batch and patch size), never
 in preprocessing: it names the same ``data_identifier``, so nothing is preprocessed again.
+
+:class:`RunSettings` is what every trainer has. What a method needs beyond that is a *block*: a mapping under a name of its
+own, read into the frozen dataclass that its trainer declares (``settings_name``, ``settings_class``). The blocks in
+:data:`BLOCKS` stand here because commands that never import torch write and check them; any other is known through its
+trainer alone.
 """
 
 import dataclasses
@@ -13,11 +18,13 @@ import typing
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from nnunet_partial.errors import UserError
 
 KEY = "nnunet_partial"
+Block = TypeVar("Block")
 
 
 def setting(
@@ -136,23 +143,63 @@ class RunSettings:
         None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
     )
     base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
-    mskd: MSKDSettings = field(default_factory=MSKDSettings, metadata={"help": "settings of MS-KD"})
-    co_training: CoTrainingSettings = field(default_factory=CoTrainingSettings, metadata={"help": "settings of co-training"})
-    atso: ATSOSettings = field(default_factory=ATSOSettings, metadata={"help": "settings of ATSO"})
-    cross_teaching: CrossTeachingSettings = field(
-        default_factory=CrossTeachingSettings, metadata={"help": "settings of cross-teaching distillation"}
-    )
+    trainers: dict = setting({}, "block of settings -> trainer that declares it; nnunet_partial variant --trainer sets it")
 
     @classmethod
-    def from_plans(cls, plans: Mapping[str, Any]) -> "RunSettings":
-        """Read the settings of a plans dict. Raises :class:`UserError` naming plans, key and what is allowed."""
-        return read_settings(cls, plans.get(KEY, {}), f"plans {plans.get('plans_name', '?')}")
+    def from_plans(cls, plans: Mapping[str, Any], blocks: Mapping[str, type] = MappingProxyType({})) -> "RunSettings":
+        """Read the settings of a plans dict and check its blocks. ``blocks``: those known beyond :data:`BLOCKS`.
+
+        Raises :class:`UserError` naming plans, key and what is allowed.
+        """
+        return read_run_settings(plans.get(KEY, {}), _where(plans), blocks)
 
 
-def read_settings(cls: type, content: Any, where: str, prefix: str = ""):
-    """Build the settings dataclass ``cls`` from a dict, checking names, types and ranges."""
+#: block -> its dataclass
+BLOCKS: Mapping[str, type] = MappingProxyType(
+    {"mskd": MSKDSettings, "co_training": CoTrainingSettings, "atso": ATSOSettings, "cross_teaching": CrossTeachingSettings}
+)
+
+
+def read_run_settings(content: Any, where: str, blocks: Mapping[str, type] = MappingProxyType({})) -> RunSettings:
+    """The common settings in ``content``, after a check of everything in it.
+
+    A block is checked where its dataclass is known: in :data:`BLOCKS` or ``blocks``. One of another method is left alone if
+    ``trainers`` says whose it is; that trainer checks it. Raises :class:`UserError` for any other key.
+    """
+    known, common = {**BLOCKS, **blocks}, {}
+    declared = content.get("trainers", {}) if isinstance(content, Mapping) else {}
+    for name, value in _mapping(content, where, KEY).items():
+        if name in known:
+            read_settings(known[name], value, where, f"{name}.")
+        elif not (isinstance(declared, Mapping) and name in declared and isinstance(value, Mapping)):
+            common[name] = value
+    return read_settings(RunSettings, common, where)
+
+
+def read_block(plans: Mapping[str, Any], name: str, cls: type[Block]) -> Block:
+    """The settings ``cls`` of one method, from the block ``name`` of a plans dict. Raises :class:`UserError`."""
+    return read_settings(cls, plans.get(KEY, {}).get(name, {}), _where(plans), f"{name}.")
+
+
+def unknown_blocks(content: Mapping[str, Any], blocks: Mapping[str, type] = MappingProxyType({})) -> list:
+    """Names of the blocks in a mapping of settings that nothing here can check, and that no trainer is named for."""
+    known = {*BLOCKS, *blocks, *(i.name for i in dataclasses.fields(RunSettings)), *content.get("trainers", {})}
+    return [name for name, value in content.items() if isinstance(value, Mapping) and name not in known]
+
+
+def _where(plans: Mapping[str, Any]) -> str:
+    return f"plans {plans.get('plans_name', '?')}"
+
+
+def _mapping(content: Any, where: str, name: str) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
-        raise UserError(f"{where}: {prefix or KEY} must be a mapping of settings, found {content!r}.")
+        raise UserError(f"{where}: {name} must be a mapping of settings, found {content!r}.")
+    return content
+
+
+def read_settings(cls: type[Block], content: Any, where: str, prefix: str = "") -> Block:
+    """Build the settings dataclass ``cls`` from a dict, checking names, types and ranges."""
+    content = _mapping(content, where, prefix or KEY)
     fields = {i.name: i for i in dataclasses.fields(cls)}
     unknown = [i for i in content if i not in fields]
     if unknown:

@@ -1,7 +1,9 @@
 """Plans variants: other settings, network, batch or patch size; the same preprocessing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from copy import deepcopy
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
-from nnunet_partial.settings import KEY, RunSettings, merged
+from nnunet_partial.methods import find_trainer_source, trainers_with_block
+from nnunet_partial.settings import BLOCKS, KEY, RunSettings, merged, unknown_blocks
 
 # what a variant may change of nnU-Net's own configuration; everything else is a field of RunSettings
 NETWORK_CHANGES = ("features", "batch_size", "patch_size")
@@ -30,16 +33,18 @@ def write_variant(
     base: str = "nnUNetPlans",
     configuration: str | None = None,
     overwrite: bool = False,
+    trainers: Sequence[str] = (),
 ) -> Path:
     """Write ``<base>_<name>.json`` beside the plans ``base`` and return its path.
 
     ``changes`` are settings of :class:`~nnunet_partial.settings.RunSettings` (nested) and the changes of nnU-Net's own
     configuration ``features``, ``batch_size`` and ``patch_size``, which apply to ``configuration`` or, without it, to
-    every configuration that they fit. Settings of ``base`` stay unless changed. Raises :class:`UserError`.
+    every configuration that they fit. Settings of ``base`` stay unless changed. ``trainers``: names of those whose own
+    settings are among them, as stock nnU-Net finds them. Raises :class:`UserError`.
     """
     base_file = paths.plans_file(dataset, base)
     target = base_file.with_name(variant_identifier(base, name) + ".json")
-    plans = make_variant(read_json(base_file), target.stem, changes, configuration)
+    plans = make_variant(read_json(base_file), target.stem, changes, configuration, trainers)
     source = plans[KEY].get("source")
     if source is not None:
         dataset_file = base_file.with_name("dataset.json")
@@ -59,32 +64,74 @@ def write_source_variants(
     base: str = "nnUNetPlans",
     configuration: str | None = None,
     overwrite: bool = False,
+    trainers: Sequence[str] = (),
 ) -> list:
     """One variant ``<base>_<source>`` for every source that annotates something: the plans of the teachers."""
     dataset_file = paths.preprocessed_dataset(dataset) / "dataset.json"
     annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
     return [
-        write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite)
+        write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite, trainers)
         for i in annotations.annotated_sources
     ]
 
 
-def make_variant(plans: Mapping[str, Any], identifier: str, changes: Mapping[str, Any], configuration: str | None = None) -> dict:
+def make_variant(
+    plans: Mapping[str, Any],
+    identifier: str,
+    changes: Mapping[str, Any],
+    configuration: str | None = None,
+    trainers: Sequence[str] = (),
+) -> dict:
     """The variant as a dict; ``plans`` stays unchanged."""
     variant = deepcopy(dict(plans))
     network_changes = {k: v for k, v in changes.items() if k in NETWORK_CHANGES}
     settings = {k: v for k, v in changes.items() if k not in NETWORK_CHANGES}
     variant["plans_name"] = identifier
     variant[KEY] = merged(plans.get(KEY, {}), {**settings, "base_plans": plans["plans_name"]})
-    try:
-        RunSettings.from_plans(variant)
-    except UserError as error:
-        raise UserError(f"{error} Of nnU-Net's own configuration these can be changed: {', '.join(NETWORK_CHANGES)}.") from None
+    _check_settings(variant, trainers)
     for name in _target_configurations(variant, configuration):
         _change_configuration(variant["configurations"], name, network_changes, chosen=configuration is not None)
     _check_all_used(plans, variant, network_changes)
     _check_deep_supervision(variant, network_changes)
     return variant
+
+
+def _check_settings(variant: dict, trainers: Sequence[str]) -> None:
+    """Check every setting of ``variant``, and note in it which of ``trainers`` a block belongs to."""
+    owners, settings = {}, variant[KEY]
+    # settings of the plans that this variant was made from may be changed without naming their trainer again
+    for name in dict.fromkeys((*trainers, *settings.get("trainers", {}).values())):
+        block, cls = declared_block(name)
+        if block is not None:
+            owners[block] = (name, cls)
+    blocks = {block: cls for block, (_, cls) in owners.items()}
+    for block in unknown_blocks(settings, blocks):
+        candidates = trainers_with_block(block)
+        if candidates:
+            raise UserError(f"{block} holds settings of {' and '.join(candidates)}: add --trainer {candidates[0]}.")
+    try:
+        RunSettings.from_plans(variant, blocks)
+    except UserError as error:
+        raise UserError(f"{error} Of nnU-Net's own configuration these can be changed: {', '.join(NETWORK_CHANGES)}.") from None
+    noted = {block: name for block, (name, _) in owners.items() if block in settings and block not in BLOCKS}
+    if noted:
+        settings["trainers"] = {**settings.get("trainers", {}), **noted}
+
+
+def declared_block(trainer: str) -> tuple:
+    """``(name of its block of settings, dataclass)`` of a trainer that stock nnU-Net finds; ``(None, None)`` if it has none.
+
+    Raises :class:`UserError` for one that is not found. Only a trainer whose block is not in
+    :data:`~nnunet_partial.settings.BLOCKS` is imported, and torch with it.
+    """
+    block = find_trainer_source(trainer).settings_name
+    if block is None or block in BLOCKS:
+        return block, BLOCKS.get(block or "")
+    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+    with redirect_stdout(StringIO()):  # it tells where it looks
+        found = recursive_find_trainer_class_by_name(trainer)
+    return found.settings_name, found.settings_class
 
 
 def _target_configurations(plans: Mapping[str, Any], configuration: str | None) -> list:

@@ -84,6 +84,12 @@ def run(*command, check=True, env=None, **kwargs):
 
 
 @pytest.fixture(scope="session")
+def console():
+    """``console(command, *arguments)``: a console script of this environment; what it printed, should it fail."""
+    return run
+
+
+@pytest.fixture(scope="session")
 def forked():
     """``forked(script, **names)``: a started process that runs a script with these global names, torch already imported.
 

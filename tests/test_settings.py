@@ -4,22 +4,57 @@ import math
 import pytest
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.settings import KEY, RunSettings, merged, parse_assignments
+from nnunet_partial.settings import (
+    BLOCKS,
+    KEY,
+    MSKDSettings,
+    RunSettings,
+    merged,
+    parse_assignments,
+    read_block,
+    setting,
+    unknown_blocks,
+)
 
 
-def read(**settings):
-    return RunSettings.from_plans({"plans_name": "nnUNetPlans_x", KEY: settings})
+@dataclasses.dataclass(frozen=True)
+class MineSettings:
+    x: float = setting(1.0, "of a method that is not of this package", low=0)
+
+
+def plans(**settings):
+    return {"plans_name": "nnUNetPlans_x", KEY: settings}
+
+
+def read(blocks=(), **settings):
+    return RunSettings.from_plans(plans(**settings), dict(blocks))
 
 
 def test_plans_without_settings_give_the_defaults():
     assert RunSettings.from_plans({"plans_name": "nnUNetPlans"}) == RunSettings()
 
 
-def test_settings_are_read_and_nested():
-    settings = read(num_epochs=20, source="lits", mskd={"lambda_feature": 5, "sources": ["lits"], "teachers": {"lits": "/x"}})
+def test_settings_and_blocks_are_read():
+    given = {"num_epochs": 20, "source": "lits", "mskd": {"lambda_feature": 5, "sources": ["lits"], "teachers": {"lits": "/x"}}}
+    settings, own = read(**given), read_block(plans(**given), "mskd", MSKDSettings)
     assert (settings.num_epochs, settings.source) == (20, "lits")
-    assert settings.mskd.lambda_feature == 5.0 and isinstance(settings.mskd.lambda_feature, float)
-    assert settings.mskd.sources == ["lits"] and settings.mskd.teachers == {"lits": "/x"}
+    assert own.lambda_feature == 5.0 and isinstance(own.lambda_feature, float)
+    assert own.sources == ["lits"] and own.teachers == {"lits": "/x"}
+    assert read_block(plans(), "mskd", MSKDSettings) == MSKDSettings()
+
+
+def test_a_block_is_checked_by_whoever_knows_it():
+    mine, whose = {"mine": MineSettings}, {"mine": "nnUNetTrainerMine"}
+    assert read(mine, mine={"x": 2}) == RunSettings()
+    with pytest.raises(UserError, match="nnUNetPlans_x: setting mine.x must be at least 0, found -1"):
+        read(mine, mine={"x": -1})
+    with pytest.raises(UserError, match="unknown setting mine"):
+        read(mine={"x": 2})  # a misspelt block, for all that is known
+    assert read(mine={"x": "?"}, trainers=whose).trainers == whose  # a run of another trainer with the same plans
+    with pytest.raises(UserError, match="unknown setting num_epoch"):
+        read(num_epoch=3, trainers={"num_epoch": "nnUNetTrainerMine"})  # never a block
+    assert unknown_blocks({"num_epochs": 3, "mskd": {}, "mine": {}, "other": 3}) == ["mine"]
+    assert unknown_blocks({"mine": {}, "trainers": whose}) == unknown_blocks({"mine": {}}, mine) == []
 
 
 @pytest.mark.parametrize(
@@ -49,14 +84,16 @@ def test_optional_settings_may_be_none():
 
 
 def test_defaults_are_never_shared():
-    RunSettings().mskd.teachers["a"] = 1
-    assert RunSettings().mskd.teachers == {}
+    MSKDSettings().teachers["a"] = 1
+    assert MSKDSettings().teachers == {}
 
 
 def test_every_setting_is_described_and_its_default_is_allowed():
     defaults = RunSettings()
     assert read(**dataclasses.asdict(defaults)) == defaults
-    for cls in (RunSettings, type(defaults.mskd)):
+    for name, cls in BLOCKS.items():
+        assert read_block(plans(**{name: dataclasses.asdict(cls())}), name, cls) == cls()
+    for cls in (RunSettings, *BLOCKS.values()):
         assert all(field.metadata["help"] for field in dataclasses.fields(cls))
 
 

@@ -15,8 +15,8 @@ Every step is an ordinary command; --dry-run prints them. Started again with the
 interrupted goes on where it was; --methods and --seeds may be extended. Models of the same --name that are trained
 already are taken as they are, if their plans are the same.
 
-methods: {", ".join(METHODS)}, or trainer=CLASS for any trainer that nnU-Net finds (trainer=CLASS:teachers,
-trainer=CLASS:labels if it needs teachers or completed labels)"""
+methods: {", ".join(METHODS)}, or trainer=CLASS for any trainer that nnU-Net finds; what it needs is read from its class
+(needs_teachers, needs_labels), or said: trainer=CLASS:teachers, trainer=CLASS:labels"""
 EXAMPLE = """nnunet_partial compare 501 --methods naive,individual,partial,mskdplus --test-images imagesTs --test-labels labelsTs \\
              --set num_epochs=200 --out comparison
          nnunet_partial compare 501 --methods partial,cotraining --folds 0 1 2 3 4 --seeds 0 1 2 --out comparison

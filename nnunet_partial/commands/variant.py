@@ -4,9 +4,9 @@ from nnunet_partial.settings import parse_assignments
 
 DESCRIPTION = """Write a plans variant: other settings, network, batch or patch size; the same preprocessing.
 
---set takes any setting of nnunet_partial.settings.RunSettings (nested ones with a dot, for example
-mskd.lambda_feature=5) and features, batch_size, patch_size of nnU-Net's own configuration. Values with commas are
-lists. A wrong name lists the valid ones."""
+--set takes any setting of nnunet_partial.settings.RunSettings, those of a method with a dot (mskd.lambda_feature=5), and
+features, batch_size, patch_size of nnU-Net's own configuration. Values with commas are lists. A wrong name lists the valid
+ones. Settings that a trainer of your own declares are checked by naming it: --trainer nnUNetTrainerMine --set mine.x=1."""
 EXAMPLE = (
     "nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 "
     "--set features=8,16,32,64 --set batch_size=2"
@@ -18,6 +18,13 @@ def add_arguments(parser):
     parser.add_argument("--name", help="the plans are written as BASE_NAME")
     parser.add_argument("--base", default="nnUNetPlans", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    parser.add_argument(
+        "--trainer",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="trainer whose own settings --set names; any that nnUNetv2_train -tr finds; may be repeated",
+    )
     parser.add_argument("--configuration", help="change the network of this configuration only, for example 3d_fullres")
     parser.add_argument(
         "--per-source",
@@ -34,7 +41,7 @@ def run(arguments):
     if arguments.name is None and not arguments.per_source:
         raise UserError("give --name NAME, or --per-source for the plans of the teachers.")
     changes = parse_assignments(arguments.set)
-    options = {"configuration": arguments.configuration, "overwrite": arguments.overwrite}
+    options = {"configuration": arguments.configuration, "overwrite": arguments.overwrite, "trainers": arguments.trainer}
     base, written = arguments.base, []
     if arguments.name is not None:
         written.append(write_variant(arguments.dataset, arguments.name, changes, base, **options))
@@ -43,4 +50,5 @@ def run(arguments):
         written += write_source_variants(arguments.dataset, changes, base, **options)
     for path in written:
         print(f"wrote {path}")
-    print(f"train with: nnUNetv2_train {arguments.dataset} CONFIGURATION FOLD -tr TRAINER -p {written[-1].stem}")
+    trainer = arguments.trainer[0] if len(arguments.trainer) == 1 else "TRAINER"
+    print(f"train with: nnUNetv2_train {arguments.dataset} CONFIGURATION FOLD -tr {trainer} -p {written[-1].stem}")

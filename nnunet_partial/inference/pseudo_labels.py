@@ -37,7 +37,7 @@ from nnunet_partial.inference.preprocessed import (
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import find_teachers
-from nnunet_partial.settings import RunSettings
+from nnunet_partial.settings import MSKDSettings, read_block
 
 TEACHERS = "teachers"
 
@@ -183,7 +183,7 @@ def _find_models(
     found = []
     for source in sources:
         if source == TEACHERS:
-            found += find_teachers(annotations, RunSettings.from_plans(plans).mskd, plans, configuration, fold)
+            found += find_teachers(annotations, read_block(plans, "mskd", MSKDSettings), plans, configuration, fold)
         else:
             found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint))
     return found

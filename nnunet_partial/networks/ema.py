@@ -49,6 +49,14 @@ class EMA:
         self.num_updates += 1
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again with the model's present weights, which something else than an optimiser has changed."""
+        trained = self.model.state_dict()
+        for name, value in self.module.state_dict().items():
+            value.copy_(trained[name])
+        self.num_updates = 0
+
+    @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Output of the averaged network, without gradient."""
         return self.module(*args, **kwargs)

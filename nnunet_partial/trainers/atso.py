@@ -1,6 +1,7 @@
 """ATSO: one model of one generation (Huo et al. 2021, Algorithm 1; METHODS section 4)."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from nnunet_partial.files import load_checkpoint, read_json, write_json
 from nnunet_partial.labels import check_super_classes
 from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.settings import ATSOSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 TRAINING_CASES = "training_cases.json"
@@ -25,23 +27,34 @@ class nnUNetTrainerATSO(PartialTrainer):
     their members are then one group in the loss. What was trained on is written to ``training_cases.json``.
     """
 
+    short_name, title = "atso", "ATSO"
+    settings_name, settings_class = "atso", ATSOSettings
+    own: ATSOSettings
+
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
-        check_super_classes(self.settings.atso.super_classes, self.annotations.classes)
-        weights = self.settings.atso.initial_weights
+        check_super_classes(self.own.super_classes, self.annotations.classes)
+        weights = self.own.initial_weights
         if weights and not Path(weights).is_file() and not self.training_is_finished(plans, configuration, fold):
             raise UserError(
                 f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that model first."
             )
-        exclude = self.settings.atso.exclude
-        self.excluded = frozenset(read_json(exclude)["excluded"]) if exclude and self.labels else frozenset()
+        exclude = self.own.exclude
+        if exclude and self.labels is not None and not Path(exclude).is_file():
+            raise UserError(f"plans {plans['plans_name']}: atso.exclude {exclude} does not exist. Leave it out, or write it.")
         return dataset_json
+
+    @cached_property
+    def excluded(self) -> frozenset:
+        """Pseudo-labelled cases that are left out."""
+        with exit_on_user_error():
+            return frozenset(read_json(self.own.exclude)["excluded"]) if self.own.exclude else frozenset()
 
     # ------------------------------------------------------------------ where it starts
 
     def on_networks_built(self) -> None:
-        if self.settings.atso.initial_weights and not any(Path(self.output_folder).glob("checkpoint_*.pth")):
+        if self.own.initial_weights and not any(Path(self.output_folder).glob("checkpoint_*.pth")):
             with exit_on_user_error():
-                self._load_initial_weights(Path(self.settings.atso.initial_weights))
+                self._load_initial_weights(Path(self.own.initial_weights))
 
     def _load_initial_weights(self, file: Path) -> None:
         """All weights, those of the segmentation layers too, which nnU-Net's ``-pretrained_weights`` leaves out."""
@@ -92,11 +105,8 @@ class nnUNetTrainerATSO(PartialTrainer):
         super().check_labels(labels, pseudo)
         labels.require_readable(pseudo, self._labels_remedy)
 
-    def get_tr_and_val_datasets(self) -> tuple:
-        training, validating = super(PartialTrainer, self).get_tr_and_val_datasets()
-        if self.labels is not None:
-            training = self.labels.over(training, [i for i in training.identifiers if self._is_complete(i)])
-        return training, validating
+    def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
+        return [i for i in cases if self._is_complete(i)]
 
     def on_train_start(self) -> None:
         for leftover in Path(self.output_folder).glob(".tmp-*"):  # of a run that was killed while it wrote
@@ -108,10 +118,10 @@ class nnUNetTrainerATSO(PartialTrainer):
             write_json(
                 {
                     "labels": self.settings.labels,
-                    "initial_weights": self.settings.atso.initial_weights,
+                    "initial_weights": self.own.initial_weights,
                     "labelled": [i for i in cases if i not in pseudo],
                     "pseudo_labelled": sorted(pseudo),
-                    "excluded": sorted(self.excluded),
+                    "excluded": sorted(self.excluded if self.labels else ()),
                 },
                 Path(self.output_folder) / TRAINING_CASES,
             )
@@ -120,18 +130,18 @@ class nnUNetTrainerATSO(PartialTrainer):
 
     def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
         made = super().to_device(batch, training)
-        if training and self.settings.atso.super_classes:
+        if training and self.own.super_classes:
             made.groups = super_class_groups(made.annotated.cpu(), made.truth.cpu(), self._super_class_values())
         return made
 
     def _super_class_values(self) -> list:
         index = self.annotations.classes.index
-        return [sorted(index(i) + 1 for i in members) for members in self.settings.atso.super_classes.values()]
+        return [sorted(index(i) + 1 for i in members) for members in self.own.super_classes.values()]
 
     # ------------------------------------------------------------------ afterwards
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        if self.settings.atso.final_validation:
+        if self.own.final_validation:
             super().perform_actual_validation(save_probabilities)
         else:
             self.print_to_log_file("No final validation: atso.final_validation is off.")

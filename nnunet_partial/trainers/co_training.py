@@ -1,7 +1,6 @@
 """Co-training of weight-averaged models (Huang et al. 2020; METHODS section 1), and the rows of its Table 1."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,13 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed, nn
 
-from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+from nnunet_partial.errors import UserError
 from nnunet_partial.losses import co_training
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.ibn import use_instance_batch_norm
-from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.settings import CoTrainingSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 RUNNING_MEAN = 0.9  # as nnU-Net smooths its own pseudo Dice
@@ -26,7 +26,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     """CT + WA + RM: Eq. 6 for two networks, each taught by the weight average of the other outside annotated organs.
 
     ``members``    the trained networks: ``network`` and, with ``co_teaching``, ``peer``, independently initialised
-    ``averages``   name -> EMA of that network, with ``weight_averaged``
+    ``averages``   with ``weight_averaged``, one of each network
     ``candidates`` what can be deployed: the averages, or without them the networks themselves. After every epoch the
                    one with the best running mean of the validation Dice over annotated classes is deployed: its weights
                    are a checkpoint's ``network_weights``, and it does the final validation.
@@ -34,14 +34,17 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     ``self.network`` is the first trained network; a checkpoint holds all of them under keys of its own.
     """
 
-    loss_terms = ("focal", "dice", "soft")
+    short_name, title = "cotraining", "CoTraining"
     needs_labels = True
+    settings_name, settings_class = "co_training", CoTrainingSettings
+    own: CoTrainingSettings
+    loss_terms = ("focal", "dice", "soft")
     co_teaching = True
     weight_averaged = True
     region_masked = True
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
-        own, classes = self.settings.co_training, self.dataset_annotations.classes
+        own, classes = self.own, self.dataset_annotations.classes
         if self.dataset_annotations.ignore_label is not None:
             raise UserError(
                 f"{self.dataset_annotations.file}: co-training has no place for an ignore label; its focal "
@@ -74,31 +77,22 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             )
         }
 
+    def build_averages(self) -> dict:
+        if not self.weight_averaged:
+            return {}
+        return {name: EMA(member.network, self.own.ema_decay) for name, member in self.members.items()}
+
     def on_networks_built(self) -> None:
         self.deployed = "network"
         self.running_dice = dict.fromkeys(self.members)
-        self.steps_of_epoch = 0
-        self.averages, self._average_networks = {}, {}
-        if self.weight_averaged:
-            self._start_averages()
-
-    def _start_averages(self) -> None:
-        """Averages of the networks as they are now. They give full resolution only: nothing else is asked of them."""
-        for name, member in self.members.items():
-            average = EMA(member.network, self.settings.co_training.ema_decay)
-            average.module.decoder.deep_supervision = False
-            self.averages[name] = average
-            self._average_networks[name] = torch.compile(average.module) if self._do_i_compile() else average.module
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        if any(not i.num_updates for i in self.averages.values()):
-            self._start_averages()  # pretrained weights come after the networks are built
         if self.averages:
             self._warn_of_slow_averages()
 
     def _warn_of_slow_averages(self) -> None:
-        steps, decay = self.num_epochs * self.num_iterations_per_epoch, self.settings.co_training.ema_decay
+        steps, decay = self.num_epochs * self.num_iterations_per_epoch, self.own.ema_decay
         share = decay**steps  # of the first weights in the last average
         if share > MOST_OF_THE_START:
             self.print_to_log_file(
@@ -110,18 +104,21 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     @property
     def candidates(self) -> dict:
         """Name -> network that may be deployed."""
-        return self._average_networks or {name: member.network for name, member in self.members.items()}
+        return self.average_networks or {name: member.network for name, member in self.members.items()}
 
     # ------------------------------------------------------------------ losses
 
-    def check_labels(self, labels, cases: Sequence[str]) -> None:
+    def check_labels(self, labels: LabelDirectory, cases: Sequence[str]) -> None:
         super().check_labels(labels, cases)
         labels.require_all_classes(cases, self._labels_remedy)
-        own = self.settings.co_training
-        if own.class_weights is None:
-            weights = co_training.class_weights_from_volumes(labels.mean_volumes_mm3(cases), own.background_weight)
+
+    def prepare_losses(self, cases: Sequence[str]) -> None:
+        """Class weights of the focal loss, those of the settings or inverse to the mean volumes in the labels."""
+        if self.own.class_weights is None:
+            volumes = self.labels.mean_volumes_mm3(cases)
+            weights = co_training.class_weights_from_volumes(volumes, self.own.background_weight)
         else:
-            weights = torch.tensor([own.background_weight, *own.class_weights])
+            weights = torch.tensor([self.own.background_weight, *self.own.class_weights])
         self.class_weights = weights.float().to(self.device)
         names = ("background", *self.dataset_annotations.classes)
         self.print_to_log_file(
@@ -134,10 +131,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         outputs = {name: output if isinstance(output, (list, tuple)) else [output] for name, output in outputs.items()}
         if not taught:  # CT alone: the networks as they are
             taught = {name: output[0].detach() for name, output in outputs.items()}
-        targets = batch.target if isinstance(batch.target, list) else [batch.target]
-        own, region = self.settings.co_training, self.region(batch.full_resolution_target[:, 0], batch)
-        focal = sum(self.at_every_scale(self.focal_loss, i, targets) for i in outputs.values())
-        dice = sum(self.at_every_scale(co_training.soft_dice_loss, i, targets) for i in outputs.values())
+        own, region = self.own, self.region(batch.full_resolution_target[:, 0], batch)
+        focal = sum(self.at_every_scale(self.focal_loss, i, batch.targets) for i in outputs.values())
+        dice = sum(self.at_every_scale(co_training.soft_dice_loss, i, batch.targets) for i in outputs.values())
         soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
         return {
             "focal": own.lambda_focal * focal,
@@ -145,30 +141,19 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             "soft": self.ramp_up() * own.lambda_soft * soft,
         }
 
-    @torch.no_grad()
-    def average_logits(self, data: torch.Tensor) -> dict:
-        """Full-resolution logits of each weight average."""
-        return {name: network(data) for name, network in self._average_networks.items()}
-
     def teacher_of(self, name: str) -> str:
         """Whose soft labels teach network ``name``: the other's, or without co-teaching its own."""
         return {"network": "peer", "peer": "network"}[name] if self.co_teaching else name
 
     def focal_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Eq. 1."""
-        return co_training.focal_loss(logits, target, self.class_weights, self.settings.co_training.gamma)
-
-    def at_every_scale(self, loss, outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``loss`` at each resolution of the decoder, with nnU-Net's deep supervision weights."""
-        weights = self.deep_supervision_weights()
-        return sum(weight * loss(i, j) for weight, i, j in zip(weights, outputs, targets) if weight)
+        return co_training.focal_loss(logits, target, self.class_weights, self.own.gamma)
 
     def region(self, target: torch.Tensor, batch: Batch) -> torch.Tensor:
         """T (B, *S) of Eqs. 4 and 5; 1 everywhere without the region mask."""
         if not self.region_masked:
             return torch.ones_like(target, dtype=torch.bool)
-        own = self.settings.co_training
-        return co_training.region_mask(target.long(), batch.truth, own.region, iterations=own.region_dilation)
+        return co_training.region_mask(target.long(), batch.truth, self.own.region, iterations=self.own.region_dilation)
 
     def soft_loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
         """Eqs. 4, 5, a mean over the region of the whole batch, which under DDP lies on several devices."""
@@ -182,17 +167,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def ramp_up(self) -> float:
         """lambda_rampup of Eq. 6."""
-        progress = self.current_epoch + self.steps_of_epoch / self.num_iterations_per_epoch
-        return gaussian(progress, self.settings.co_training.ramp * self.num_epochs)
-
-    def on_train_epoch_start(self) -> None:
-        super().on_train_epoch_start()
-        self.steps_of_epoch = 0
-
-    def after_step(self) -> None:
-        for average in self.averages.values():
-            average.update()
-        self.steps_of_epoch += 1
+        return gaussian(self.elapsed_epochs, self.own.ramp * self.num_epochs)
 
     # ------------------------------------------------------------------ which network is deployed
 
@@ -235,54 +210,29 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
         self.print_to_log_file(f"Running pseudo Dice: {figures or 'nothing annotated seen'}; deployed: {self.deployed}")
 
-    def deployed_weights(self) -> dict:
-        return unwrap(self.candidates[self.deployed]).state_dict()
+    @property
+    def deployed_network(self) -> nn.Module:
+        return self.candidates[self.deployed]
 
-    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        with self._deployed_as_network():
-            super().perform_actual_validation(save_probabilities)
-
-    @contextmanager
-    def _deployed_as_network(self) -> Iterator[nn.Module]:
-        trained, deployed = self.network, self.candidates[self.deployed]
-        flag = unwrap(deployed).decoder.deep_supervision
-        self.network = deployed
-        try:
-            yield deployed
-        finally:
-            self.network = trained
-            unwrap(deployed).decoder.deep_supervision = flag  # nnU-Net switches it on after validation
+    @property
+    def deploys_another(self) -> bool:
+        return True  # after any epoch
 
     # ------------------------------------------------------------------ checkpoints
 
     def extra_state(self) -> dict:
-        return {
-            **super().extra_state(),
-            "trained_weights": unwrap(self.network).state_dict(),
-            "deployed": self.deployed,
-            "running_dice": dict(self.running_dice),
-            "averages": {name: average.checkpoint_state() for name, average in self.averages.items()},
-        }
+        return {**super().extra_state(), "deployed": self.deployed, "running_dice": dict(self.running_dice)}
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         super().load_extra_state(state)
-        if "trained_weights" not in state:
-            return
-        unwrap(self.network).load_state_dict(state["trained_weights"])
-        self.deployed, self.running_dice = state["deployed"], dict(state["running_dice"])
-        with exit_on_user_error():
-            for name, average in self.averages.items():
-                try:
-                    average.load_checkpoint_state(state["averages"][name])
-                except ValueError as error:
-                    raise UserError(
-                        f"{self.output_folder}: {error} Set co_training.ema_decay back, or train from the start."
-                    ) from None
+        if "deployed" in state:
+            self.deployed, self.running_dice = state["deployed"], dict(state["running_dice"])
 
 
 class nnUNetTrainerCoTrainingCT(nnUNetTrainerCoTraining):
     """CT: two networks; each is taught by the other as it is, everywhere."""
 
+    short_name, title = "cotraining-ct", "CoTraining CT"
     weight_averaged = False
     region_masked = False
 
@@ -290,6 +240,7 @@ class nnUNetTrainerCoTrainingCT(nnUNetTrainerCoTraining):
 class nnUNetTrainerCoTrainingWA(nnUNetTrainerCoTraining):
     """WA: one network, taught everywhere by its own weight average (a mean teacher)."""
 
+    short_name, title = "cotraining-wa", "CoTraining WA"
     co_teaching = False
     region_masked = False
 
@@ -297,11 +248,14 @@ class nnUNetTrainerCoTrainingWA(nnUNetTrainerCoTraining):
 class nnUNetTrainerCoTrainingCTWA(nnUNetTrainerCoTraining):
     """CT + WA: two networks; each is taught by the other's weight average, everywhere."""
 
+    short_name, title = "cotraining-ctwa", "CoTraining CT+WA"
     region_masked = False
 
 
 class nnUNetTrainerCoTrainingIBN(nnUNetTrainerCoTraining):
     """CT + WA + RM + IBN: instance-batch normalisation in the encoder's first stages, three or all but the deepest."""
+
+    short_name, title = "cotraining-ibn", "CoTraining IBN"
 
     @staticmethod
     def build_network_architecture(

@@ -19,7 +19,7 @@ from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.networks.usenet import ResidualUSENet
-from nnunet_partial.settings import RunSettings
+from nnunet_partial.settings import CrossTeachingSettings, RunSettings, read_block
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 PAPER_STRIDE = 16  # of the paper's five stages together
@@ -37,6 +37,9 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     loss at every resolution of the decoders. r rises with the epoch.
     """
 
+    short_name, title = "crossteaching", "CrossTeaching"
+    settings_name, settings_class = "cross_teaching", CrossTeachingSettings
+    own: CrossTeachingSettings
     loss_terms = ("supervised", "cross_teaching", "pseudo_supervision", "distillation")
     #: peers: name -> (upsampling, mobile)
     peers: Mapping[str, tuple] = {"teacher1": ("transposed", False), "teacher2": ("trilinear", False)}
@@ -48,7 +51,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     semi_supervised = True
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
-        own, annotations = self.settings.cross_teaching, self.dataset_annotations
+        own, annotations = self.own, self.dataset_annotations
         where = f"plans {plans['plans_name']}: setting cross_teaching"
         if annotations.ignore_label is not None:
             raise UserError(
@@ -115,8 +118,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
 
     # ------------------------------------------------------------------ data
 
-    def load_frozen(self) -> None:
-        """Nothing is frozen here; this is where training ends if the fold has nothing to learn from."""
+    def check_cases(self, cases: Sequence[str]) -> None:
         pools = self.case_pools()
         if not pools["labelled"]:
             raise UserError(
@@ -150,7 +152,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = super().get_tr_and_val_datasets()
         pools = self.case_pools()
-        balanced = self.settings.cross_teaching.sampling == "balanced"
+        balanced = self.own.sampling == "balanced"
         if not self.semi_supervised:
             training.pools = Pools([pools["labelled"]], self.batch_size)
         elif balanced and pools["unlabelled"]:
@@ -188,7 +190,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         share_labelled, share_unlabelled = self.shares(labelled, unlabelled)
 
         losses = {"supervised": sum(self.supervised(i, batch, share_labelled) for i in outputs.values())}
-        semi = self.settings.cross_teaching.lambda_ssl * self.ramp()
+        semi = self.own.lambda_ssl * self.ramp()
         if "cross_teaching" in self.loss_terms:
             pair = [logits[i] for i in self.cross_teachers]
             losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, **self._dice)
@@ -205,17 +207,16 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
 
     def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, weight_focal: float) -> torch.Tensor:
         """L_seg of one network on annotated classes, with nnU-Net's weight of each resolution."""
-        own = self.settings.cross_teaching
-        targets = batch.target if isinstance(batch.target, list) else [batch.target]
-        return sum(
-            weight * cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, weight_focal, **self._dice)
-            for weight, output, target in zip(self.deep_supervision_weights(), outputs, targets)
-            if weight
-        )
+        own = self.own
+
+        def dice_focal(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, weight_focal, **self._dice)
+
+        return self.at_every_scale(dice_focal, outputs, batch.targets)
 
     @property
     def _dice(self) -> dict:
-        return {"batch_dice": self.settings.cross_teaching.batch_dice, "all_gather": AllGatherGrad.apply if self.is_ddp else None}
+        return {"batch_dice": self.own.batch_dice, "all_gather": AllGatherGrad.apply if self.is_ddp else None}
 
     def shares(self, *kinds: torch.Tensor) -> list:
         """For each kind of sample (B,) bool what turns a mean over the batch into the mean over samples of that kind: the
@@ -234,7 +235,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
 
     def distillation_weights(self) -> tuple:
         """Weight of L_kd on labelled and on unlabelled cases: 10 r, and r^2 (paper) or 10 r^2 (code)."""
-        own, r = self.settings.cross_teaching, self.ramp()
+        own, r = self.own, self.ramp()
         if not self.semi_supervised:
             return own.lambda_distillation * r, 0.0
         unlabelled = own.lambda_distillation * r**2
@@ -310,7 +311,7 @@ def usenet(
     mobile: bool,
 ) -> ResidualUSENet:
     """A network of the size that the plans ask for (``cross_teaching.size``, ``cross_teaching.blocks_per_stage``)."""
-    own = RunSettings.from_plans(plans_manager.plans).cross_teaching
+    own = read_block(plans_manager.plans, "cross_teaching", CrossTeachingSettings)
     changes = {} if own.blocks_per_stage is None else {"blocks_per_stage": own.blocks_per_stage}
     if own.size == "paper":
         return ResidualUSENet(
@@ -326,7 +327,7 @@ def _check_networks(plans: Mapping[str, Any], configuration: str, dataset_json: 
     manager = PlansManager(dict(plans))
     planned = manager.get_configuration(configuration)
     settings = RunSettings.from_plans(plans)
-    own = settings.cross_teaching
+    own = read_block(plans, "cross_teaching", CrossTeachingSettings)
     if own.size == "paper" and (len(planned.patch_size) != 3 or any(i % PAPER_STRIDE for i in planned.patch_size)):
         raise UserError(
             f"{where}.size=paper needs patches of three axes divisible by {PAPER_STRIDE}, found "

@@ -19,6 +19,8 @@ class nnUNetTrainerIndividual(PartialTrainer):
     as with any other model. On a source whose cases annotate different classes the loss is marginal.
     """
 
+    short_name, title = "individual", "Individual"
+
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         if self.settings.source is None:
             number = plans["dataset_name"][7:10]

@@ -10,6 +10,7 @@ from nnunet_partial.losses import ms_kd
 from nnunet_partial.networks.features import FeatureTap
 from nnunet_partial.networks.teachers import find_teachers, load_teacher
 from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.settings import MSKDSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 
@@ -21,11 +22,15 @@ class nnUNetTrainerMSKD(PartialTrainer):
     is the marginal loss on the labels, so that it can be compared between methods.
     """
 
+    short_name, title = "mskd", "MSKD"
+    needs_teachers = True
+    settings_name, settings_class = "mskd", MSKDSettings
+    own: MSKDSettings
     loss_terms = ("organ", "background", "feature")
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         self.teachers = None
-        self._find_teachers = lambda: find_teachers(self.annotations, self.settings.mskd, plans, configuration, fold)
+        self._find_teachers = lambda: find_teachers(self.annotations, self.own, plans, configuration, fold)
         if not self.training_is_finished(plans, configuration, fold):  # --val needs no teacher
             self._find_teachers()
         return dataset_json
@@ -33,14 +38,14 @@ class nnUNetTrainerMSKD(PartialTrainer):
     @property
     def uses_features(self) -> bool:
         """Whether the feature term is part of this method's loss."""
-        return "feature" in self.loss_terms and self.settings.mskd.lambda_feature > 0
+        return "feature" in self.loss_terms and self.own.lambda_feature > 0
 
     def on_networks_built(self) -> None:
-        level = self.settings.mskd.feature_level
+        level = self.own.feature_level
         self.tap = FeatureTap(unwrap(self.network), level) if self.uses_features else None
 
     def load_frozen(self) -> None:
-        level = self.settings.mskd.feature_level if self.uses_features else None
+        level = self.own.feature_level if self.uses_features else None
         self.teachers = [load_teacher(i, self.annotations, self.device, level) for i in self._find_teachers()]
         for teacher in self.teachers:
             self.print_to_log_file(
@@ -64,9 +69,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
                 references = [at_resolution(i, logits.shape[2:]) for i in teacher_logits]
                 terms = ms_kd.logit_loss(logits, references, classes)
                 organ, background = organ + weight * terms[0], background + weight * terms[1]
-        losses = {"organ": organ, "background": self.settings.mskd.lambda_background * background}
+        losses = {"organ": organ, "background": self.own.lambda_background * background}
         if "feature" in self.loss_terms:
-            losses["feature"] = self.settings.mskd.lambda_feature * self.feature_term(teacher_logits, teacher_features, organ)
+            losses["feature"] = self.own.lambda_feature * self.feature_term(teacher_logits, teacher_features, organ)
         return losses
 
     def feature_term(
@@ -83,19 +88,21 @@ class nnUNetTrainerMSKD(PartialTrainer):
 class nnUNetTrainerMSKDLW(nnUNetTrainerMSKD):
     """Ablation "LW" of Table 1: logit terms only."""
 
+    short_name, title = "mskdlw", "MSKDLW"
     loss_terms = ("organ", "background")
 
 
 class nnUNetTrainerMSKDPlus(nnUNetTrainerMSKD):
     """MS-KD and the marginal loss on the labels."""
 
+    short_name, title = "mskdplus", "MSKDPlus"
     loss_terms = ("organ", "background", "feature", "marginal")
 
     def compute_losses(self, batch: Batch) -> dict:
         taught = [teacher(batch.data) for teacher in self.teachers]
         output = self.network(batch.data)
         losses = self.distillation(output, [i for i, _ in taught], [i for _, i in taught])
-        return {**losses, "marginal": self.settings.mskd.lambda_marginal * self.marginal_loss(output, batch)}
+        return {**losses, "marginal": self.own.lambda_marginal * self.marginal_loss(output, batch)}
 
 
 def at_resolution(logits: torch.Tensor, spatial_shape: Sequence[int]) -> torch.Tensor:

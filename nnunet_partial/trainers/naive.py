@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunet_partial.labels import Annotations
+from nnunet_partial.training import validation
 from nnunet_partial.training.base import PartialTrainer
 
 
@@ -14,15 +15,12 @@ class nnUNetTrainerNaive(PartialTrainer):
     Validation still scores the annotated classes only.
     """
 
+    short_name, title = "naive", "naive nnU-Net"
     learns_from_unlabelled = False
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         self.annotations = Annotations(self.dataset_annotations.classes, None, self.dataset_annotations.ignore_label)
         return dataset_json
 
-    def metrics_on_folder(self, *args, **kwargs) -> dict:
-        self.annotations, taken = self.dataset_annotations, self.annotations
-        try:
-            return super().metrics_on_folder(*args, **kwargs)
-        finally:
-            self.annotations = taken
+    def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
+        return validation.metrics_on_annotated(self.dataset_annotations, folder_truth, folder_predicted, *args, **kwargs)

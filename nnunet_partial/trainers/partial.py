@@ -9,4 +9,5 @@ class nnUNetTrainerPartial(PartialTrainer):
     A case without any annotation has no gradient in this loss, so it takes no place in a batch.
     """
 
+    short_name, title = "partial", "Partial"
     learns_from_unlabelled = False

@@ -10,4 +10,5 @@ class nnUNetTrainerSelfTraining(PartialTrainer):
     case still lacks is merged with background. Validation has the true labels and scores annotated classes only.
     """
 
+    short_name, title = "selftraining", "SelfTraining"
     needs_labels = True

@@ -1,16 +1,19 @@
 """The trainer that all methods share: partial labels, several networks in one step, exact resume.
 
-What stays nnU-Net's is called, not copied. A method adds the networks it needs (:meth:`PartialTrainer.build_peers`),
+What stays nnU-Net's is called, not copied. A method declares its settings (``settings_name``, ``settings_class``) and adds
+the networks it needs (:meth:`PartialTrainer.build_peers`), their weight averages (:meth:`PartialTrainer.build_averages`),
 what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`PartialTrainer.compute_losses`).
-``self.network`` is always the network that is deployed.
+``self.network`` is what is deployed, unless ``deployed_average`` names an average.
 """
 
 import io
 import os
 import random
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -35,9 +38,10 @@ from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
 from nnunet_partial.labels import Annotations
 from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
+from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.onednn import onednn_convolutions
 from nnunet_partial.networks.unwrap import unwrap
-from nnunet_partial.settings import RunSettings
+from nnunet_partial.settings import BLOCKS, RunSettings, read_block
 from nnunet_partial.training import progress, validation
 from nnunet_partial.training.schedules import CosineScheduler
 
@@ -74,9 +78,14 @@ class Batch:
     truth: torch.Tensor | None = None
 
     @property
+    def targets(self) -> list:
+        """The labels (B, 1, *S) at every resolution that is trained, full resolution first; one without deep supervision."""
+        return self.target if isinstance(self.target, list) else [self.target]
+
+    @property
     def full_resolution_target(self) -> torch.Tensor:
         """(B, 1, *S), with and without deep supervision."""
-        return self.target[0] if isinstance(self.target, list) else self.target
+        return self.targets[0]
 
 
 class PartialTrainer(nnunet_module.nnUNetTrainer):
@@ -84,8 +93,22 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     Bad settings, a broken contract and missing teachers end the command with one line and exit code 2 before anything
     is written.
+
+    A method describes itself by class attributes. ``short_name``, ``title``, ``needs_teachers``, ``needs_labels`` and
+    ``settings_name`` are also read from the source (:mod:`nnunet_partial.methods`), so they are plain values.
     """
 
+    #: what ``nnunet_partial compare --methods`` calls it; without one it is trainer=CLASS
+    short_name: str | None = None
+    #: what reports call it; None: the class name
+    title: str | None = None
+    #: whether it is taught by one trained teacher per source
+    needs_teachers = False
+    #: the frozen dataclass of its own settings, and the key of the plans' settings that holds them
+    settings_name: str | None = None
+    settings_class: type | None = None
+    #: name of the average (:meth:`build_averages`) that is deployed instead of ``self.network``
+    deployed_average: str | None = None
     #: names of the loss terms that :meth:`compute_losses` returns; they are logged under ``loss/<name>``
     loss_terms: tuple = ("marginal",)
     #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
@@ -97,19 +120,42 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
     ):
         with exit_on_user_error():
-            self.settings = RunSettings.from_plans(plans)
+            self.settings, self.own = self._read_settings(plans)
             # what the dataset holds; a method may restrict what it trains on (self.annotations) in preflight
             self.dataset_annotations = Annotations.from_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')}")
             self.annotations = self.dataset_annotations
-            self.labels = self._find_labels(plans, configuration, fold)
+            self.labels_command = labels_command(plans, configuration, fold, self.settings.labels)
+            self._find_labels = partial(self._read_labels, plans, configuration, fold)
+            # validation alone needs none, and a finished training is not continued as a rule (see on_train_start)
+            self.labels = None if self.training_is_finished(plans, configuration, fold) else self._find_labels()
             dataset_json = self.preflight(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type != "cuda":  # nnU-Net takes it for granted that DDP runs on GPUs
             self.device, self.grad_scaler = device, None
         self._apply_settings()
-        self.members: dict = {}
+        self.members: dict[str, Member] = {}
+        #: name -> :class:`~nnunet_partial.networks.ema.EMA`; what :meth:`build_averages` returned
+        self.averages: dict[str, EMA] = {}
+        self.steps_of_epoch = 0
         self._resume_rng = None
         progress.register_terms(self.logger, self.loss_terms)
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if (cls.settings_name is None) != (cls.settings_class is None):
+            raise TypeError(f"{cls.__name__}: settings_name and settings_class belong together.")
+        if cls.settings_name is None:
+            return
+        other = BLOCKS.get(cls.settings_name, cls.settings_class)
+        if other is not cls.settings_class or cls.settings_name in {i.name for i in fields(RunSettings)}:
+            raise TypeError(f"{cls.__name__}: settings_name {cls.settings_name!r} is taken. Choose another.")
+
+    def _read_settings(self, plans: Mapping[str, Any]) -> tuple:
+        """The common settings, and those that this method declares."""
+        if self.settings_name is None or self.settings_class is None:
+            return RunSettings.from_plans(plans), None
+        settings = RunSettings.from_plans(plans, {self.settings_name: self.settings_class})
+        return settings, read_block(plans, self.settings_name, self.settings_class)
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         """Check what this method needs before anything is written; return the dataset.json to train with."""
@@ -120,15 +166,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         model = paths.model_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
         return (paths.fold_folder(model, fold) / "checkpoint_final.pth").is_file()
 
-    def _find_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
+    def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
         """The label directory of this run, checked against plans and dataset; None where labels are nnU-Net's own."""
-        self.labels_command = labels_command(plans, configuration, fold, self.settings.labels)
         if self.settings.labels is None and self.needs_labels:
             raise UserError(
                 f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory "
                 f"of pseudo-completed labels. Make both with: {self.labels_command}"
             )
-        if self.settings.labels is None or self.training_is_finished(plans, configuration, fold):  # --val needs none
+        if self.settings.labels is None:
             return None
         labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
         identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
@@ -178,14 +223,35 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 member.network = self._distribute(member.network)
             self.network = self.members["network"].network
         self.loss = self._build_loss()
+        self._set_averages(self.build_averages())
         self.on_networks_built()
 
     def build_peers(self) -> dict:
         """Further networks that are trained beside ``self.network``: name -> module on the device."""
         return {}
 
+    def build_averages(self) -> dict:
+        """Weight averages of trained networks: name -> :class:`~nnunet_partial.networks.ema.EMA`.
+
+        They are updated after every step, started again where weights were loaded before the first, checkpointed, and, if
+        ``deployed_average`` names one, deployed. They give full resolution only: nothing else is asked of them.
+        """
+        return {}
+
+    def _set_averages(self, averages: dict) -> None:
+        self.averages = averages
+        for average in averages.values():
+            average.module.decoder.deep_supervision = False
+        compiles = self._do_i_compile()
+        self.average_networks = {k: torch.compile(v.module) if compiles else v.module for k, v in averages.items()}
+
+    @torch.no_grad()
+    def average_logits(self, data: torch.Tensor) -> dict:
+        """Full-resolution logits (B, K + 1, *S) of each average for data (B, channels, *S), as constants."""
+        return {name: network(data) for name, network in self.average_networks.items()}
+
     def on_networks_built(self) -> None:
-        """Called once all networks exist, before a checkpoint is loaded: the place for hooks and averages."""
+        """Called once all networks and averages exist, before a checkpoint is loaded: the place for hooks."""
 
     def _new_member(self, network: nn.Module) -> Member:
         network = network.to(self.device)
@@ -242,6 +308,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """nnU-Net's weight of each resolution, full resolution first; ``(1,)`` without deep supervision."""
         return self.loss.weight_factors if isinstance(self.loss, DeepSupervisionWrapper) else (1.0,)
 
+    def at_every_scale(
+        self, loss: Callable[..., torch.Tensor], outputs: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]
+    ) -> torch.Tensor:
+        """``loss(output, target)`` at each resolution, full resolution first, with nnU-Net's weights of deep supervision."""
+        weights = self.deep_supervision_weights()
+        return sum(weight * loss(i, j) for weight, i, j in zip(weights, outputs, targets) if weight)
+
     def compute_losses(self, batch: Batch) -> dict:
         """The weighted loss terms of one step, name -> 0-dim tensor. Their sum is minimised."""
         return {"marginal": self.marginal_loss(self.network(batch.data), batch)}
@@ -281,7 +354,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = super().get_tr_and_val_datasets()
-        return training if self.labels is None else self.labels.over(training), validating
+        if self.labels is not None:
+            training = self.labels.over(training, self.cases_with_own_labels(training.identifiers))
+        return training, validating
+
+    def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
+        """Those of the training cases that keep their own labels although the run has a label directory."""
+        return ()
 
     def _annotated_lookup(self, annotations: Annotations) -> AnnotatedLookup:
         with exit_on_user_error():
@@ -312,21 +391,40 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     # ------------------------------------------------------------------ the step
 
     def on_train_start(self) -> None:
-        with exit_on_user_error():
-            if self.labels is not None:
-                self.check_labels(self.labels, self.do_split()[0])
-            self.load_frozen()
+        if self.current_epoch < self.num_epochs:  # else nothing but nnU-Net's last steps is left of a finished training
+            with exit_on_user_error():
+                self._prepare_training()
+        for average in self.averages.values():
+            if not average.num_updates:  # weights may have been loaded since it was built
+                average.restart()
         super().on_train_start()
         if self._resume_rng is not None:  # making the data loaders has drawn random numbers
             set_rng_state(self._resume_rng)
             self._resume_rng = None
+
+    def _prepare_training(self) -> None:
+        """Check and load everything that a step needs. A finished training may be continued with more epochs."""
+        if self.labels is None:
+            self.labels = self._find_labels()
+        cases = self.do_split()[0]
+        self.check_cases(cases)
+        if self.labels is not None:
+            self.check_labels(self.labels, cases)
+        self.load_frozen()
+        self.prepare_losses(cases)
+
+    def check_cases(self, cases: Sequence[str]) -> None:
+        """Check that the training cases of this fold are what this method can learn from. Raises UserError."""
 
     def check_labels(self, labels: LabelDirectory, cases: Sequence[str]) -> None:
         """Check that the label directory holds what this method needs of its training cases. Raises UserError."""
         labels.require_cases(cases, self._labels_remedy)
 
     def load_frozen(self) -> None:
-        """Load what is frozen (teachers). Called before anything else happens; raises UserError."""
+        """Load what is frozen (teachers). Raises UserError."""
+
+    def prepare_losses(self, cases: Sequence[str]) -> None:
+        """Take from the training cases what the losses need, class weights for example. Raises UserError."""
 
     def autocast(self):
         """nnU-Net's mixed precision: on CUDA only."""
@@ -340,6 +438,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             losses = self.compute_losses(batch)
             total = torch.stack([i.float() for i in losses.values()]).sum()
         self._backward_and_step(total)
+        for average in self.averages.values():
+            average.update()
+        self.steps_of_epoch += 1
         self.after_step()
         values = torch.stack([total.detach(), *(losses[i].detach().float() for i in self.loss_terms)]).cpu().numpy()
         return {"loss": values[0], **{progress.key(name): value for name, value in zip(self.loss_terms, values[1:])}}
@@ -360,10 +461,16 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             scaler.update()
 
     def after_step(self) -> None:
-        """Called after all optimisers have stepped: the place to update averages."""
+        """Called after all optimisers have stepped and all averages were updated."""
+
+    @property
+    def elapsed_epochs(self) -> float:
+        """Epochs that are over, with the part of the present one that is: what ramps go by."""
+        return self.current_epoch + self.steps_of_epoch / self.num_iterations_per_epoch
 
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
+        self.steps_of_epoch = 0
         for name, member in self.members.items():
             if name != "network":  # nnU-Net has seen to the deployed one
                 member.network.train()
@@ -376,11 +483,42 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])), self.current_epoch
             )
 
+    # ------------------------------------------------------------------ what is deployed
+
+    @property
+    def deployed_network(self) -> nn.Module:
+        """The network whose weights a checkpoint's ``network_weights`` are, and that validates."""
+        return self.network if self.deployed_average is None else self.average_networks[self.deployed_average]
+
+    @property
+    def deploys_another(self) -> bool:
+        """Whether a checkpoint must hold the weights of ``self.network`` under a key of its own, to go on training."""
+        return self.deployed_average is not None
+
+    def deployed_weights(self) -> dict:
+        """What a checkpoint holds as ``network_weights``: the weights that predict."""
+        return unwrap(self.deployed_network).state_dict()
+
+    @contextmanager
+    def deployed_as_network(self) -> Iterator[nn.Module]:
+        """``self.network`` is what is deployed, for code of nnU-Net that predicts with ``self.network``."""
+        trained, deployed = self.network, self.deployed_network
+        if deployed is trained:
+            yield trained
+            return
+        flag = unwrap(deployed).decoder.deep_supervision
+        self.network = deployed
+        try:
+            yield deployed
+        finally:
+            self.network = trained
+            unwrap(deployed).decoder.deep_supervision = flag  # nnU-Net switches it on after validation
+
     # ------------------------------------------------------------------ validation
 
     def validation_step(self, batch: dict) -> dict:
         """Marginal loss and hard counts of annotated classes only; the counts of other classes stay zero."""
-        return self.validate_network(self.network, self.to_device(batch, training=False))
+        return self.validate_network(self.deployed_network, self.to_device(batch, training=False))
 
     def validate_network(self, network: nn.Module, batch: Batch) -> dict:
         """:meth:`validation_step` of any network on a batch on the device."""
@@ -411,7 +549,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             return
         with (
             mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder),
-            onednn_convolutions(unwrap(self.network)),
+            self.deployed_as_network() as network,
+            onednn_convolutions(unwrap(network)),
         ):
             super().perform_actual_validation(save_probabilities)
 
@@ -433,10 +572,6 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         checkpoint[CHECKPOINT_KEY] = self.extra_state()
         save_checkpoint(checkpoint, filename)
 
-    def deployed_weights(self) -> dict:
-        """What a checkpoint holds as ``network_weights``: the weights that predict."""
-        return unwrap(self.network).state_dict()
-
     def extra_state(self) -> dict:
         """Everything beyond nnU-Net's checkpoint that an exact resume needs."""
         peers = {
@@ -444,7 +579,12 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             for name, member in self.members.items()
             if name != "network"
         }
-        return {"peers": peers, "rng_state": rng_state()}
+        state = {"peers": peers, "rng_state": rng_state()}
+        if self.averages:
+            state["averages"] = {name: average.checkpoint_state() for name, average in self.averages.items()}
+        if self.deploys_another:
+            state["trained_weights"] = unwrap(self.network).state_dict()
+        return state
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Restore everything. The file is read safely first; nnU-Net then reads its own part of it."""
@@ -463,8 +603,26 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         for name, content in state.get("peers", {}).items():
             unwrap(self.members[name].network).load_state_dict(content["network_weights"])
             self.members[name].optimizer.load_state_dict(content["optimizer_state"])
+        if "trained_weights" in state:
+            unwrap(self.network).load_state_dict(state["trained_weights"])
+        if state:
+            with exit_on_user_error():
+                self._load_averages(state.get("averages", {}))
         if not self.is_ddp:  # the state of rank 0 must not make all ranks draw the same patches
             self._resume_rng = state.get("rng_state")
+
+    def _load_averages(self, states: Mapping[str, Any]) -> None:
+        for name, average in self.averages.items():
+            if name not in states:
+                raise UserError(
+                    f"{self.output_folder}: the checkpoint has no average {name!r}, which {type(self).__name__} keeps. Train "
+                    "from the start."
+                )
+            try:
+                average.load_checkpoint_state(states[name])
+            except ValueError as error:
+                where = f" in the settings of {self.settings_name}" if self.settings_name else ""
+                raise UserError(f"{self.output_folder}: {error} Set it back{where}, or train from the start.") from None
 
 
 def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:

@@ -44,9 +44,8 @@ def main(rank, rendezvous, batch_file, name, plans, configuration):
     distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     trainer = get_trainer_from_args("501", configuration, 0, name, plans, False, torch.device("cpu"))
     trainer.initialize()
-    if trainer.labels is not None:
-        trainer.check_labels(trainer.labels, trainer.do_split()[0])
     trainer.load_frozen()
+    trainer.prepare_losses(trainer.do_split()[0])
     if hasattr(trainer, "_first_sample"):
         assert trainer._first_sample() == rank
     content = torch.load(batch_file, weights_only=False)

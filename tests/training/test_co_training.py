@@ -71,7 +71,7 @@ def plans(tiny, labels):
 
 def ready(made):
     made.initialize()
-    made.check_labels(made.labels, made.do_split()[0])
+    made.prepare_losses(made.do_split()[0])
     made.dataloader_train, made.dataloader_val = made.get_dataloaders()
     made.set_deep_supervision_enabled(True)
     return made
@@ -308,7 +308,7 @@ def test_mixed_precision_and_compiled_networks(tiny, plans, trainer, own_results
         full = {k: v.item() for k, v in made.compute_losses(batch).items()}
     for name, member in made.members.items():
         member.network = torch.compile(member.network, backend="aot_eager")
-        made._average_networks[name] = torch.compile(made.averages[name].module, backend="aot_eager")
+        made.average_networks[name] = torch.compile(made.averages[name].module, backend="aot_eager")
     made.network = made.members["network"].network
     made.autocast = lambda: torch.autocast("cpu", dtype=torch.bfloat16)
     made.grad_scaler = torch.amp.GradScaler("cpu")
@@ -354,7 +354,7 @@ def test_the_better_average_is_deployed(tiny, plans, trainer, own_results):
     assert made.running_dice["peer"] == pytest.approx(12 / 14)
     for key, value in made.deployed_weights().items():
         assert torch.equal(value, made.averages["peer"].state_dict()[key])
-    with made._deployed_as_network() as network:
+    with made.deployed_as_network() as network:
         assert made.network is network is made.averages["peer"].module
     assert made.network is made.members["network"].network
 

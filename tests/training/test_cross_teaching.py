@@ -115,7 +115,7 @@ def read_total(made, batch, annotated):
         mean = sum(p[i] for i in made.teachers) / len(made.teachers)
         found["pseudo_supervision"] = 0.1 * r * read_dice(p["network"], mean.argmax(1), lacking)
         kl = (mean * (np.log(mean) - np.log(p["network"]))).sum(1).reshape(len(annotated), -1).mean(1)
-        weights = {"labelled": 10 * r, "unlabelled": {"paper": 1, "code": 10}[made.settings.cross_teaching.weighting] * r * r}
+        weights = {"labelled": 10 * r, "unlabelled": {"paper": 1, "code": 10}[made.own.weighting] * r * r}
         if not made.semi_supervised:
             weights["unlabelled"] = 0
         found["distillation"] = sum(
@@ -280,7 +280,7 @@ def test_a_fully_labelled_dataset_is_said_to_be_one(tiny, trainer, own_results, 
     made = trainer(PROPOSED)
     made.annotations = Annotations(made.dataset_annotations.classes)
     made.initialize()
-    made.load_frozen()
+    made.check_cases(made.do_split()[0])
     log = next(Path(made.output_folder).glob("training_log*")).read_text()
     assert "every training case annotates every class" in log
     training, _ = made.get_tr_and_val_datasets()

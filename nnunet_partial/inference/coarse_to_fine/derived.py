@@ -28,7 +28,7 @@ from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
 from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
-from nnunet_partial.settings import RunSettings, read_settings
+from nnunet_partial.settings import read_run_settings, read_settings
 from nnunet_partial.variants import NETWORK_CHANGES, write_variant
 
 ENDING = ".nii.gz"
@@ -74,7 +74,7 @@ def prepare(
     Raises :class:`UserError` for a bad setting, a source that cannot be used, or an id that is taken, before it writes.
     """
     own, variant = split_changes(dict(changes))
-    read_settings(RunSettings, {k: v for k, v in variant.items() if k not in NETWORK_CHANGES}, "--set")
+    read_run_settings({k: v for k, v in variant.items() if k not in NETWORK_CHANGES}, "--set")
     derivation = derive(stage, dataset, dataset_id, name, own, coarse, overwrite, processes, progress)
     if overwrite and (derivation.folder / REQUEST).is_file():  # nothing that we have not made
         shutil.rmtree(derivation.folder)

@@ -4,9 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from nnunet_partial.errors import UserError
+from nnunet_partial.methods import TrainerSource, find_trainer_source, package_trainers
 
 TEACHER = "nnUNetTrainerIndividual"
 NEEDS = ("teachers", "labels")
+# methods of this package that are not simply trained, tested and compared
+KINDS = {"individual": "fused", "atso": "atso"}
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,14 @@ class Method:
     ``needs``   ``teachers``: one trained teacher per source; ``labels``: labels that the teachers have completed
     ``kind``    ``trainer``; ``fused``: the teachers' own predictions, fused; ``full``: on the dataset with all labels;
                 ``atso``: the loop of scripts/atso_loop.py
+    ``settings_name`` the block of the plans' settings that the trainer declares
     """
 
     title: str
     trainer: str
     needs: tuple = ()
     kind: str = "trainer"
+    settings_name: str | None = None
 
     @property
     def taught(self) -> bool:
@@ -35,33 +40,33 @@ class Method:
         """Whether it trains on labels that the teachers have completed."""
         return "labels" in self.needs
 
+    @classmethod
+    def of(cls, source: TrainerSource, kind: str = "trainer", needs: tuple | None = None) -> "Method":
+        """The method that a trainer describes itself as; ``needs``: what it says it needs, unless given."""
+        if needs is None:
+            needs = _LABELS if source.needs_labels else _TEACHERS if source.needs_teachers else ()
+        return cls(source.title or source.name, source.name, needs, kind, source.settings_name)
+
 
 _LABELS, _TEACHERS = ("teachers", "labels"), ("teachers",)
-METHODS = {
-    "naive": Method("naive nnU-Net", "nnUNetTrainerNaive"),
-    "individual": Method("Individual", TEACHER, kind="fused"),
-    "partial": Method("Partial", "nnUNetTrainerPartial"),
-    "selftraining": Method("SelfTraining", "nnUNetTrainerSelfTraining", _LABELS),
-    "cotraining": Method("CoTraining", "nnUNetTrainerCoTraining", _LABELS),
-    "cotraining-ct": Method("CoTraining CT", "nnUNetTrainerCoTrainingCT", _LABELS),
-    "cotraining-wa": Method("CoTraining WA", "nnUNetTrainerCoTrainingWA", _LABELS),
-    "cotraining-ctwa": Method("CoTraining CT+WA", "nnUNetTrainerCoTrainingCTWA", _LABELS),
-    "cotraining-ibn": Method("CoTraining IBN", "nnUNetTrainerCoTrainingIBN", _LABELS),
-    "mskd": Method("MSKD", "nnUNetTrainerMSKD", _TEACHERS),
-    "mskdlw": Method("MSKDLW", "nnUNetTrainerMSKDLW", _TEACHERS),
-    "mskdplus": Method("MSKDPlus", "nnUNetTrainerMSKDPlus", _TEACHERS),
-    "crossteaching": Method("CrossTeaching", "nnUNetTrainerCrossTeaching"),
-    "atso": Method("ATSO", "nnUNetTrainerATSO", kind="atso"),
-    "full": Method("fully supervised", "nnUNetTrainerPartial", kind="full"),
-}
+
+
+def _of_this_package() -> dict:
+    named = {i.short_name: i for i in package_trainers().values() if i.short_name}
+    methods = {name: Method.of(source, KINDS.get(name, "trainer")) for name, source in sorted(named.items())}
+    return {**methods, "full": Method("fully supervised", named["partial"].name, kind="full")}
+
+
+#: short name -> method; what a trainer of this package says of itself
+METHODS = _of_this_package()
 
 
 def find_methods(names: Iterable[str]) -> dict:
     """name -> :class:`Method`, in the order given.
 
-    ``trainer=CLASS`` stands for any trainer that stock nnU-Net finds, ``trainer=CLASS:teachers`` and
-    ``trainer=CLASS:labels`` for one that needs teachers or completed labels. Raises :class:`UserError` for an unknown or
-    repeated name.
+    ``trainer=CLASS`` stands for any trainer that stock nnU-Net finds, which says by ``needs_teachers`` and ``needs_labels``
+    what it needs; ``trainer=CLASS:teachers`` and ``trainer=CLASS:labels`` say it for a trainer that does not. Raises
+    :class:`UserError` for an unknown or repeated name, and for a trainer that nnU-Net would not find.
     """
     found = {}
     for name in names:
@@ -81,4 +86,5 @@ def _own_trainer(text: str) -> tuple:
     trainer, _, needs = text[len("trainer=") :].partition(":")
     if not trainer.isidentifier() or (needs and needs not in NEEDS):
         raise UserError(f"--methods {text}: write it as trainer=CLASS, trainer=CLASS:teachers or trainer=CLASS:labels.")
-    return trainer, Method(trainer, trainer, {"": (), "teachers": _TEACHERS, "labels": _LABELS}[needs])
+    given = {"": None, "teachers": _TEACHERS, "labels": _LABELS}[needs]
+    return trainer, Method.of(find_trainer_source(trainer), needs=given)

@@ -17,6 +17,7 @@ from nnunet_partial.orchestration.atso import layout as atso_layout
 from nnunet_partial.orchestration.atso import options as atso_options
 from nnunet_partial.orchestration.atso import stages as atso_stages
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
+from nnunet_partial.settings import BLOCKS, parse_assignments
 
 COMPLETED = "completed"  # the plans variant that trains on completed labels
 FINAL = "checkpoint_final.pth"
@@ -158,6 +159,8 @@ class Planner:
     def _plans(self, seed: int) -> None:
         o = self.options
         settings = [j for i in (*o.settings, f"seed={seed}") for j in ("--set", i)]
+        blocks = parse_assignments(o.settings)
+        owners = [j for i in self.methods.values() if i.settings_name in {*blocks} - {*BLOCKS} for j in ("--trainer", i.trainer)]
         for dataset in [self.dataset, *([self.full_dataset] if "full" in self.methods else [])]:
             argv = [
                 "nnunet_partial",
@@ -170,6 +173,7 @@ class Planner:
                 "--configuration",
                 o.configuration,
                 *settings,
+                *owners,
             ]
             self._add(
                 _plans_step(seed, dataset if dataset != self.dataset else ""),

@@ -271,10 +271,34 @@ def test_every_method_is_a_trainer_that_exists():
     assert len({i.title for i in METHODS.values()}) == len(METHODS)
 
 
-def test_any_trainer_can_be_named():
-    found = find_methods(["partial", "trainer=MyTrainer", "trainer=Taught:labels"])
+def test_any_trainer_that_nnunet_finds_can_be_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "class MyTrainer(PartialTrainer):\n    settings_name = 'mine'\n"
+        "class Taught(nnUNetTrainerMSKD):\n    title: str = 'My MSKD'\n"
+        "class Completed(Taught):\n    needs_teachers = needs_labels = True\n"
+        "class NoTrainer:\n    pass\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    names = ["partial", "trainer=MyTrainer", "trainer=Taught", "trainer=Completed", "trainer=nnUNetTrainerDA5:labels"]
+    found = find_methods(names)
     assert found["MyTrainer"].trainer == "MyTrainer" and not found["MyTrainer"].taught
-    assert found["Taught"].taught and found["Taught"].labelled
+    assert (found["Taught"].title, found["Taught"].needs, found["Taught"].settings_name) == ("My MSKD", ("teachers",), "mskd")
+    assert found["Completed"].labelled and found["Completed"].title == "Completed"
+    assert found["nnUNetTrainerDA5"].taught and found["nnUNetTrainerDA5"].labelled
+    for wrong in ("MyTrainr", "NoTrainer"):
+        with pytest.raises(UserError, match=f"nnU-Net finds no trainer called {wrong}"):
+            find_methods([f"trainer={wrong}"])
+    with pytest.raises(UserError, match="Is it MyTrainer"):
+        find_methods(["trainer=MyTrainr"])
+
+
+def test_a_methods_own_settings_are_checked_by_its_trainer(planned, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("class nnUNetTrainerMine(PartialTrainer):\n    settings_name = 'mine'\n")
+    monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path))
+    settings = ("mine.x=2", "mskd.lambda_feature=1")
+    steps = planned(("partial", "mskd", "trainer=nnUNetTrainerMine"), settings=settings).steps()
+    argv = next(i for i in steps if i.part == "plans").argv
+    assert argv[-2:] == ("--trainer", "nnUNetTrainerMine") and argv.count("--trainer") == 1
 
 
 @pytest.mark.parametrize(
