@@ -192,3 +192,22 @@ def test_a_model_that_grew_is_named():
     model.append(nn.Conv2d(2, 2, 1))
     with pytest.raises(RuntimeError, match="3.bias"):
         ema.update()
+
+
+def test_an_average_can_be_started_again():
+    model = network()
+    ema = EMA(model, 0.9)
+    walk(model, ema, 3)
+    with torch.no_grad():
+        for value in model.parameters():
+            value += 1
+        model[1].running_mean += 2
+    place = ema.module[0].weight.data_ptr()
+    ema.restart()
+    assert ema.num_updates == 0 and ema.module[0].weight.data_ptr() == place  # what compiled it goes on seeing it
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in ema.state_dict().items())
+    before = snapshot(model)
+    walk(model, ema, 1)
+    for name, value in ema.module.named_parameters():
+        expected = 0.9 * before[name] + 0.1 * snapshot(model)[name]
+        np.testing.assert_allclose(value.detach().double().numpy(), expected, atol=1e-6)
