@@ -41,7 +41,7 @@ from nnunet_partial.data.merge.sources import SourceSpec
 from nnunet_partial.demo.study import run
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
-from nnunet_partial.evaluation.results import read_metrics
+from nnunet_partial.evaluation.results import json_values, read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
 from nnunet_partial.orchestration.compare.comparison import Comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
@@ -76,7 +76,7 @@ DESIGNS = {
 
 
 def main():
-    arguments = parsed()
+    arguments = arguments_of()
     with exit_on_user_error():
         check(arguments)
         if arguments.table:
@@ -87,7 +87,8 @@ def main():
             train_and_record(arguments)
 
 
-def parsed():
+def arguments_of(argv=None):
+    """The command line, or ``argv`` in its place."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=DESIGNS)
     parser.add_argument("--work", type=Path, help="folder for data, models and predictions")
@@ -113,7 +114,7 @@ def parsed():
     parser.add_argument("--atso-fine-tune-epochs", type=int, default=5)
     parser.add_argument("--processes", type=int, default=1, help="trainings side by side on the CPU")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def check(arguments):
@@ -232,7 +233,7 @@ def train_and_record(arguments):
         one.record()
         if not arguments.record and missing(arguments, steps, seed):
             try:
-                one.train()
+                one.train(one.missing)
             finally:
                 one.record()
 
@@ -278,12 +279,12 @@ class Budget:
     def missing(self):
         return missing(self.arguments, self.steps, self.seed)
 
-    def train(self):
-        """Run nnunet_partial compare for what is missing."""
+    def train(self, methods):
+        """Run nnunet_partial compare, which leaves alone what is finished in WORK."""
         o = self.arguments
         run(
             [
-                *("nnunet_partial", "compare", PARTIAL, "--configuration", o.configuration, "--methods", ",".join(self.missing)),
+                *("nnunet_partial", "compare", PARTIAL, "--configuration", o.configuration, "--methods", ",".join(methods)),
                 *("--name", self.name, *(j for k, v in self.settings.items() for j in ("--set", f"{k}={v}"))),
                 *("--seeds", self.seed, "--test-images", self.images, "--test-labels", self.truth, "--full-dataset", FULL),
                 *([] if o.tta else ["--disable-tta"]),
@@ -298,7 +299,7 @@ class Budget:
     def record(self):
         """Write the scores of every method that is finished in WORK and has none yet."""
         for method in self.missing:
-            comparison = Comparison(self._options(method))
+            comparison = self.comparison(method)
             step = next(i for i in comparison.steps if i.name == f"s{self.seed}-{method}-evaluate")
             if comparison.is_done(step):
                 file = score_file(self.arguments, self.name, method, self.seed)
@@ -306,6 +307,10 @@ class Budget:
                 print(
                     f"{method}, seed {self.seed}, {self.steps} steps: {scores.mean_dsc(scores.read_score(file)):.2f} DSC; {file}"
                 )
+
+    def comparison(self, method):
+        """The comparison of one method: its steps, models and what became of them."""
+        return Comparison(self._options(method))
 
     def _options(self, method):
         return Options(
@@ -325,30 +330,36 @@ class Budget:
             atso_fine_tune_epochs=self.arguments.atso_fine_tune_epochs,
         )
 
-    def _score(self, comparison, method):
-        classes = list(comparison.planner.annotations.classes)
+    def about(self):
+        """What every score of this budget and seed says."""
         split = read_json(self.arguments.base / "split.json")
         return {
             "study": self.arguments.study,
             "budget": self.name,
             "steps": self.steps,
-            "method": method,
-            "title": comparison.planner.methods[method].title,
             "seed": self.seed,
             "settings": self.settings,
-            "classes": classes,
+            "classes": [i for organs in DESIGNS[self.arguments.study]["sources"].values() for i in organs],
             "cases": scores.digest(split),
             "training_cases_per_source": {k: len(v["train"]) for k, v in split["sources"].items()},
-            "command": self._command(method),
             **read_json(self.arguments.base / "code.json"),
             "machine": circumstances()["machine"],
+        }
+
+    def _score(self, comparison, method):
+        about = self.about()
+        return {
+            **about,
+            "method": method,
+            "title": comparison.planner.methods[method].title,
+            "command": self._command(method),
             "commands": {
                 i["step"]: {"part": i["part"], "seconds": _rounded(i["seconds"]), "core_seconds": _rounded(i["cpu_seconds"])}
                 for i in comparison.commands()
                 if i["part"] != "plans"
             },
-            "test": scores.by_case(read_metrics(comparison.planner.evaluation(method, self.seed)), classes),
-            "validation": scores.by_case(self._validation_rows(comparison.planner, method), classes),
+            "test": scores.by_case(read_metrics(comparison.planner.evaluation(method, self.seed)), about["classes"]),
+            "validation": scores.by_case(self._validation_rows(comparison.planner, method), about["classes"]),
         }
 
     def _command(self, method):
@@ -421,7 +432,7 @@ def publish_curve(arguments):
     ]
     movements = [i for i in movements if i is not None]
     page = scores.curve_page(arguments.study, points, movements, command())
-    write_json({"command": command(), "points": points, "movements": movements}, arguments.out.with_suffix(".json"))
+    write_json(json_values({"command": command(), "points": points, "movements": movements}), arguments.out.with_suffix(".json"))
     write_text(page, arguments.out.with_suffix(".md"))
     with atomic_path(arguments.out.with_suffix(".png")) as file:
         scores.draw_curve(arguments.study, points).savefig(file, format="png", dpi=110)

@@ -109,8 +109,8 @@ def mean_dsc(score: Mapping, part: str = "test") -> float:
 
 
 def _table(rows: Sequence[Mapping], classes: Sequence[str]) -> np.ndarray:
-    """(cases, classes) of Dice."""
-    cases = list(dict.fromkeys(i["case"] for i in rows))
+    """(cases, classes) of Dice; cases by name, so that tables of the same cases can be subtracted."""
+    cases = sorted({i["case"] for i in rows})
     table = np.full((len(cases), len(classes)), np.nan)
     for row in rows:
         table[cases.index(row["case"]), classes.index(row["class"])] = row["dice"]
@@ -127,16 +127,16 @@ def movement(scores: Sequence[Mapping], budget: str, twice: str, method: str = F
     seeds = [seed for name, seed in found if name == budget and (twice, seed) in found]
     if not seeds:
         return None
-    pairs = [(found[budget, i], found[twice, i]) for i in seeds]
+    return {"from": budget, "to": twice, "method": method, **_paired([(found[budget, i], found[twice, i]) for i in seeds])}
+
+
+def _paired(pairs: Sequence[tuple]) -> dict:
+    """Mean of b - a over ``(a, b)`` of the same seed, case by case."""
     classes = pairs[0][0]["classes"]
     moved = np.mean([_table(rows_of(b), classes) - _table(rows_of(a), classes) for a, b in pairs], axis=0)
-    validation = [mean_dsc(b, "validation") - mean_dsc(a, "validation") for a, b in pairs]
     return {
-        "from": budget,
-        "to": twice,
-        "method": method,
-        "seeds": seeds,
-        "validation": float(np.mean(validation)),
+        "seeds": [a["seed"] for a, _ in pairs],
+        "validation": float(np.mean([mean_dsc(b, "validation") - mean_dsc(a, "validation") for a, b in pairs])),
         "test": float(np.mean(np.nanmean(moved, axis=0))) * 100,
         "test_interval": [100 * i for i in bootstrap_ci(moved)],
     }
@@ -332,7 +332,7 @@ def _origin(content: Mapping) -> str:
 
 
 def curve(scores: Sequence[Mapping], budgets: Mapping[str, int], methods: Sequence[str] = ()) -> list:
-    """One point a method and budget, over the seeds that are there. ``budgets``: name -> steps."""
+    """One point a method and budget, over the seeds that are there. ``budgets``: name -> steps. NaN where nothing is known."""
     points = []
     names = list(methods) or list(dict.fromkeys(i["method"] for i in scores))
     for method in names:
@@ -354,38 +354,57 @@ def curve(scores: Sequence[Mapping], budgets: Mapping[str, int], methods: Sequen
                         "core_minutes": _core_seconds(own) / 60 / len(own),
                     }
                 )
-    return json_values(points)
+    return points
 
 
-def curve_page(study: str, points: Sequence[Mapping], movements: Sequence[Mapping], command: str) -> str:
+def differences(scores: Sequence[Mapping], reference: Sequence[Mapping], budgets: Mapping[str, int]) -> list:
+    """A method of ``scores`` minus the one method of ``reference``, over the cases and the seeds that both have, a row a method and
+    budget: points of DSC on the validation cases, and on the test cases with their interval."""
+    found, rows = {(i["budget"], i["seed"]): i for i in reference}, []
+    for method in dict.fromkeys(i["method"] for i in scores):
+        for budget in sorted(budgets, key=budgets.get):
+            own = [i for i in scores if (i["method"], i["budget"]) == (method, budget) and (budget, i["seed"]) in found]
+            if own:
+                rows.append(
+                    {
+                        "method": method,
+                        "title": own[0]["title"],
+                        "budget": budget,
+                        "reference": reference[0]["title"],
+                        **_paired([(found[budget, i["seed"]], i) for i in own]),
+                    }
+                )
+    return rows
+
+
+def curve_page(
+    study: str, points: Sequence[Mapping], movements: Sequence[Mapping], command: str, differences: Sequence[Mapping] = ()
+) -> str:
     steps = sorted({i["steps"] for i in points})
     found = {(i["title"], i["steps"]): i for i in points}
     lines = [_line(["method", *map(str, steps)]), _line(["---"] * (len(steps) + 1))]
     for title in dict.fromkeys(i["title"] for i in points):
         own = [found.get((title, i)) for i in steps]
         lines.append(_line([title, *(f"{i['dsc']:.1f} ({len(i['seeds'])})" if i else "" for i in own)]))
-    moved = [
-        _line(
-            [
-                i["method"],
-                f"{i['from']} to {i['to']}",
-                f"{i['validation']:+.2f}",
-                f"{i['test']:+.2f} [{i['test_interval'][0]:+.2f}, {i['test_interval'][1]:+.2f}]",
-                str(len(i["seeds"])),
-            ]
-        )
-        for i in movements
-    ]
     parts = [
         f"# {study}: DSC against steps",
         "Mean test DSC in percent by steps a network; in brackets the number of seeds. No accuracy table: points of one seed are here "
         "to show how methods start and when they stop gaining.",
         "\n".join(lines),
     ]
-    if moved:
-        head = ["method", "twice the steps", "validation cases", "test cases", "seeds"]
-        parts.append("\n".join([_line(head), _line(["---"] * len(head)), *moved]))
+    for what, moved, name in (
+        ("twice the steps", movements, lambda i: (i["method"], f"{i['from']} to {i['to']}")),
+        ("budget", differences, lambda i: (f"{i['title']} minus {i['reference']}", i["budget"])),
+    ):
+        if moved:
+            head = ["method", what, "validation cases", "test cases [95 % interval over cases]", "seeds"]
+            parts.append("\n".join([_line(head), _line(["---"] * len(head)), *(_line([*name(i), *_moved(i)]) for i in moved)]))
     return "\n\n".join([*parts, f"`{command}`"]) + "\n"
+
+
+def _moved(i: Mapping) -> list:
+    low, high = i["test_interval"]
+    return [f"{i['validation']:+.2f}", f"{i['test']:+.2f} [{low:+.2f}, {high:+.2f}]", str(len(i["seeds"]))]
 
 
 def draw_curve(study: str, points: Sequence[Mapping]):

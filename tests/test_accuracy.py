@@ -49,6 +49,8 @@ class Study:
         self.module, self.monkeypatch = accuracy, monkeypatch
         self.work, self.results, self.log = folder / "work", folder / "results", folder / "stub.log"
         self._stubs(folder / "programs")
+        design = {"sources": {"kits": ("kidney",), "lits": ("liver",)}, "variant": {}}
+        monkeypatch.setitem(accuracy.DESIGNS, "hippocampus", design)
         monkeypatch.setattr(accuracy, "prepare", self.prepare)
         monkeypatch.setattr(accuracy, "run", lambda argv, log: cli.main([*map(str, argv[1:]), "--executor", "debug"]))
         monkeypatch.setattr(accuracy.Budget, "_validation_rows", lambda *_: [])
@@ -153,9 +155,9 @@ def test_a_score_says_what_it_rests_on(study):
     score = json.loads(next(iter(study.files().values())))
     metrics = study.work / "hippocampus" / "comparison" / "2d-4000" / "evaluation" / "mskd" / "s0" / "metrics.json"
     rows = json.loads(metrics.read_text())["rows"]
-    assert {(c, CLASSES[n]): v for c, own in score["test"]["dice"].items() for n, v in enumerate(own)} == {
-        (i["case"], i["class"]): pytest.approx(i["dice"], abs=1e-5) for i in rows
-    }
+    assert score["classes"] == ["kidney", "liver"] and {
+        (c, score["classes"][n]): v for c, own in score["test"]["dice"].items() for n, v in enumerate(own)
+    } == {(i["case"], i["class"]): pytest.approx(i["dice"], abs=1e-5) for i in rows}
     trainings = {k: v for k, v in score["commands"].items() if v["part"] in ("teachers", "training")}
     assert list(trainings) == ["s0-teacher-kits-fold0", "s0-teacher-lits-fold0", "s0-mskd-train-fold0"]
     assert all(i["core_seconds"] >= 0 and i["seconds"] > 0 for i in trainings.values())
@@ -230,6 +232,68 @@ def test_validation_is_against_all_labels(accuracy, monkeypatch, tmp_path):
     planner = SimpleNamespace(models=lambda *_: [model], annotations=SimpleNamespace(classes=CLASSES))
     rows = budget._validation_rows(planner, "individual")
     assert [(i["case"], i["class"], i["dice"]) for i in rows] == [("c", "liver", pytest.approx(2 * 4 / (4 + 8)))]
+
+
+# ------------------------------------------------------------------ how MS-KD starts
+
+
+@pytest.fixture
+def mskd_start(study, monkeypatch):
+    """``mskd_start(*arguments)`` on the stub commands; what a row scores is a number of its folder's."""
+    module = load(monkeypatch, "mskd_start")
+
+    def evaluate_folder(folder, *_, **__):
+        assert (folder / "predict_from_raw_data_args.json").exists() or (folder / "summary.json").exists()
+        return [{"case": "a", "class": i, "dice": 0.5, "hausdorff95_mm": 1.0} for i in ("kidney", "liver")]
+
+    def write_variant(dataset, name, changes, base, configuration):
+        file = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial" / f"{base}_{name}.json"
+        file.write_text(json.dumps({"plans_name": file.stem, "nnunet_partial": changes}))
+        return file
+
+    monkeypatch.setattr(module, "evaluate_folder", evaluate_folder)
+    monkeypatch.setattr(module, "write_variant", write_variant)  # the stub's plans are none
+
+    def call(*more):
+        study.log.unlink(missing_ok=True)
+        monkeypatch.setattr(sys, "argv", ["mskd_start.py", "hippocampus", "--results", str(study.results), *map(str, more)])
+        module.main()
+        return [i for i in study.started() if " -tr nnUNetTrainerMSKD " in i]
+
+    return call
+
+
+def test_students_start_where_their_row_says_and_are_trained_once(study, mskd_start):
+    given = ("--work", study.work, "--steps", 600, "--seeds", 0)
+    started = {i.split(" -p ")[1].split()[0].rpartition("_")[2]: i for i in mskd_start(*given)}
+    assert sorted(started) == ["foreground", "from-partial", "from-teacher", "full-scale"]
+    assert {k: i.split("-pretrained_weights ")[1].split("/")[-3] if "-pretrained" in i else "" for k, i in started.items()} == {
+        "foreground": "",
+        "full-scale": "",
+        "from-teacher": "nnUNetTrainerIndividual__nnUNetPlans_2d-600-s0_kits__2d",
+        "from-partial": "nnUNetTrainerPartial__nnUNetPlans_2d-600-s0__2d",
+    }
+    assert len([i for i in study.trained() if i == "Individual"]) == 2  # one for each source, for all rows
+    plans = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial" / "nnUNetPlans_2d-600-s0_full-scale.json"
+    own = json.loads(plans.read_text())["nnunet_partial"]
+    assert own["deep_supervision"] is False and "600-s0_lits" in own["mskd"]["teachers"]["lits"]
+    score = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
+    assert score["settings"]["deep_supervision"] == "False" and score["settings"]["num_iterations_per_epoch"] == "60"
+    assert set(score["commands"]) == {"s0-full-scale-train", "s0-full-scale-predict"}
+    shutil.rmtree(study.work)
+    assert mskd_start(*given) == [] and not study.work.exists()
+
+
+def test_the_table_of_starts_subtracts_seed_by_seed(study, mskd_start, scores, tmp_path):
+    mskd_start("--work", study.work, "--steps", 600, "--seeds", 0, "--rows", "full-scale")
+    own = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
+    reference = {**own, "study": "hippocampus", "method": "mskd", "title": "MSKD", "test": {"dice": {"a": [0.4, 0.2]}}}
+    for seed in (0, 1):  # the row has no seed 1
+        file = scores.score_file(study.results, "hippocampus", "2d-600", "mskd", seed)
+        scores.write_score({**reference, "seed": seed}, file)
+    mskd_start("--table", "--out", tmp_path / "out")
+    (row,) = json.loads((tmp_path / "out.json").read_text())["differences"]
+    assert (row["title"], row["seeds"], row["test"]) == ("MSKD, full scale", [0], pytest.approx(100 * (0.1 + 0.3) / 2))
 
 
 # ------------------------------------------------------------------ tables from files alone

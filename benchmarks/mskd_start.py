@@ -1,0 +1,205 @@
+"""How the student of multi-scale distillation may start sooner: one change at a time, from the same teachers, at short and long budgets.
+
+    python benchmarks/mskd_start.py hippocampus --work WORK --steps 600 4000 --seeds 0 1 2
+    python benchmarks/mskd_start.py hippocampus --table --out OUT
+
+all scales     nnUNetTrainerMSKD as it is: Eq. 8 on every resolution of the decoder (a row of benchmarks/accuracy.py)
+full scale     on the full resolution alone, as the paper states Eq. 8 (deep_supervision=false)
+foreground     twice as many patches around an annotated voxel (oversample_foreground_percent=0.66)
+from teacher   the student begins with the weights of the first source's teacher
+from Partial   the student begins with the weights of nnUNetTrainerPartial, which has had as many steps itself
+
+Data, splits, budgets and files of scores are those of benchmarks/accuracy.py, in the same WORK: teachers and Partial are trained there
+unless they are there, and a finished row and seed is never trained again.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+import accuracy  # beside this file, as the others are
+import scores
+import studies
+from circumstances import command
+
+from nnunet_partial import paths
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.evaluation.evaluate import evaluate_folder
+from nnunet_partial.evaluation.results import json_values
+from nnunet_partial.files import write_json, write_text
+from nnunet_partial.orchestration import job as runner
+from nnunet_partial.orchestration.compare.methods import TEACHER
+from nnunet_partial.orchestration.executors import Job, make_executor
+from nnunet_partial.variants import write_variant
+
+TRAINER, PARTIAL_TRAINER = "nnUNetTrainerMSKD", "nnUNetTrainerPartial"
+ALL_SCALES = "mskd"  # the method of accuracy.py that every row is compared with
+ROWS = {
+    "full-scale": ("MSKD, full scale", {"deep_supervision": False}, None),
+    "foreground": ("MSKD, more foreground", {"oversample_foreground_percent": 0.66}, None),
+    "from-teacher": ("MSKD from a teacher", {}, TEACHER),
+    "from-partial": ("MSKD from Partial", {}, PARTIAL_TRAINER),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=accuracy.DESIGNS)
+    parser.add_argument("--work", type=Path, help="folder of data, models and predictions of benchmarks/accuracy.py")
+    parser.add_argument(
+        "--results", type=Path, default=accuracy.RESULTS, help="scores per case (default: benchmarks/results/accuracy)"
+    )
+    parser.add_argument("--steps", nargs="+", type=int, default=[600, 4000])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument(
+        "--table", action="store_true", help="train nothing: write OUT.json and OUT.md of the scores that are there"
+    )
+    parser.add_argument("--out", type=Path, help="of --table")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    arguments = parser.parse_args()
+    with exit_on_user_error():
+        needed, what = ("out", "the files to write") if arguments.table else ("work", "the folder of benchmarks/accuracy.py")
+        if getattr(arguments, needed) is None:
+            raise UserError(f"--{needed} is missing: {what}.")
+        publish(arguments) if arguments.table else train_and_record(arguments)
+
+
+def study_name(arguments):
+    return f"{arguments.study}-mskd-start"
+
+
+def score_file(arguments, budget, row, seed):
+    return scores.score_file(arguments.results, study_name(arguments), budget, row, seed)
+
+
+def train_and_record(arguments):
+    """Every row, seed and budget that has no scores yet."""
+    for seed in arguments.seeds:
+        for steps in arguments.steps:
+            o = accuracy.arguments_of(
+                [arguments.study, "--work", str(arguments.work), "--steps", str(steps), "--device", arguments.device]
+            )
+            budget = accuracy.budget_name(o, steps)
+            missing = [i for i in arguments.rows if not score_file(arguments, budget, i, seed).is_file()]
+            if missing:
+                o.base = o.work.absolute() / o.study
+                studies.use_folders(o.base, o.device)
+                test_set = accuracy.prepare(o)
+                accuracy.keep_code(o)
+                one = accuracy.Budget(o, steps, seed, *test_set)
+                one.train(["individual", "partial"])
+                for row in missing:
+                    content = Student(one, row).score()
+                    scores.write_score(content, score_file(arguments, budget, row, seed))
+                    print(f"{content['title']}, seed {seed}, {steps} steps: {scores.mean_dsc(content):.2f} DSC", flush=True)
+
+
+class Student:
+    """One row: a plans variant, a training, a prediction of the test images, in the folders of a budget."""
+
+    def __init__(self, budget, row):
+        self.budget, self.row, self.device = budget, row, budget.arguments.device
+        self.title, self.changes, self.start = ROWS[row]
+        self.planner = budget.comparison("individual").planner
+        self.base = self.planner.plans(budget.seed)
+        self.out = budget.out / "mskd_start" / f"{row}_seed{budget.seed}"
+
+    def score(self):
+        settings = {
+            **self.changes,
+            "mskd": {"teachers": dict(zip(self.planner.annotations.annotated_sources, map(str, self._teachers)))},
+        }
+        plans = write_variant(accuracy.PARTIAL, self.row, settings, self.base, self.planner.options.configuration).stem
+        model = self.planner.model(TRAINER, plans)
+        self._run("train", self._training(plans), paths.fold_folder(model, "0") / "validation" / "summary.json")
+        self._run("predict", self._prediction(model), self.out / "predictions" / "predict_from_raw_data_args.json")
+        return self._content(model)
+
+    @property
+    def _teachers(self):
+        return self.planner.models("individual", self.budget.seed)
+
+    def _training(self, plans):
+        argv = ["nnUNetv2_train", self.planner.dataset, self.planner.options.configuration, "0", "-tr", TRAINER, "-p", plans]
+        model = paths.fold_folder(self.planner.model(TRAINER, plans), "0")
+        if any(model.glob("checkpoint_*.pth")):
+            more = ["--c"]
+        elif self.start:
+            start = self._teachers[0] if self.start == TEACHER else self.planner.model(self.start, self.base)
+            more = ["-pretrained_weights", paths.fold_folder(start, "0") / "checkpoint_final.pth"]
+        else:
+            more = []
+        return [*argv, "-device", self.device, *more]
+
+    def _prediction(self, model):
+        images, out = self.planner.options.test_images, self.out / "predictions"
+        argv = ["nnUNetv2_predict_from_modelfolder", "-i", images, "-o", out, "-m", model, "-f", "0", "-device", self.device]
+        return [*argv, "-npp", "1", "-nps", "1", "--disable_progress_bar", "--disable_tta"]
+
+    def _run(self, name, argv, done):
+        """One command, unless it ended well before; its seconds are kept in its job."""
+        result = runner.read_result(self.out / "jobs" / name)
+        if done.is_file() and result is not None and result["exit_code"] == 0:
+            return
+        job = Job(name, tuple(map(str, argv)), self.out / "logs" / f"{name}.log")
+        print(f"{self.row}, seed {self.budget.seed}: {shlex.join(job.argv)}", flush=True)
+        make_executor("debug", self.out).run([job])
+
+    def _content(self, model):
+        about = self.budget.about()
+        more = {"metrics": scores.METRICS, "annotated": "all", "allow_missing": True, "processes": 1, "progress": False}
+        truth = paths.preprocessed_dataset(accuracy.FULL) / "gt_segmentations"
+        test = evaluate_folder(self.out / "predictions", self.planner.truth, str(accuracy.PARTIAL), **more)
+        validation = evaluate_folder(paths.fold_folder(model, "0") / "validation", truth, str(accuracy.FULL), **more)
+        o, seed = self.budget.arguments, self.budget.seed
+        given = (
+            "python",
+            "benchmarks/mskd_start.py",
+            o.study,
+            "--work",
+            "WORK",
+            "--steps",
+            str(self.budget.steps),
+            "--rows",
+            self.row,
+        )
+        return {
+            **about,
+            "study": f"{o.study}-mskd-start",
+            "method": self.row,
+            "title": self.title,
+            "settings": {**self.budget.settings, **{k: str(v) for k, v in self.changes.items()}},
+            "begins_with": self.start,
+            "command": shlex.join([*given, "--seeds", str(seed)]),
+            "commands": {f"s{seed}-{self.row}-{i}": {"part": part, **self._seconds(i)} for i, part in PARTS.items()},
+            "test": scores.by_case(test, about["classes"]),
+            "validation": scores.by_case(validation, about["classes"]),
+        }
+
+    def _seconds(self, name):
+        result = runner.read_result(self.out / "jobs" / name)
+        return {"seconds": round(result["seconds"], 1), "core_seconds": round(result["cpu_seconds"], 1)}
+
+
+PARTS = {"train": "training", "predict": "prediction"}
+
+
+def publish(arguments):
+    """DSC by steps of every row, of nnUNetTrainerMSKD as it is, and of the differences between both."""
+    own = scores.read_study(arguments.results, study_name(arguments))
+    reference = [i for i in scores.read_study(arguments.results, arguments.study) if i["method"] == ALL_SCALES]
+    budgets = {i["budget"]: i["steps"] for i in own}
+    points = scores.curve([*reference, *own], budgets)
+    if not own:
+        raise UserError(f"there are no scores of {study_name(arguments)} in {arguments.results}. Train some first.")
+    differences = scores.differences(own, reference, budgets)
+    page = scores.curve_page(f"{arguments.study}: how MS-KD starts", points, [], command(), differences)
+    content = json_values({"command": command(), "points": points, "differences": differences})
+    write_json(content, arguments.out.with_suffix(".json"))
+    write_text(page, arguments.out.with_suffix(".md"))
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
