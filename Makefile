@@ -4,12 +4,19 @@ PYTHON ?= python3
 VENV ?= $(HOME)/.cache/nnunet_partial/venv
 BIN := $(VENV)/bin
 OUT ?= demo_output
+# one thread per test process: the tests run side by side instead
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
-.PHONY: help install test demo bench
+.PHONY: help install lint types quick test study docs demo bench
 
 help:
 	@echo "make demo   the whole pipeline on phantoms made on the spot, without a GPU (OUT=DIR: where)"
-	@echo "make test   the tests; those on real data need NNUNET_PARTIAL_DATA"
+	@echo "make quick  the unit tests, under 90 seconds on two cores"
+	@echo "make test   the tests but the studies; those on real data need NNUNET_PARTIAL_DATA"
+	@echo "make study  the tests that ask whether a method is worth its cost"
+	@echo "make lint   style and imports (ruff)"
+	@echo "make types  types (basedpyright)"
+	@echo "make docs   the documentation and the API reference as web pages in site/; a broken link is an error"
 	@echo "make bench  the benchmarks that need no data of their own, and a table of them against their bars"
 
 $(BIN)/python:
@@ -17,11 +24,26 @@ $(BIN)/python:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
 install: $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable ".[test,onnx]"
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 
-# one thread per test process: the tests run side by side instead
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+quick: install
+	$(PYTEST) -m unit
+
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST) -m "not study"
+
+study: install
+	$(PYTEST) -m study
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 demo: install
 	$(BIN)/nnunet_partial demo --out $(OUT)

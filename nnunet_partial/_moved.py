@@ -70,7 +70,8 @@ def forward(package: str, module: str):
     """A ``__getattr__`` for ``package`` that finds the names of its ``module``, which stood in its place."""
 
     def __getattr__(name):
-        if not name.startswith("__"):
+        # "from package import module" asks here before it looks for the module
+        if not name.startswith("__") and importlib.util.find_spec(f"{package}.{name}") is None:
             found = getattr(importlib.import_module(f"{package}.{module}"), name, None)
             if found is not None:
                 _warn(f"{package}.{name}", f"{package}.{module}.{name}")

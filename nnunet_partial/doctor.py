@@ -94,13 +94,9 @@ def probe() -> dict:
 
 
 def versions() -> list:
-    """Versions of Python, of this package and of what it builds on, compared with what setup.py requires."""
+    """Versions of Python, of this package and of what it builds on, compared with what its metadata requires."""
     findings = [
-        Finding(
-            "python",
-            platform.python_version(),
-            None if sys.version_info >= (3, 10) else "nnunet_partial needs Python 3.10 or newer.",
-        ),
+        Finding("python", platform.python_version(), _python_remedy()),
         Finding("nnunet_partial", f"{__version__} in {Path(__file__).parent}"),
     ]
     for name in ("torch", "nnunetv2"):
@@ -112,13 +108,33 @@ def versions() -> list:
     return findings
 
 
+def _python_remedy() -> str | None:
+    from packaging.specifiers import SpecifierSet
+
+    try:
+        required = SpecifierSet(metadata.metadata("nnunet_partial")["Requires-Python"] or "")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed; the entry point is missing too
+        return None
+    fits = required.contains(platform.python_version(), prereleases=True)
+    return None if fits else f"nnunet_partial needs Python {required}."
+
+
 def _version_remedy(name: str, found: str) -> str | None:
-    release = tuple(int(i) for i in found.split("+")[0].split(".")[:2] if i.isdigit())
-    if name == "torch" and (release < (2, 5) or release == (2, 9)):
-        return "pip install 'torch>=2.5,!=2.9.*'"
-    if name == "nnunetv2" and not (2, 8) <= release < (3,):
-        return "pip install 'nnunetv2>=2.8,<3'"
-    return None
+    required = requirement(name)
+    if required is None or required.specifier.contains(found, prereleases=True):
+        return None
+    return f"pip install '{name}{required.specifier}'"
+
+
+def requirement(name: str) -> Any:
+    """What the metadata of this package requires of another one (a ``packaging`` Requirement), or None."""
+    from packaging.requirements import Requirement
+
+    try:
+        required = [Requirement(i) for i in metadata.requires("nnunet_partial") or ()]
+    except metadata.PackageNotFoundError:
+        return None
+    return next((i for i in required if i.name == name and i.marker is None), None)
 
 
 def torch_autoload(environment: Mapping[str, str]) -> list:

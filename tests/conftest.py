@@ -174,3 +174,57 @@ def tiny_settings(**changes):
         "save_every": 1,
         **changes,
     }
+
+
+# ---- tiers: every test has one, by its file
+
+SLOW = (
+    "compatibility",
+    "dataset_conversion/test_damaged.py",
+    "dataset_conversion/test_nnunet_reads.py",
+    "dataset_conversion/test_runs.py",
+    "inference/coarse_to_fine/test_stages.py",
+    "orchestration/atso",
+    "orchestration/compare/test_comparison_real.py",
+    "orchestration/test_slurm.py",
+    "test_discovery.py",
+    "test_examples.py",
+    "training",
+)
+UNIT = (
+    "data/test_components.py",
+    "data/check",
+    "dataset_conversion/test_organs.py",
+    "dataset_conversion/test_source.py",
+    "evaluation/test_ranking.py",
+    "evaluation/test_statistics.py",
+    "losses/test_co_training.py",
+    "losses/test_cross_teaching.py",
+    "losses/test_ms_kd.py",
+    "losses/test_partial.py",
+    "losses/test_ramps.py",
+    "networks/test_ema.py",
+    "networks/test_meta.py",
+    "test_api.py",
+    "test_files.py",
+    "test_import_rules.py",
+    "test_labels.py",
+    "test_moved.py",
+    "test_readme.py",
+    "test_settings.py",
+    "test_start_up.py",
+    "test_tiers.py",
+)
+
+
+def tier_of(file: Path) -> str:
+    """The tier of a test file: that of the longest entry that names it or a folder of it; ``integration`` without one."""
+    path = file.relative_to(Path(__file__).parent).as_posix()
+    named = [("study", "study"), *((i, "slow") for i in SLOW), *((i, "unit") for i in UNIT)]
+    fitting = [(len(name), tier) for name, tier in named if path == name or path.startswith(name + "/")]
+    return max(fitting)[1] if fitting else "integration"
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        item.add_marker(getattr(pytest.mark, tier_of(item.path)))

@@ -15,7 +15,15 @@ import pytest
 import nnunet_partial_autoload as autoload
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("setup.py", "README.md", "nnunet_partial_autoload.py", "nnunet_partial", "dataset_conversion")
+PARTS = (
+    "pyproject.toml",
+    "setup.py",
+    "LICENSE",
+    "README.md",
+    "nnunet_partial_autoload.py",
+    "nnunet_partial",
+    "dataset_conversion",
+)
 TRAINER = "nnUNetTrainerMSKD"
 
 LOOK = f"""
@@ -179,6 +187,8 @@ def test_wheel(source, fresh):
         "package": str(site / "nnunet_partial"),
     }
     assert (python.parent / "nnunet_partial").is_file()  # the command
+    for file in ("nnunet_partial/evaluation/report/report.html.j2", "nnunet_partial/py.typed", "dataset_conversion/py.typed"):
+        assert (site / file).is_file()
     # a package that cannot be imported does not keep anybody from importing torch
     (site / "nnunet_partial" / "__init__.py").write_text("raise ImportError('damaged')\n")
     assert run_python("import torch; print('alive')", python) == "alive"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -114,6 +115,20 @@ def test_entry_point_that_is_not_registered(monkeypatch):
 def test_versions(monkeypatch, name, version, fine):
     monkeypatch.setattr(doctor.metadata, "version", lambda asked: version if asked == name else "2.8.0")
     assert (name in problems(doctor.versions())) == (not fine)
+
+
+def test_bounds_are_those_of_the_metadata():
+    assert doctor.requirement("torch").specifier == "!=2.9.*,>=2.5" and doctor.requirement("pytest") is None
+    remedy = doctor._version_remedy("nnunetv2", "2.7.0")
+    assert remedy in ("pip install 'nnunetv2>=2.8,<3'", "pip install 'nnunetv2<3,>=2.8'")
+
+
+def test_there_is_one_version():
+    import nnunet_partial
+
+    root = Path(nnunet_partial.__file__).parents[1]
+    assert re.search(r"^version: (\S+)$", (root / "CITATION.cff").read_text(), re.MULTILINE)[1] == nnunet_partial.__version__
+    assert re.findall(r"^version\s*=\s*[\"'\d].*", (root / "pyproject.toml").read_text(), re.MULTILINE) == []
 
 
 def test_a_package_that_is_missing(monkeypatch):

@@ -1,6 +1,7 @@
 """Import paths of version 0.1 still work, and say what their name is now."""
 
 import importlib
+import subprocess
 import sys
 
 import pytest
@@ -39,3 +40,10 @@ def test_a_package_in_a_modules_place_forwards_its_names(package, name):
 def test_modules_that_never_were_are_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("nnunet_partial.data.never")
+
+
+def test_a_module_of_a_room_is_not_taken_for_a_name_that_another_module_imports():
+    """The room's main module imports some of its siblings by name."""
+    script = "import warnings; warnings.simplefilter('error'); from nnunet_partial.demo import phantoms; print(phantoms.__name__)"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.stdout.strip() == "nnunet_partial.demo.phantoms", result.stderr[-1000:]

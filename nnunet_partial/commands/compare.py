@@ -84,6 +84,7 @@ def add_arguments(parser):
 def run(arguments):
     from pathlib import Path
 
+    from nnunet_partial import api
     from nnunet_partial.files import read_json
     from nnunet_partial.orchestration.compare.comparison import Comparison
 
@@ -92,13 +93,10 @@ def run(arguments):
     if arguments.quick and not arguments.demo:
         raise UserError("--quick goes with --demo.")
     options = _demo_options(arguments) if arguments.demo else _options(arguments)
-    comparison = Comparison(options)
     if arguments.dry_run:
-        print(comparison.overview())
+        print(Comparison(options).overview())
         return
-    _prepare(options)
-    comparison.executor = executor_of(arguments, Path(options.out))
-    page = comparison.run()
+    page = api.compare(options, executor_of(arguments, Path(options.out)))
     print(f"\n{page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {page}\ntable:  {page.with_suffix('.md')}")
     commands = read_json(Path(options.out) / "commands.json")
     print(f"{sum(i['seconds'] or 0 for i in commands) / 60:.1f} minutes of work in {len(commands)} commands")
@@ -153,17 +151,6 @@ def _absolute(path):
     import os
 
     return os.path.abspath(path)
-
-
-def _prepare(options):
-    """Splits and, for cross-validation, the images of each fold's validation cases."""
-    from nnunet_partial.data.preprocessed.sharing import link_validation_images, share_splits
-    from nnunet_partial.orchestration.compare.steps import validation_images
-
-    share_splits(options.dataset, options.folds, options.full_dataset if "full" in options.methods else None)
-    if options.cross_validation:
-        for fold in options.folds:
-            link_validation_images(options.dataset, fold, validation_images(options.out, fold))
 
 
 def _demo_options(arguments):

@@ -40,9 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunet_partial.data.conversion import command
+    from nnunet_partial import api
 
-    command.run(load(arguments.converter), arguments)
+    given = {k: v for k, v in vars(arguments).items() if k != "command_line"}
+    print("\n".join(api.convert(**given).lines()), flush=True)
 
 
 def load(name: str):

@@ -54,12 +54,12 @@ def add_arguments(parser):
 def run(arguments):
     from pathlib import Path
 
-    from nnunet_partial.evaluation.evaluate import evaluate_folder
+    from nnunet_partial import api
     from nnunet_partial.evaluation.results import format_summary
     from nnunet_partial.files import read_json
 
     metrics = [j for i in arguments.metrics for j in i.split(",")]
-    evaluate_folder(
+    api.evaluate(
         arguments.pred,
         arguments.truth,
         arguments.dataset,

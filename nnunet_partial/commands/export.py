@@ -30,13 +30,13 @@ def add_arguments(parser):
 def run(arguments):
     from pathlib import Path
 
-    from nnunet_partial.inference.export import export_model
+    from nnunet_partial import api
 
     if arguments.onnx:
         _write_onnx(arguments)
         if not arguments.out and not arguments.zip:
             return
-    name = export_model(
+    name = api.export(
         model.folder(arguments),
         arguments.out,
         arguments.zip,

@@ -50,10 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from nnunet_partial.data.merge.merge import merge_datasets
+    from nnunet_partial import api
 
     classes = None if arguments.classes is None else _names(arguments.classes, f"--classes {arguments.classes}")
-    result = merge_datasets(
+    result = api.merge(
         arguments.dataset_id,
         arguments.name,
         _source_specs(arguments),
@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _source_specs(arguments: argparse.Namespace) -> list:
-    from nnunet_partial.data.merge.sources import SourceSpec
+    from nnunet_partial.api import SourceSpec
 
     given = [_parse_source(i) for i in arguments.source] + [_parse_unlabelled(i) for i in arguments.unlabelled]
     names = [i["name"] for i in given]

@@ -28,6 +28,7 @@ def add_arguments(parser):
 def run(arguments):
     from pathlib import Path
 
+    from nnunet_partial import api
     from nnunet_partial.errors import UserError
     from nnunet_partial.evaluation import postprocessing
 
@@ -40,7 +41,7 @@ def run(arguments):
     else:
         folder = model.folder(arguments)
         folds = [int(i) if i.isdigit() else i for i in arguments.folds]
-        written = postprocessing.determine_for_model(folder, folds, arguments.processes)
+        written = api.postprocessing(folder, folds, arguments.processes)
     descriptions = " ".join(f"-{i}_json {Path(written).with_name(f'{i}.json')}" for i in ("plans", "dataset"))
     print(
         f"wrote {written}\napply with: nnUNetv2_apply_postprocessing -i PREDICTIONS -o OUT -pp_pkl_file {written} {descriptions}"

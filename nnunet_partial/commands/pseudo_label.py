@@ -53,9 +53,9 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    from nnunet_partial.inference.pseudo_labels import pseudo_label
+    from nnunet_partial import api
 
-    written = pseudo_label(
+    written = api.pseudo_label(
         arguments.dataset,
         arguments.configuration,
         arguments.out,

@@ -35,8 +35,8 @@ def add_arguments(parser):
 
 
 def run(arguments):
+    from nnunet_partial import api
     from nnunet_partial.errors import UserError
-    from nnunet_partial.variants import write_source_variants, write_variant
 
     if arguments.name is None and not arguments.per_source:
         raise UserError("give --name NAME, or --per-source for the plans of the teachers.")
@@ -44,10 +44,10 @@ def run(arguments):
     options = {"configuration": arguments.configuration, "overwrite": arguments.overwrite, "trainers": arguments.trainer}
     base, written = arguments.base, []
     if arguments.name is not None:
-        written.append(write_variant(arguments.dataset, arguments.name, changes, base, **options))
+        written.append(api.variant(arguments.dataset, arguments.name, changes, base, **options))
         base, changes = written[0].stem, {}
     if arguments.per_source:
-        written += write_source_variants(arguments.dataset, changes, base, **options)
+        written += api.source_variants(arguments.dataset, changes, base, **options)
     for path in written:
         print(f"wrote {path}")
     trainer = arguments.trainer[0] if len(arguments.trainer) == 1 else "TRAINER"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnunet_partial.data.conversion.run import Converter, Report, convert
 from nnunet_partial.data.conversion.source import SourceFolder
 from nnunet_partial.errors import exit_on_user_error
+from nnunet_partial.files import PathLike
 
 
 def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None:
@@ -27,6 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     parser.add_argument("--processes", type=int, metavar="P", help="default: all cores")
     converter.add_arguments(parser)
+
+
+def default_options(converter: Converter, source: PathLike, dataset_id: int) -> argparse.Namespace:
+    """What the command line gives to a converter when nothing but SRC and the number is said; None where it must be."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser, converter)
+    defaults = {i.dest: i.default for i in parser._actions}
+    return argparse.Namespace(**{**defaults, "source": source, "dataset_id": dataset_id})
+
+
+def required_options(converter: Converter) -> list[str]:
+    """The names of the converter's own options that have no default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    converter.add_arguments(parser)
+    return [i.dest for i in parser._actions if i.required]
 
 
 def run(converter: Converter, arguments: argparse.Namespace) -> Report:
