@@ -44,7 +44,8 @@ def read(source, options) -> Download:
     labels = {k: v for k, v in labels.items() if _modality(k) == options.modality}
     cases = pair(wanted, labels, unlabelled=tests.__contains__, available=IN_MR if options.modality == "mr" else None)
     default = ORGANS if options.modality == "ct" else ORGANS[: len(IN_MR)]
-    return Download(STRUCTURES, list(cases), default, channels=(options.modality.upper(),))
+    modality = options.modality.upper()
+    return Download(STRUCTURES, list(cases), default, channels=(modality,), release=f"AMOS22, the {modality} part")
 
 
 def _modality(case: str) -> str:

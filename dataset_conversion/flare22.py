@@ -6,6 +6,7 @@ Download: ``FLARE22_LabeledCase50/images/FLARE22_Tr_NNNN_0000.nii.gz`` with ``la
 """
 
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
+from nnunet_partial.errors import UserError
 
 ORGANS = (
     "liver",
@@ -29,6 +30,8 @@ def read(source, options) -> Download:
     labels = {k: LabelFile(v) for k, v in source.collect(r"(?:.*/)?(FLARE22_Tr_\d{4})\.nii\.gz").items()}
     images = source.collect(r"(?:.*/)?(FLARE22_Tr_\d{4}|Case_\d{5})_0000\.nii\.gz")
     images = {k: (ImageFile(v),) for k, v in images.items()}
+    if not images and any(True for _ in source.match(r"(?:.*/)?FLARE23\w*\.nii\.gz")):
+        raise UserError(f"{source.given} holds FLARE23, whose cases are partially labelled. Convert it with flare23.")
     cases = pair(images, labels, unlabelled=lambda name: name.startswith("Case_"))
     return Download(STRUCTURES, list(cases), default=ORGANS)
 

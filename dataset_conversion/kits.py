@@ -3,10 +3,11 @@
 Download: ``case_NNNNN/imaging.nii.gz`` with ``segmentation.nii.gz`` (19, 23) or ``aggregated_MAJ_seg.nii.gz`` (21,
 also AND and OR). The files store slices along their first axis, with an off-diagonal affine that says so; not every
 slice is 512 x 512 (case_00160). ``kits.json``, where it is there, gives the voxel size to compare the headers with.
-KiTS19 has no cysts: they are kidney there. Its cases 210 to 299 have no labels.
+KiTS19 has no cysts: they are kidney there. Its cases 210 to 299 have no labels. Part of a release is told by its files, or
+by a cyst in one of its labels; ``--release`` says it outright.
 """
 
-from nnunet_partial.data.conversion import Case, Converter, Download, ImageFile, LabelFile, main, pair
+from nnunet_partial.data.conversion import Case, Converter, Download, ImageFile, LabelFile, main, pair, voxels
 from nnunet_partial.data.images import read_geometry
 from nnunet_partial.errors import UserError
 
@@ -26,7 +27,7 @@ def add_arguments(parser) -> None:
 
 def read(source, options) -> Download:
     images = source.collect(r"(?:.*/)?(case_\d{5})/imaging\.nii\.gz")
-    release = options.release or recognise(source)
+    release, reason = (options.release, "--release") if options.release else recognise(source)
     name = rf"aggregated_{options.aggregation}_seg" if release == "21" else "segmentation"
     labels = {k: LabelFile(v) for k, v in source.collect(rf"(?:.*/)?(case_\d{{5}})/{name}\.nii\.gz").items()}
     sizes = _sizes(source)
@@ -35,14 +36,34 @@ def read(source, options) -> Download:
         labels,
         unlabelled=lambda name: release == "19" and name >= FIRST_TEST_CASE,
     )
-    return Download(STRUCTURES[release], [_compared(case, sizes) for case in cases], default=("kidney",))
+    compared = [_compared(case, sizes) for case in cases]
+    return Download(STRUCTURES[release], compared, default=("kidney",), release=f"KiTS{release} ({reason})")
 
 
-def recognise(source) -> str:
-    """Release of a download: 21 has aggregated masks; 23 has folders of instances and cases from 400 on; else 19."""
+def recognise(source) -> tuple:
+    """``(release, by what it was recognised)`` of a download or of a part of one."""
     if any(True for _ in source.match(r"(?:.*/)?case_\d{5}/aggregated_\w+_seg\.nii\.gz")):
-        return "21"
-    return "23" if any(True for _ in source.match(r"(?:.*/)?case_(\d{5}/instances/.*|00[4-9]\d\d/.*)")) else "19"
+        return "21", "recognised by aggregated masks"
+    if any(True for _ in source.match(r"(?:.*/)?case_\d{5}/instances/.*")):
+        return "23", "recognised by the folders of instances"
+    if any(True for _ in source.match(r"(?:.*/)?case_00[3-9]\d\d/.*")):  # KiTS19 ends with case 299
+        return "23", "recognised by cases from 300 on"
+    labelled = {match[1] for _, match in source.match(r"(?:.*/)?(case_\d{5})/segmentation\.nii\.gz")}
+    if any(match[1] not in labelled for _, match in source.match(r"(?:.*/)?(case_002[1-9]\d)/imaging\.nii\.gz")):
+        return "19", "recognised by cases from 210 on without labels"
+    return _by_a_cyst(source)
+
+
+def _by_a_cyst(source) -> tuple:
+    """The labels themselves: KiTS19 has none of value 3. They are read until one has."""
+    for path, match in source.match(r"(?:.*/)?(case_\d{5})/segmentation\.nii\.gz"):
+        try:
+            source.check(path)
+            if 3 in voxels.label_values(path):
+                return "23", f"recognised by the cyst in {match[1]}"
+        except UserError:
+            continue  # told when the case is converted
+    return "19", "no label shows a cyst; --release 23 if it is a part of KiTS23"
 
 
 def _sizes(source) -> dict:

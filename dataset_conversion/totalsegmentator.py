@@ -10,6 +10,13 @@ from dataclasses import replace
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, MaskFiles, Skip, main, pair
 from nnunet_partial.errors import UserError
 
+ONLY_IN_V1 = {"face", "heart_myocardium", "heart_atrium_left", "heart_ventricle_left", "heart_atrium_right"}
+ONLY_IN_V1 |= {"heart_ventricle_right", "pulmonary_artery"}
+ONLY_IN_V2 = {"atrial_appendage_left", "brachiocephalic_trunk", "brachiocephalic_vein_left", "brachiocephalic_vein_right"}
+ONLY_IN_V2 |= {"common_carotid_artery_left", "common_carotid_artery_right", "costal_cartilages", "heart", "kidney_cyst_left"}
+ONLY_IN_V2 |= {"kidney_cyst_right", "prostate", "pulmonary_vein", "skull", "spinal_cord", "sternum", "subclavian_artery_left"}
+ONLY_IN_V2 |= {"subclavian_artery_right", "superior_vena_cava", "thyroid_gland", "vertebrae_S1"}
+
 
 def read(source, options) -> Download:
     images: dict = {"ct": {}, "mri": {}}
@@ -25,7 +32,21 @@ def read(source, options) -> Download:
     labels = {k: MaskFiles(tuple((values[n], path) for n, path in v.items())) for k, v in masks.items()}
     cases = [with_available(case) for case in pair({**images["ct"], **images["mri"]}, labels)]
     structures = {name: (value,) for name, value in values.items()}
-    return Download(structures, cases, channels=("MR" if images["mri"] else "CT",))
+    return Download(structures, cases, channels=("MR" if images["mri"] else "CT",), release=release(names, bool(images["mri"])))
+
+
+def release(structures, is_mr: bool) -> str:
+    """What the names of the structures say: some were renamed or added from the first release (104) to the second (117)."""
+    if is_mr:
+        return "TotalSegmentator MR"
+    old, new = sorted(ONLY_IN_V1.intersection(structures)), sorted(ONLY_IN_V2.intersection(structures))
+    if old and new:
+        return (
+            f"TotalSegmentator, v1 and v2 mixed ({old[0]} and {new[0]}): a structure of one of them is not annotated in the other"
+        )
+    if old or new:
+        return f"TotalSegmentator v{'1' if old else '2'} (recognised by {(old or new)[0]})"
+    return "TotalSegmentator v1 or v2 (its structures are the same in both)"
 
 
 def with_available(case):

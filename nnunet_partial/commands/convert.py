@@ -15,6 +15,7 @@ CONVERTERS = (
     "btcv",
     "moba",
     "flare22",
+    "flare23",
     "amos22",
     "acdc",
     "left_atrium",

@@ -29,8 +29,12 @@ SPACING_TOLERANCE = 1e-4  # relative
 ORIGIN_TOLERANCE = 0.05  # voxels, of the smallest spacing
 DIRECTION_TOLERANCE = 1e-4  # direction cosines
 
-_PICTURES = (".png", ".bmp")  # have no position, and the resolution some of them state is for printing
+_PICTURES = (".png", ".bmp", ".tif", ".tiff")  # have no position, and the resolution some of them state is for printing
 _CHUNK_BYTES = 1 << 24
+
+
+class ShearedError(UserError):
+    """The axes of an image are not at right angles to each other."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +323,7 @@ def _reading(path: PathLike):
         if "Unable to determine ImageIO" in reason:
             reason = "it is damaged, or of a format that SimpleITK does not read"
         if "orthonormal" in reason:
-            raise UserError(
+            raise ShearedError(
                 f"{path} has axes that are not at right angles to each other (a sheared or damaged affine "
                 "in its header), which SimpleITK and so nnU-Net's standard reader refuse. Resample image "
                 "and label onto a grid with right angles, or mend the affine if it is only "

@@ -261,3 +261,14 @@ def test_disk_that_is_full_leaves_no_file(tmp_path, ending):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and f"a{ending} cannot be written completely" in done.stderr
     assert os.listdir(tmp_path / "out") == []
+
+
+def test_the_resolution_of_a_picture_is_for_printing(tmp_path):
+    """PNG, BMP and TIFF state dots an inch, or nothing; an image and its label are compared without it."""
+    picture = sitk.GetImageFromArray(np.random.default_rng(0).integers(0, 9, (6, 7)).astype(np.uint8))
+    for ending in (".png", ".bmp", ".tif", ".tiff"):
+        for spacing in (1.0, 0.35):
+            picture.SetSpacing((spacing, spacing))
+            sitk.WriteImage(picture, str(tmp_path / f"a{spacing}{ending}"))
+        geometry = images.check_same_geometry(tmp_path / f"a1.0{ending}", tmp_path / f"a0.35{ending}")
+        assert geometry.spacing_mm == (1.0, 1.0)

@@ -109,6 +109,7 @@ def check_result(
     reader="SimpleITKIOWithReorient",
     ignore=False,
     files=(),
+    patients=None,
 ) -> None:
     """The whole dataset is exactly as expected.
 
@@ -128,7 +129,14 @@ def check_result(
         "dataset": content["dataset"],
         "nnunet_partial": {
             "version": 1,
-            "cases": {name: {"source": source, "annotated": list(annotated)} for name, (_, _, annotated) in cases.items()},
+            "cases": {
+                name: {
+                    "source": source,
+                    "annotated": list(annotated),
+                    **({"patient": patients[name]} if patients else {}),
+                }
+                for name, (_, _, annotated) in cases.items()
+            },
         },
     }
     assert list(content["dataset"]) == list(cases)

@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import nibabel
 import numpy as np
 import pytest
 
-from dataset_conversion import amos22, btcv, flare22
+from dataset_conversion import amos22, btcv, flare22, totalsegmentator
+from nnunet_partial.errors import UserError
 
 
 def test_btcv(src, tools, run):
@@ -53,6 +55,38 @@ def test_flare22(src, tools, run):
     tools.write(src / "Validation" / "FLARETs_0001_0000.nii.gz", tools.grey(3))
     report = run("flare22", src, "--unlabelled")
     tools.check(report, source="flare22", classes=list(flare22.ORGANS), cases={**plain, **labelled})
+
+
+def test_flare23_cases_annotate_what_their_labels_show(src, tools, run):
+    shown = {1: tuple(range(1, 15)), 2: (1, 14), 3: (2, 13)}
+    cases, classes = {}, [*flare22.ORGANS, "tumor"]
+    for number, values in shown.items():
+        name = f"FLARE23_{number:04d}"
+        image = tools.write(src / "imagesTr2200" / f"{name}_0000.nii.gz", tools.grey(number))
+        label = tools.label_with(number, values)
+        tools.write(src / "labelsTr2200" / f"{name}.nii.gz", label)
+        cases[name] = ([image], label, [classes[v - 1] for v in values])
+    plain = tools.write(src / "unlabelTr1800" / "FLARE23_2201_0000.nii.gz", tools.grey(9))
+    tools.write(src / "imagesTr2200" / "FLARE23_0099_0000.nii.gz", tools.grey(8))
+    tools.write(src / "validation" / "FLARE23Ts_0001_0000.nii.gz", tools.grey(7))
+    tools.write(src / "aladdin5-pseudo-labels-FLARE23" / "FLARE23_0001.nii.gz", tools.label_with(5, (1,)))
+    report = run("flare23", src, "--unlabelled")
+    skipped = {"FLARE23_0099": "FLARE23_0099_0000.nii.gz has no label"}
+    expected = {**cases, "FLARE23_2201": ([plain], None, [])}
+    tools.check(report, source="flare23", classes=classes, cases=expected, skipped=skipped)
+    shutil.rmtree(report.folder)
+    report = run("flare23", src, "--organs", "liver,kidney,tumor")
+    chosen = {k: tools.remap(label, {1: 1, 2: 2, 13: 2, 14: 3}) for k, (_, label, _) in cases.items()}
+    sets = {"FLARE23_0001": ["liver", "kidney", "tumor"], "FLARE23_0002": ["liver", "tumor"], "FLARE23_0003": ["kidney"]}
+    tools.check(
+        report,
+        source="flare23",
+        classes=["liver", "kidney", "tumor"],
+        cases={k: (cases[k][0], chosen[k], v) for k, v in sets.items()},
+        skipped=any,
+    )
+    with pytest.raises(UserError, match="holds FLARE23, whose cases are partially labelled. Convert it with flare23"):
+        run("flare22", src, dataset_id=8)
 
 
 @pytest.fixture
@@ -122,3 +156,57 @@ def test_totalsegmentator(src, tools, run):
             "s0011": ([images["s0011"]], np.where(masks["liver"], 1, 0), ["liver"]),
         },
     )
+
+
+@pytest.mark.parametrize(
+    "structures, is_mr, words",
+    [
+        (["liver", "heart_atrium_left"], False, "v1 (recognised by heart_atrium_left)"),
+        (["liver", "heart"], False, "v2 (recognised by heart)"),
+        (["liver"], False, "v1 or v2"),
+        (["face", "heart"], False, "v1 and v2 mixed (face and heart)"),
+        (["liver"], True, "TotalSegmentator MR"),
+    ],
+)
+def test_release_of_totalsegmentator(structures, is_mr, words):
+    assert words in totalsegmentator.release(structures, is_mr)
+
+
+def test_sheared_scan_is_resampled_on_request_and_skipped_otherwise(src, tools, run):
+    """A linear ramp is what linear interpolation keeps exactly: value and label stay where they were in the patient."""
+    shape = (24, 26, 22)
+    affine = np.array([[2.0, 0.16, 0, -20], [0, 2, 0, -15], [0, 0, 3, 100], [0, 0, 0, 1]])
+    x, y, z = nibabel.affines.apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1)).transpose(3, 0, 1, 2)
+    ramp = (3 * x + 2 * y - z).astype(np.float32)
+    mask = ((x - 5) ** 2 + (y - 12) ** 2 + (z - 130) ** 2 < 15**2).astype(np.uint8)
+    for name, array in (("ct", ramp), ("segmentations/liver", mask)):
+        path = src / "s0001" / f"{name}.nii.gz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = nibabel.Nifti1Image(array, affine)
+        image.set_sform(affine, 1)
+        image.set_qform(None, 0)
+        nibabel.save(image, path)
+    tools.write(src / "s0002" / "ct.nii.gz", tools.grey(2))
+    tools.write(src / "s0002" / "segmentations" / "liver.nii.gz", tools.label_with(2, (1,)))
+    report = run("totalsegmentator", src)
+    assert set(report.converted) == {"s0002"}
+    assert "right angles" in report.skipped["s0001"] and report.skipped["s0001"].endswith("--resample-sheared does it")
+
+    report = run("totalsegmentator", src, "--resample-sheared", dataset_id=8)
+    assert any("sheared: resampled" in note for note in report.converted["s0001"].notes)
+    assert report.converted["s0002"].how == ("in place",)
+    image = nibabel.load(report.folder / report.converted["s0001"].images[0])
+    label = nibabel.load(report.folder / report.converted["s0001"].label)
+    assert np.allclose(image.affine, label.affine, atol=1e-4) and image.shape == label.shape
+    axes = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)
+    assert np.allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    x, y, z = nibabel.affines.apply_affine(image.affine, np.moveaxis(np.indices(image.shape), 0, -1)).transpose(3, 0, 1, 2)
+    index = nibabel.affines.apply_affine(np.linalg.inv(affine), np.stack([x, y, z], -1))
+    inside = ((index >= 0) & (index <= np.array(shape) - 1)).all(-1)
+    assert inside.sum() > 0.8 * np.prod(shape)
+    assert np.abs(image.get_fdata() - (3 * x + 2 * y - z))[inside].max() < 0.02
+    assert np.all(image.get_fdata()[~inside] <= ramp.max()) and np.all(label.get_fdata()[~inside] == 0)
+    distance = np.sqrt((x - 5) ** 2 + (y - 12) ** 2 + (z - 130) ** 2)
+    written = label.get_fdata()
+    half_a_voxel = 0.5 * np.linalg.norm([2.2, 2, 3])
+    assert written[distance < 15 - half_a_voxel].all() and not written[distance > 15 + half_a_voxel].any()

@@ -1,13 +1,15 @@
 """Any folder: every format, several channels, DICOM, unlabelled cases, real CT, globs."""
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from dataset_conversion.generic import Glob, parse_labels
+from dataset_conversion.generic import Glob, case_name, case_names, parse_labels
+from nnunet_partial.data.conversion import patient_of
 from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
 
@@ -99,15 +101,168 @@ def test_real_ct(src, run):
     "glob, path, case",
     [
         ("*/CT", "anna/CT", "anna"),
-        ("images/*.nii.gz", "images/a b.nii.gz", "a_b"),
-        ("**/img?.mha", "x/y/img3.mha", "x_y_3"),
+        ("images/*.nii.gz", "images/a b.nii.gz", "a b"),
+        ("**/img?.mha", "x/y/img3.mha", "x/y_3"),
         ("**/scan.nii", "scan.nii", "case"),
         ("*.nii", "x.nii.gz", None),
         ("a/*.nii", "a/b/c.nii", None),
     ],
 )
-def test_names_of_cases(glob, path, case):
+def test_what_wildcards_stand_for(glob, path, case):
     assert Glob(glob).case(path) == case
+
+
+def test_names_of_cases_are_ascii_and_no_two_texts_share_one():
+    assert [case_name(i) for i in ("a b", "x/y_3", "Anna-1.2")] == ["a_b", "x_y_3", "Anna-1.2"]
+    texts = ["Müller", "Möller", "Muller", "李", "王", "Иванов", "é", "è", "e", "ß", "٣"]
+    names = case_names(texts)
+    assert len(set(names.values())) == len(texts) and all(i.isascii() for i in names.values())
+    assert names["Müller"].startswith("Muller-") and names["Muller"] == "Muller"
+    with pytest.raises(UserError, match="'a b' and 'a_b' would both become 'a_b'"):
+        case_names(["a b", "a_b"])
+
+
+def segmented(src, tools, images, labels, values=(1, 2)):
+    """Image and label files of these names, ``img/*.mha`` and ``lab/*.mha``; returns label arrays by name."""
+    arrays = {name: tools.label_with(i, values) for i, name in enumerate(labels)}
+    for i, name in enumerate(images):
+        tools.write(src / "img" / f"{name}.mha", tools.grey(i))
+    for name, array in arrays.items():
+        tools.write(src / "lab" / f"{name}.mha", array)
+    return arrays
+
+
+GLOBS = ("--image-glob", "img/*.mha", "--label-glob", "lab/*.mha", "--labels", "liver=1,tumor=2")
+
+
+def test_names_are_compared_before_they_are_made_ascii(src, tools, run):
+    nfc, nfd = (unicodedata.normalize(form, "Zoë") for form in ("NFC", "NFD"))
+    arrays = segmented(src, tools, ["Müller", "p3", "李", "王", nfc], ["Möller", "p3", "王", "李", nfd])
+    report = run("generic", src, *GLOBS)
+    expected = {"p3": "p3", case_name("李"): "李", case_name("王"): "王", case_name(nfc): nfd}
+    assert set(report.converted) == set(expected)
+    for case, name in expected.items():
+        written = sitk.ReadImage(str(report.folder / report.converted[case].label))
+        assert np.array_equal(sitk.GetArrayFromImage(written), arrays[name]), name
+        assert Path(report.converted[case].images[0]).stem == unicodedata.normalize("NFC", name)
+    assert report.skipped == {case_name("Müller"): "Müller.mha has no label", case_name("Möller"): "Möller.mha has no image"}
+
+
+def test_a_case_annotates_what_its_file_shows_on_request(src, tools, run):
+    segmented(src, tools, ["both", "liver", "tumor", "none"], [])
+    arrays = {"both": (1, 2), "liver": (1,), "tumor": (2,), "none": ()}
+    arrays = {name: tools.label_with(7, values) for name, values in arrays.items()}
+    for name, array in arrays.items():
+        tools.write(src / "lab" / f"{name}.mha", array)
+    report = run("generic", src, *GLOBS, "--annotated-from", "present", "--unlabelled")
+    sets = {"both": ["liver", "tumor"], "liver": ["liver"], "none": [], "tumor": ["tumor"]}
+    cases = {k: ([src / "img" / f"{k}.mha"], arrays[k], v) for k, v in sets.items()}
+    tools.check(report, source="generic", classes=["liver", "tumor"], cases=cases)
+    report = run("generic", src, *GLOBS, "--annotated-from", "present", dataset_id=8)
+    assert "none" not in report.converted and "shows none of the classes" in report.skipped["none"]
+
+
+def test_part_of_a_class_does_not_count_and_is_named(src, tools, run):
+    """The organ with its tumour cannot be told from a tumour outlined alone, so neither teaches background."""
+    segmented(src, tools, ["a", "b"], ["a"])
+    tools.write(src / "lab" / "b.mha", tools.label_with(0, (2,)))
+    labels = (*GLOBS[:-1], "liver=1+2,tumor=2")
+    report = run("generic", src, *labels, "--annotated-from", "present")
+    assert report.converted["a"].annotated == ("liver", "tumor") and report.converted["b"].annotated == ("tumor",)
+    assert any(
+        "liver counts as not annotated: the label file shows its value 2 but not 1" in i for i in report.converted["b"].notes
+    )
+
+
+def test_a_table_says_what_a_case_annotates(src, tools, run, tmp_path):
+    arrays = segmented(src, tools, ["a", "b", "Zoë"], ["a", "b", "Zoë"])
+    table = tmp_path / "sets.csv"
+    table.write_text("case,annotated,remark\na,liver+tumor,\nb,tumor,x\nZoë,,\nother,liver,\n", encoding="utf-8")
+    report = run("generic", src, *GLOBS, "--annotated-from", table, "--unlabelled")
+    sets = {"a": ["liver", "tumor"], "b": ["tumor"], case_name("Zoë"): []}
+    files = {"a": "a", "b": "b", case_name("Zoë"): "Zoë"}
+    expected = {"a": arrays["a"], "b": np.where(arrays["b"] == 2, 2, 0), case_name("Zoë"): None}
+    for case, name in files.items():
+        written = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / report.converted[case].label)))
+        assert np.array_equal(written, np.zeros_like(written) if expected[case] is None else expected[case]), name
+        assert list(report.converted[case].annotated) == sets[case]
+    for text, words in (
+        ("case,annotated\na,liver\nZoë,\n", "no line for the case b"),
+        ("case,annotated\na,liver+spleen\n", "line 2: 'spleen' is no class"),
+        ("case,annotated\na,liver\na,tumor\n", "line 3: 'a' is empty or there twice"),
+        ("name,classes\na,liver\n", "the columns 'case' and 'annotated' are expected"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            run("generic", src, *GLOBS, "--annotated-from", table, dataset_id=9)
+    with pytest.raises(UserError, match="cannot be read"):
+        run("generic", src, *GLOBS, "--annotated-from", tmp_path / "missing.csv", dataset_id=9)
+
+
+def test_a_case_that_shows_few_of_the_classes_is_named(src, tools, run):
+    segmented(src, tools, ["a", "b"], ["a"], values=(1, 2, 3, 4))
+    tools.write(src / "lab" / "b.mha", tools.label_with(0, (1,)))
+    report = run("generic", src, *GLOBS[:-1], "liver=1,spleen=2,kidney=3,pancreas=4")
+    assert report.converted["a"].notes == ()
+    assert any(note.startswith("shows 1 of 4 classes (liver)") for note in report.converted["b"].notes)
+
+
+def test_patients_of_several_cases(src, tools, run):
+    names = {
+        "patient012_frame07": "patient012",
+        "BraTS-GLI-00001-001": "BraTS-GLI-00001",
+        "BraTS-MET-00123-000": "BraTS-MET-00123",
+        "BraTS20_Training_001": None,
+        "BraTS2021_00003": None,
+        "case_00000": None,
+    }
+    assert {name: patient_of(name) for name in names} == names
+    segmented(src, tools, ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001"], ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001"])
+    report = run("generic", src, *GLOBS)
+    assert {i.patient for i in report.converted.values()} == {"BraTS-GLI-00001"}
+
+
+def test_more_classes_than_a_byte_can_number(src, tools, run):
+    label = np.arange(6 * 8 * 7, dtype=np.uint16).reshape(tools.shape) % 301
+    tools.write(src / "img" / "a.mha", tools.grey(0))
+    tools.write(src / "lab" / "a.mha", label)
+    labels = ",".join(f"s{i}={i}" for i in range(1, 301))
+    report = run("generic", src, *GLOBS[:-1], labels)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / "labelsTr" / "a.nii.gz")))
+    assert written.dtype == np.uint16 and np.array_equal(written, label)
+
+
+@pytest.mark.parametrize("order", ["SAR", "LPS", "RAI", "ASL"])
+def test_a_label_in_another_axis_order_is_reordered(src, tools, run, order):
+    """The same places in space, stored another way: nothing is wrong with it."""
+    tools.write(src / "img" / "a.mha", tools.grey(0))
+    label = tools.label_with(0, (1, 2))
+    (src / "lab").mkdir()
+    sitk.WriteImage(sitk.DICOMOrient(tools.image(label), order), str(src / "lab" / "a.mha"))
+    report = run("generic", src, *GLOBS)
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(report.folder / "labelsTr" / "a.nii.gz")))
+    assert np.array_equal(written, label)
+    assert [("another order" in note) for note in report.converted["a"].notes] == ([] if order == "LPS" else [True])
+
+
+def test_values_of_files_that_are_no_nifti_are_their_own(src, tools, run):
+    """Range and NaN check read the voxels of the file, whatever memory is freed meanwhile."""
+    image = tools.grey(0)
+    image.reshape(-1)[:2] = -901, 905
+    for ending in (".mha", ".nrrd", ".nii"):
+        tools.write(src / f"a{ending[1:]}{ending}", image)
+    for number, ending in enumerate((".mha", ".nrrd", ".nii")):
+        report = run("generic", src, "--image-glob", f"*{ending}", "--unlabelled", dataset_id=10 + number)
+        assert [i.range for i in report.converted.values()] == [(-901.0, 905.0)]
+
+
+def test_a_label_elsewhere_is_still_refused(src, tools, run):
+    tools.write(src / "img" / "a.mha", tools.grey(0))
+    (src / "lab").mkdir()
+    moved = tools.image(tools.label_with(0, (1, 2)), origin=(-10.0, 7.0, 101.5))
+    sitk.WriteImage(sitk.DICOMOrient(moved, "SAR"), str(src / "lab" / "a.mha"))
+    with pytest.raises(UserError, match="voxels"):
+        run("generic", src, *GLOBS)
 
 
 def test_labels_are_parsed():

@@ -32,11 +32,20 @@ def test_acdc(src, tools, run):
         )
         (folder / "Info.cfg").write_text("ED: 1\n")
     report = run("acdc", src)
-    tools.check(
-        report, source="acdc", classes=CLASSES, channels=("cine MR",), cases={k: v for k, v in cases.items() if "101" not in k}
-    )
-    assert "keep them in one fold" in report.lines()[-1]
+    training = {k: v for k, v in cases.items() if "101" not in k}
+    patients = dict.fromkeys(training, "patient001")
+    tools.check(report, source="acdc", classes=CLASSES, channels=("cine MR",), cases=training, patients=patients)
     assert set(run("acdc", src, "--with-testing", dataset_id=8).converted) == set(cases)
+
+
+def test_acdc_as_kaggle_unzips_it(src, tools, run):
+    folder = src / "database" / "training" / "patient007"
+    image = tools.write(folder / "patient007_frame01.nii" / "patient007_frame01.nii", tools.grey(0))
+    label = tools.label_with(0, (1, 2, 3))
+    tools.write(folder / "patient007_frame01_gt.nii" / "patient007_frame01_gt.nii", label)
+    expected = {"patient007_frame01": ([image], label, CLASSES)}
+    patients = {"patient007_frame01": "patient007"}
+    tools.check(run("acdc", src), source="acdc", classes=CLASSES, channels=("cine MR",), cases=expected, patients=patients)
 
 
 def test_left_atrium_challenge_files(src, tools, run):

@@ -98,6 +98,33 @@ def test_kits23_is_recognised_by_its_new_cases(src, tools, case, run):
     )
 
 
+def test_part_of_kits23_is_recognised_by_a_cyst_in_its_labels(src, tools, case, run):
+    """No folder of instances, no case from 300 on: only the labels tell it from KiTS19."""
+    cases = {n: case(n, values) for n, values in ((0, (1, 2)), (1, (1, 3)))}
+    report = run("kits", src)
+    tools.check(
+        report,
+        source="kits",
+        classes=["kidney"],
+        cases={f"case_{n:05d}": ([image], tools.remap(label, KIDNEY), ["kidney"]) for n, (image, label) in cases.items()},
+    )
+    assert "release: KiTS23 (recognised by the cyst in case_00001)" in report.lines()
+
+
+@pytest.mark.parametrize(
+    "number, label, line",
+    [
+        (0, True, "KiTS19 (no label shows a cyst; --release 23 if it is a part of KiTS23)"),
+        (210, False, "KiTS19 (recognised by cases from 210 on without labels)"),
+        (400, True, "KiTS23 (recognised by cases from 300 on)"),
+    ],
+)
+def test_the_release_is_named(src, case, run, number, label, line):
+    case(0)
+    case(number, label=label)
+    assert f"release: {line}" in run("kits", src).lines()
+
+
 def test_kits_json_is_compared_with_the_headers(src, tools, case, run):
     case(0), case(1)
     entry = {"captured_pixel_width": 0.92, "captured_slice_thickness": 0.5}

@@ -48,6 +48,13 @@ def test_requests_that_make_no_sense(requested, words):
         choose_organs(requested, STRUCTURES, ("liver",))
 
 
+@pytest.mark.parametrize("name", ["liver, left", "liver=1", "liver+tumor", "a:b"])
+def test_names_that_no_command_line_could_give_are_refused(name):
+    with pytest.raises(UserError, match="separates names on the command line"):
+        choose_organs(None, {name: (1,), "x": (2,)}, (name, "x"))
+    assert choose_organs("x", {name: (1,), "x": (2,)}, (name, "x")).classes == ("x",)
+
+
 def test_a_download_without_structures():
     with pytest.raises(UserError, match="names no structure"):
         choose_organs(None, {}, ())

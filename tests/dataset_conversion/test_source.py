@@ -159,3 +159,13 @@ def test_truncated_h5(src, run):
     (src / "A" / "mri_norm2.h5").write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="is truncated or damaged"):
         run("left_atrium", src)
+
+
+@pytest.mark.parametrize("converter", ["amos22", "kits", "totalsegmentator", "msd", "flare23"])
+def test_a_folder_of_archives_is_to_be_unpacked(src, run, converter):
+    (src / "amos22.zip").write_bytes(b"PK")
+    (src / "part2").mkdir()
+    (src / "part2" / "case.nii.gz.zip").write_bytes(b"PK")
+    (src / "readme.txt").write_text("unpack me")
+    with pytest.raises(UserError, match="holds 2 archives and no images: unpack amos22.zip, part2/case.nii.gz.zip there first"):
+        run(converter, src)

@@ -3,6 +3,7 @@
 from nnunet_partial.data.conversion import dicom, voxels
 from nnunet_partial.data.conversion.cases import AS_STORED, Case, DicomSeries, ImageFile, LabelFile, MaskFiles, Placed, Skip, pair
 from nnunet_partial.data.conversion.command import main
+from nnunet_partial.data.conversion.patients import patient_of
 from nnunet_partial.data.conversion.run import Converter, Download, Report, convert
 from nnunet_partial.data.conversion.source import SourceFolder
 
@@ -23,5 +24,6 @@ __all__ = [
     "dicom",
     "main",
     "pair",
+    "patient_of",
     "voxels",
 ]

@@ -23,6 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
     parser.add_argument(
         "--copy-images", action="store_true", help="copy the images into the dataset instead of referring to them"
     )
+    parser.add_argument(
+        "--resample-sheared",
+        action="store_true",
+        help="resample NIfTI files whose axes are not at right angles onto a grid whose axes are; default: skip the case",
+    )
     parser.add_argument("--follow-links", action="store_true", help="read links that lead out of SRC")
     parser.add_argument("--strict", action="store_true", help="fail if any case has to be skipped")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")

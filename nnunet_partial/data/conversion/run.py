@@ -45,7 +45,7 @@ class Download:
 
     ``structures``: name -> label values of the download. ``cases``: every :class:`Case` and :class:`Skip`.
     ``default``: classes without ``--organs``, all structures by default. ``ignored``: label values that become
-    nnU-Net's ignore label.
+    nnU-Net's ignore label. ``release``: which release of the dataset it is, and how that is known, for people.
     """
 
     structures: Mapping[str, tuple]
@@ -56,6 +56,7 @@ class Download:
     reader: str = READER
     ending: str = ".nii.gz"
     files: Mapping[str, object] = field(default_factory=dict)  # further JSON files: name -> content
+    release: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Report:
     skipped: Mapping[str, str]
     unchanged: tuple
     preprocessed: bool = False  # nnU-Net has preprocessed an earlier state of this dataset
+    release: str = ""
 
     def lines(self) -> list:
         """The summary for people."""
@@ -89,6 +91,8 @@ class Report:
             f"classes {', '.join(self.organs.classes)}",
             f"images: {', '.join(f'{how.count(k)} {k}' for k in dict.fromkeys(how))}",
         ]
+        if self.release:
+            lines.append(f"release: {self.release}")
         if self.unchanged:
             lines.append(f"{len(self.unchanged)} cases were finished before and have not changed")
         if self.preprocessed and len(self.unchanged) < len(self.converted):
@@ -111,6 +115,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     """Convert a download into the nnU-Net raw dataset ``options.dataset_id``. Raises :class:`UserError`."""
     labels.check_source_name(options.source_name or converter.name)
     final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
+    source.require_unpacked()
     download = converter.read(source, options)
     organs = choose_organs(options.organs, download.structures, download.default or tuple(download.structures), download.ignored)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
@@ -121,13 +126,14 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         "ignored": sorted(organs.ignored),
         "channels": list(download.channels),
         "copy_images": options.copy_images,
+        "resample_sheared": options.resample_sheared,
     }
     with _working_folder(final, settings, options.overwrite) as folder:
         journal = Journal(folder, settings)
         prints = {case.name: fingerprint(case, settings) for case in cases}
         unchanged = tuple(c.name for c in cases if journal.finished(c.name, prints[c.name]))
         jobs = [
-            Job(c, organs, folder, download.ending, options.copy_images, options.unlabelled)
+            Job(c, organs, folder, download.ending, options.copy_images, options.unlabelled, options.resample_sheared)
             for c in cases
             if c.name not in unchanged
         ]
@@ -140,7 +146,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         _publish(folder, final, journal, names, download, organs, skipped, options, source)
     converted = {i: _from_record(i, journal.cases[i]) for i in names}
     preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
-    return Report(final, organs, converted, skipped, unchanged, preprocessed)
+    return Report(final, organs, converted, skipped, unchanged, preprocessed, download.release)
 
 
 def dataset_folder(dataset_id: int, name: str) -> Path:
@@ -360,7 +366,7 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
         write_json(other, folder / file)
     write_json(content, folder / "dataset.json")
     _remove_strangers(folder, {f for i in names for f in journal.cases[i]["written"]})
-    journal.close(names, source=str(source.root), skipped=skipped)
+    journal.close(names, source=str(source.root), release=download.release, skipped=skipped)
     if folder != final:
         _move(folder, final)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".7z", ".rar")
+_DOCUMENTS = (".txt", ".md", ".pdf", ".json", ".csv", ".xlsx", ".html", ".docx")
 _NOT_DATA = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
 
 
@@ -60,6 +62,16 @@ class SourceFolder:
                 f"of one release."
             )
         return found[0] if found else None
+
+    def require_unpacked(self) -> None:
+        """Raise :class:`UserError` if the folder holds archives and nothing else but documents."""
+        archives = [i for i in self.paths() if i.lower().endswith(_ARCHIVES)]
+        others = [i for i in self.paths() if not i.lower().endswith((*_ARCHIVES, *_DOCUMENTS))]
+        if archives and not others:
+            raise UserError(
+                f"{self.given} holds {len(archives)} archive{'s' if len(archives) > 1 else ''} and no images: unpack "
+                f"{', '.join(archives[:3])}{' and the others' if len(archives) > 3 else ''} there first."
+            )
 
     def json(self, path: PathLike):
         """Content of a JSON file of the download."""

@@ -29,7 +29,8 @@ def pieces(path: Path) -> Iterator[np.ndarray]:
     if is_nifti(path):
         yield from images._nifti_voxels(str(path))
     else:
-        yield from pieces_of_array(sitk.GetArrayViewFromImage(images.read_image(path)))
+        image = images.read_image(path)  # has a name, because a view does not keep its image alive
+        yield from pieces_of_array(sitk.GetArrayViewFromImage(image))
 
 
 def pieces_of_array(array: np.ndarray) -> Iterator[np.ndarray]:

@@ -1,12 +1,13 @@
 """Convert one case. Runs in worker processes; writes whole files only."""
 
+import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from nnunet_partial.data import images
-from nnunet_partial.data.conversion import alignment, grids, voxels
+from nnunet_partial.data.conversion import alignment, grids, sheared, voxels
 from nnunet_partial.data.conversion.cases import Case, forget
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.conversion.views import header_conflict
@@ -21,6 +22,7 @@ class Job:
     """One case and where it goes: ``folder`` of the new dataset, ``ending`` of its label files.
 
     ``unlabelled``: whether a case whose label file shows none of the classes stays, as an unlabelled one.
+    ``resample_sheared``: whether files with sheared axes are resampled (see :mod:`sheared`), or their case is skipped.
     """
 
     case: Case
@@ -29,6 +31,7 @@ class Job:
     ending: str = ".nii.gz"
     copy_images: bool = False
     unlabelled: bool = False
+    resample_sheared: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,13 @@ class Converted:
 def convert_case(job: Job) -> Converted:
     """Write the label of one case and place its images. What is wrong with the case becomes ``skipped``."""
     try:
-        return _convert(job)
+        if not job.resample_sheared:
+            return _convert(job)
+        with tempfile.TemporaryDirectory() as folder:
+            case = sheared.straightened(job.case, Path(folder))
+            return _convert(job if case is job.case else replace(job, case=case, copy_images=True))
+    except images.ShearedError as error:
+        return Converted(job.case.name, skipped=str(error).rstrip(".") + "; --resample-sheared does it")
     except UserError as error:
         return Converted(job.case.name, skipped=str(error).rstrip("."))
     finally:
@@ -127,7 +136,20 @@ def _write_label(job: Job, geometry: Geometry, path: Path) -> tuple:
         differs = reordered or claimed.difference(stored) is not None
         label, notes = _onto_the_organs(job, label, differs, order.flips if order else None)
     voxels.write_label(label, geometry, path)
-    return (REORDERED, *notes) if reordered else notes
+    return (*((REORDERED,) if reordered else ()), *notes, *_few_classes(case, organs, label))
+
+
+def _few_classes(case: Case, organs: OrganMap, label: np.ndarray) -> tuple:
+    """A note if a case that is taken to annotate every class shows few of them: perhaps nobody outlined the others."""
+    annotated = organs.annotated(case.available)
+    shown = set(images.present_values(label))
+    names = [name for name in annotated if organs.classes.index(name) + 1 in shown]
+    if case.present or case.annotated is not None or len(annotated) < 3 or 2 * len(names) > len(annotated):
+        return ()
+    return (
+        f"shows {len(names)} of {len(annotated)} classes ({', '.join(names[:6]) or 'none'}) and counts as annotating all: if the "
+        "others were not outlined, they are taught as background (generic --annotated-from says so)",
+    )
 
 
 def _onto_the_organs(job: Job, label: np.ndarray, header_differs: bool, claimed: tuple | None) -> tuple:
