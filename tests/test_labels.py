@@ -147,3 +147,39 @@ def test_usable_source_names(name):
 def test_unusable_source_names(name):
     with pytest.raises(UserError, match="source name"):
         check_source_name(name)
+
+
+class Counted(str):
+    """A name that counts how often names are compared."""
+
+    comparisons = 0
+
+    def __eq__(self, other):
+        Counted.comparisons += 1
+        return str.__eq__(self, other)
+
+    __hash__ = str.__hash__
+
+
+def comparisons_to_read(cases, classes, annotated):
+    names = [f"class_{i}" for i in range(classes)]
+    entries = {str(i): {"source": "s", "annotated": [Counted(names[-1 - j]) for j in range(annotated)]} for i in range(cases)}
+    content = {
+        "labels": {"background": 0, **{name: i + 1 for i, name in enumerate(names)}},
+        "nnunet_partial": {"version": 1, "cases": entries},
+    }
+    Counted.comparisons = 0
+    annotations = Annotations.from_dataset_json(content)
+    assert annotations.of("0").annotated == tuple(names[-annotated:])
+    assert annotations.mask("0") == (True, *[False] * (classes - annotated), *[True] * annotated)
+    return Counted.comparisons
+
+
+def test_reading_takes_steps_for_what_is_annotated_not_for_all_classes():
+    few = comparisons_to_read(20, 10, 2)
+    assert comparisons_to_read(20, 500, 2) <= 2 * few and comparisons_to_read(20, 500, 40) <= 40 * few
+
+
+def test_an_annotated_class_that_is_no_name_is_refused():
+    with pytest.raises(UserError, match=r"a_1 annotates the unknown class \['liver'\]"):
+        Annotations.from_dataset_json(changed(nnunet_partial__cases__a_1={"source": "a", "annotated": [["liver"]]}))

@@ -12,7 +12,7 @@ For formats that store no spacing (png, bmp, tif) distances are in pixels, as in
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,14 @@ class LabelMap:
                 f"its values mean: --truth-labels or --pred-labels NAME=VALUE ..."
             )
 
+    def of_case(self, case: str) -> "LabelMap":
+        """What a process needs to know for this case: the contract's other cases stay here."""
+        if self.annotations is None:
+            return self
+        cases = {case: self.annotations.of(case)} if self.lists(case) else {}
+        known = Annotations(self.annotations.classes, cases, self.annotations.ignore_label, self.annotations.file)
+        return replace(self, annotations=known)
+
     def lists(self, case: str) -> bool:
         """Whether the contract lists this case."""
         return self.annotations is not None and case in self.annotations.cases
@@ -190,11 +198,12 @@ def evaluate_folder(
     plan = plan_cases(_folders(pred), Path(truth), classes, known_pred, known_truth, annotated, allow_missing)
     names = check_metrics(metrics)
     jobs = [
-        CaseJob(case, source, *files, evaluated, known_pred, known_truth, names, tolerances)
+        CaseJob(case, source, *files, evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances)
         for case, source, files, evaluated in plan.cases
     ]
     rows = [row for result in map_cases(evaluate_case, jobs, processes, "evaluating", progress) for row in result]
     if out is not None:
+        evaluated = {row["class"] for row in rows}
         about = {
             "dataset": content.get("name", Path(file).parent.name),
             "pred": [os.path.abspath(i) for i in _folders(pred)],
@@ -205,7 +214,7 @@ def evaluate_folder(
             "truth_values": known_truth.values,
             "command": command,
             "annotated": annotated if isinstance(annotated, str) else list(annotated),
-            "tolerance_mm": {i: tolerances[i] for i in classes if any(i == row["class"] for row in rows)},
+            "tolerance_mm": {i: tolerances[i] for i in classes if i in evaluated},
             "not_evaluated": {k: v for k, v in vars(plan).items() if k != "cases"},
         }
         write_results(rows, out, about)
@@ -365,11 +374,11 @@ def plan_cases(
             f"equal."
         )
     chosen = _chosen_classes(annotated, classes, known_truth, known_pred)
-    unlabelled = [
-        i
+    unlabelled = {  # in order, and quick to look into
+        i: None
         for i in truths
         if annotated in ("auto", "contract") and known_truth.lists(i) and not known_truth.annotations.of(i).annotated
-    ]
+    }
     missing = [i for i in truths if i not in predictions and i not in unlabelled]
     if missing and not allow_missing:
         raise UserError(
@@ -391,7 +400,7 @@ def plan_cases(
     ]
     return Plan(
         cases,
-        unlabelled,
+        list(unlabelled),
         missing,
         missing_truth=sorted(set(predictions) - set(truths)),
         other_classes=[case for case, names in known.items() if not names],

@@ -14,7 +14,7 @@ import numpy as np
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.results import CONFIDENCE, ROW_KEYS
-from nnunet_partial.evaluation.statistics import bootstrap_ci, finite_pairs, holm, paired_permutation_test, paired_wilcoxon
+from nnunet_partial.evaluation.statistics import bootstrap_cis, finite_pairs, holm, paired_permutation_test, paired_wilcoxon
 
 HIGHER_IS_BETTER = {
     "dice": True,
@@ -96,8 +96,8 @@ def rank(methods: Mapping[str, Sequence[Sequence[Mapping]]], metric: str = "dice
     values = {name: _values(rows, keys, metric) for name, rows in averaged.items()}
     ranks = _mean_ranks(values, metric)
     result = []
-    for name, evaluations in methods.items():
-        low, high = bootstrap_ci(_case_table(values[name], keys), CONFIDENCE)
+    intervals = bootstrap_cis([_case_table(i, keys) for i in values.values()], CONFIDENCE)
+    for (name, evaluations), (low, high) in zip(methods.items(), intervals):
         by_seed = [_mean_over_classes(_values(rows, keys, metric), keys) for rows in evaluations]
         result.append(
             Ranked(
@@ -124,17 +124,18 @@ def pairwise(methods: Mapping[str, Sequence[Sequence[Mapping]]], metric: str = "
     finite = np.all([np.isfinite(i) for i in tables.values()], axis=0)
     keys = [key for key, usable in zip(keys, finite) if usable]
     means = {name: _case_means(values[finite], keys) for name, values in tables.items()}
-    pairs = [_pair(a, b, means[a], means[b], seed) for a, b in combinations(methods, 2)]
+    names = list(combinations(methods, 2))
+    intervals = bootstrap_cis([means[a] - means[b] for a, b in names], CONFIDENCE, seed=seed)
+    pairs = [_pair(a, b, means[a], means[b], interval, seed) for (a, b), interval in zip(names, intervals)]
     return [Pair(**{**vars(i), "p_holm": p}) for i, p in zip(pairs, holm([i.p_permutation for i in pairs]))]
 
 
-def _pair(name_a: str, name_b: str, a: np.ndarray, b: np.ndarray, seed: int) -> Pair:
+def _pair(name_a: str, name_b: str, a: np.ndarray, b: np.ndarray, interval: tuple, seed: int) -> Pair:
     a, b = finite_pairs(a, b)
     if not len(a):
         return Pair(name_a, name_b, 0, *[float("nan")] * 5)
-    low, high = bootstrap_ci(a - b, CONFIDENCE, seed=seed)
     return Pair(
-        name_a, name_b, len(a), float(np.mean(a - b)), low, high, paired_permutation_test(a, b, seed=seed), paired_wilcoxon(a, b)
+        name_a, name_b, len(a), float(np.mean(a - b)), *interval, paired_permutation_test(a, b, seed=seed), paired_wilcoxon(a, b)
     )
 
 
@@ -177,10 +178,10 @@ def _mean_ranks(values: Mapping[str, np.ndarray], metric: str) -> dict:
 
 def _case_table(values: np.ndarray, keys: Sequence[tuple]) -> np.ndarray:
     """(cases, classes), NaN where nothing finite was measured."""
-    cases, classes = (list(dict.fromkeys(i[n] for i in keys)) for n in (0, 1))
+    cases, classes = ({name: i for i, name in enumerate(dict.fromkeys(k[n] for k in keys))} for n in (0, 1))
     table = np.full((len(cases), len(classes)), np.nan)
     for (case, name), value in zip(keys, values):
-        table[cases.index(case), classes.index(name)] = value if np.isfinite(value) else np.nan
+        table[cases[case], classes[name]] = value if np.isfinite(value) else np.nan
     return table
 
 
@@ -193,5 +194,7 @@ def _mean_over_classes(values: np.ndarray, keys: Sequence[tuple]) -> float:
 
 
 def _case_means(values: np.ndarray, keys: Sequence[tuple]) -> np.ndarray:
-    cases = list(dict.fromkeys(case for case, _ in keys))
-    return np.array([np.mean([v for (case, _), v in zip(keys, values) if case == i]) for i in cases])
+    by_case: dict = {}
+    for (case, _), value in zip(keys, values):
+        by_case.setdefault(case, []).append(value)
+    return np.array([np.mean(i) for i in by_case.values()])

@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from nnunet_partial import __version__
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.statistics import bootstrap_ci
+from nnunet_partial.evaluation.statistics import bootstrap_cis
 from nnunet_partial.files import PathLike, read_json, write_json, write_text
 
 CONFIDENCE = 0.95
@@ -29,36 +30,41 @@ COLUMNS = {
 }
 
 
-def summarise(rows: Sequence[Mapping], seed: int = 0) -> dict:
+def summarise(rows: Sequence[Mapping], seed: int = 0, metrics: Sequence[str] | None = None) -> dict:
     """Mean over classes, and for each class: mean, SD, median, numbers of cases and bootstrap interval of each metric.
 
     ``n`` counts the cases with a finite value, of which mean, SD and interval are made; ``n_infinite`` the cases where
     the structure was missed or invented, which count in the median only; ``n_undefined`` those with nothing to measure.
+    ``metrics``: those to summarise (None: all that the rows have).
     """
-    metrics = [i for i in rows[0] if i not in ROW_KEYS] if rows else []
-    classes = list(dict.fromkeys(i["class"] for i in rows))
-    cases = list(dict.fromkeys(i["case"] for i in rows))
-    by_class = {
-        name: {metric: _describe([i[metric] for i in rows if i["class"] == name], seed) for metric in metrics} for name in classes
-    }
+    metrics = ([i for i in rows[0] if i not in ROW_KEYS] if rows else []) if metrics is None else metrics
+    classes, cases = rows_by_class(rows), list(dict.fromkeys(i["case"] for i in rows))
+    columns = {(name, metric): np.array([i[metric] for i in own]) for name, own in classes.items() for metric in metrics}
+    tables = [_cases_by_classes(rows, metric, cases, list(classes)) for metric in metrics]
+    intervals = iter(bootstrap_cis([*columns.values(), *tables], CONFIDENCE, seed=seed))
+    by_class = {name: {metric: _describe(columns[name, metric], next(intervals)) for metric in metrics} for name in classes}
     mean = {
-        metric: {
-            "mean": _mean([by_class[i][metric]["mean"] for i in classes]),
-            "ci": list(bootstrap_ci(_cases_by_classes(rows, metric, cases, classes), CONFIDENCE, seed=seed)),
-        }
-        for metric in metrics
+        metric: {"mean": _mean([by_class[i][metric]["mean"] for i in classes]), "ci": list(next(intervals))} for metric in metrics
     }
     return {"n_cases": len(cases), "mean_over_classes": mean, "classes": by_class}
 
 
-def _describe(values: Sequence[float], seed: int) -> dict:
+def rows_by_class(rows: Sequence[Mapping]) -> dict:
+    """class -> its rows, both in the order of ``rows``."""
+    found: dict = {}
+    for row in rows:
+        found.setdefault(row["class"], []).append(row)
+    return found
+
+
+def _describe(values: np.ndarray, interval: tuple) -> dict:
     values = np.asarray(values, dtype=np.float64)
     finite, measured = values[np.isfinite(values)], values[~np.isnan(values)]
     return {
         "mean": _mean(values),
         "sd": float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
         "median": float(np.median(measured)) if len(measured) else math.nan,
-        "ci": list(bootstrap_ci(finite, CONFIDENCE, seed=seed)),
+        "ci": list(interval),
         "n": len(finite),
         "n_infinite": int(np.isinf(values).sum()),
         "n_undefined": int(np.isnan(values).sum()),
@@ -80,14 +86,17 @@ def _cases_by_classes(rows: Sequence[Mapping], metric: str, cases: Sequence[str]
 
 def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, Any]) -> None:
     """Write ``metrics.csv`` (a line a case and class) and ``metrics.json`` (``about``, summaries, rows)."""
-    out, sources = Path(out), sorted({row["source"] for row in rows})
+    out, sources = Path(out), {}
+    for row in rows:
+        sources.setdefault(row["source"], []).append(row)
+    summary = summarise(rows)
     content = {
         "version": 1,
         "nnunet_partial": __version__,
         **about,
         "confidence": CONFIDENCE,
-        "summary": summarise(rows),
-        "sources": {i: summarise([row for row in rows if row["source"] == i]) for i in sources},
+        "summary": summary,
+        "sources": {i: summary if len(sources) == 1 else summarise(sources[i]) for i in sorted(sources)},
         "rows": list(rows),
     }
     write_text(_csv(rows), out / "metrics.csv")
@@ -99,11 +108,12 @@ def format_summary(content: Mapping[str, Any]) -> str:
     summary = content["summary"]
     metrics = [i for i in COLUMNS if i in summary["mean_over_classes"]]
     lines = [["", "n", *(COLUMNS[i][0] for i in metrics), "missed or invented"]]
+    numbers = Counter(row["class"] for row in content["rows"])
     for name, values in summary["classes"].items():
         lines.append(
             [
                 name,
-                str(sum(row["class"] == name for row in content["rows"])),
+                str(numbers[name]),
                 *(_cell(values[i]["mean"], i) for i in metrics),
                 str(max(i["n_infinite"] for i in values.values()) or ""),
             ]

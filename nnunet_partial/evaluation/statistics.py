@@ -15,28 +15,56 @@ _CHUNK = 500  # resamples at a time: bounds memory to chunk x cases
 
 
 def bootstrap_ci(values: Sequence, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0) -> tuple:
+    """:func:`bootstrap_cis` of one array."""
+    return bootstrap_cis([values], confidence, n_resamples, seed)[0]
+
+
+def bootstrap_cis(arrays: Sequence, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0) -> list:
     """Percentile bootstrap interval of a mean, by drawing cases with replacement.
 
-    ``values``: (cases,), or (cases, classes) with NaN where a class was not measured; the statistic of the latter is
-    the mean over classes of the mean over cases, and a case is drawn with all its classes, because they are not
+    ``arrays``: each (cases,), or (cases, classes) with NaN where a class was not measured; the statistic of the latter
+    is the mean over classes of the mean over cases, and a case is drawn with all its classes, because they are not
     independent.
-    Returns ``(low, high)``; NaN for fewer than two cases.
+    Returns ``(low, high)`` for each array; NaN for fewer than two cases. Every interval is that of its array alone: the
+    draws depend on the seed and the number of measured cases, so arrays that agree in both share them, and drawing is
+    most of the work.
     """
+    measured = [_measured(i) for i in arrays]
+    quantiles = [(1 - confidence) / 2, (1 + confidence) / 2]
+    intervals = [(float("nan"), float("nan"))] * len(measured)
+    for n in sorted({len(i) for i in measured} - {0, 1}):
+        own = [i for i, values in enumerate(measured) if len(values) == n]
+        for i, means in zip(own, _resampled_means([measured[i] for i in own], n, n_resamples, seed)):
+            low, high = np.quantile(means, quantiles)
+            intervals[i] = float(low), float(high)
+    return intervals
+
+
+def _measured(values: Sequence) -> np.ndarray:
+    """(cases, classes) of the cases with a finite value; NaN for what is not finite."""
     values = np.asarray(values, dtype=np.float64)
     values = values[:, None] if values.ndim == 1 else values
-    known = np.isfinite(values)
-    values, known = values[known.any(axis=1)], known[known.any(axis=1)]
-    n = len(values)
-    if n < 2:
-        return float("nan"), float("nan")
-    filled, rng, means = np.where(known, values, 0.0), np.random.default_rng(seed), []
+    values = np.where(np.isfinite(values), values, np.nan)
+    return values[~np.isnan(values).all(axis=1)]
+
+
+def _resampled_means(arrays: Sequence[np.ndarray], n: int, n_resamples: int, seed: int) -> np.ndarray:
+    """The statistic of each array (n, classes) in every resample: (arrays, n_resamples)."""
+    stacked = np.concatenate(arrays, axis=1)
+    known = np.isfinite(stacked)
+    partly = ~known.all(axis=0)  # a column that knows every case is drawn n times, whatever is drawn
+    filled, gaps = np.where(known, stacked, 0.0), known[:, partly].astype(np.float64)
+    edges = np.cumsum([0, *(i.shape[1] for i in arrays)])
+    rng, means = np.random.default_rng(seed), np.empty((len(arrays), n_resamples))
     for start in range(0, n_resamples, _CHUNK):
-        drawn = rng.multinomial(n, np.full(n, 1 / n), size=min(_CHUNK, n_resamples - start)).astype(np.float64)
-        count = drawn @ known
-        by_class = np.divide(drawn @ filled, count, out=np.full(count.shape, np.nan), where=count > 0)
-        means.append(np.nanmean(by_class, axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+        size = min(_CHUNK, n_resamples - start)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=size).astype(np.float64)
+        count = np.full((size, stacked.shape[1]), float(n))
+        count[:, partly] = drawn @ gaps
+        by_column = np.divide(drawn @ filled, count, out=np.full(count.shape, np.nan), where=count > 0)
+        for i, (first, last) in enumerate(zip(edges, edges[1:])):
+            means[i, start : start + size] = np.nanmean(by_column[:, first:last], axis=1)
+    return means
 
 
 def paired_wilcoxon(a: Sequence, b: Sequence) -> float:
@@ -125,22 +153,22 @@ def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = 
     """
     a, b = ({(i["case"], i["class"]): float(i[metric]) for i in rows} for rows in (rows_a, rows_b))
     keys = [i for i in a if i in b and np.isfinite(a[i]) and np.isfinite(b[i])]
-    classes = list(dict.fromkeys(name for _, name in keys))
-    result = {}
-    for name in classes:
-        ours = [i for i in keys if i[1] == name]
-        result[name] = _compare([a[i] for i in ours], [b[i] for i in ours], seed)
+    by_class, by_case = {}, {}
+    for key in keys:
+        by_case.setdefault(key[0], []).append(key)
+        by_class.setdefault(key[1], []).append(key)
+    pairs = {name: tuple(np.array([values[i] for i in ours]) for values in (a, b)) for name, ours in by_class.items()}
+    intervals = bootstrap_cis([ours - theirs for ours, theirs in pairs.values()], seed=seed)
+    result = {name: _compare(*pair, interval, seed) for (name, pair), interval in zip(pairs.items(), intervals)}
     adjusted = holm([i.p_permutation for i in result.values()])
     result = {name: Comparison(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
-    if classes:
-        by_case = {case: [i for i in keys if i[0] == case] for case in dict.fromkeys(case for case, _ in keys)}
-        result[MEAN_OVER_CLASSES] = _compare(
-            *([np.mean([values[i] for i in ours]) for ours in by_case.values()] for values in (a, b)), seed
-        )
+    if keys:
+        ours, theirs = (np.array([np.mean([values[i] for i in own]) for own in by_case.values()]) for values in (a, b))
+        result[MEAN_OVER_CLASSES] = _compare(ours, theirs, bootstrap_ci(ours - theirs, seed=seed), seed)
     return result
 
 
-def _compare(a: Sequence, b: Sequence, seed: int) -> Comparison:
-    a, b = finite_pairs(a, b)
-    low, high = bootstrap_ci(a - b, seed=seed)
-    return Comparison(len(a), float(np.mean(a - b)), low, high, paired_wilcoxon(a, b), paired_permutation_test(a, b, seed=seed))
+def _compare(a: np.ndarray, b: np.ndarray, interval: tuple, seed: int) -> Comparison:
+    """``a``, ``b`` (pairs,), all finite; ``interval`` of the mean of ``a - b``."""
+    tests = paired_wilcoxon(a, b), paired_permutation_test(a, b, seed=seed)
+    return Comparison(len(a), float(np.mean(a - b)), *interval, *tests)

@@ -3,7 +3,7 @@
 The prediction is that of :mod:`nnunet_partial.inference.preprocessed`; the way back to the scan's geometry is nnU-Net's.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,51 @@ def _write(predictor, values: np.ndarray, logits: torch.Tensor, properties: Mapp
     mask = convert_predicted_logits_to_segmentation_with_correct_shape(
         logits,
         predictor.plans_manager,
-        predictor.configuration_manager,
-        predictor.label_manager,
+        _LabelsForLogits(predictor.configuration_manager),
+        _LabelsStay(predictor.label_manager),
         properties,
         num_threads_torch=torch.get_num_threads(),
     )
     writer = predictor.plans_manager.image_reader_writer_class()
     with atomic_path(file) as temporary:
         writer.write_seg(values.astype(np.uint8 if values.max() < 256 else np.uint16)[mask], temporary, properties)
+
+
+def resampled_labels(resample: Callable, logits: torch.Tensor, *geometry: Any) -> np.ndarray:
+    """The most probable class of every voxel after resampling, the first of equal ones: (C, *S) -> (*S') int16.
+
+    ``resample`` is nnU-Net's function for logits and ``geometry`` its other arguments. It treats every class by itself,
+    so the labels are those of all classes resampled together, of which nnU-Net would hold two copies, one in float64 and
+    one of the scan's size: tens of gigabytes with TotalSegmentator's 117 classes.
+    """
+    best = np.array(resample(logits[:1], *geometry)[0])
+    labels = np.zeros(best.shape, np.int16)
+    for c in range(1, len(logits)):
+        value = np.asarray(resample(logits[c : c + 1], *geometry)[0])
+        better = value > best
+        labels[better], best[better] = c, value[better]
+    return labels
+
+
+class _Wrapped:
+    """Everything of ``wrapped`` but for what the subclass has."""
+
+    def __init__(self, wrapped: Any):
+        self._wrapped = wrapped
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wrapped, name)
+
+
+class _LabelsForLogits(_Wrapped):
+    """A configuration of nnU-Net that resamples logits and returns labels."""
+
+    def resampling_fn_probabilities(self, logits: torch.Tensor, *geometry: Any) -> np.ndarray:
+        return resampled_labels(self._wrapped.resampling_fn_probabilities, logits, *geometry)
+
+
+class _LabelsStay(_Wrapped):
+    """A label manager of nnU-Net that is given labels where it expects logits."""
+
+    def convert_logits_to_segmentation(self, labels: np.ndarray) -> np.ndarray:
+        return labels

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation import evaluate as evaluation
 from nnunet_partial.evaluation.evaluate import evaluate_folder, parse_tolerances
 from nnunet_partial.evaluation.metrics import METRICS, all_metrics
 from nnunet_partial.evaluation.results import read_metrics, summarise
@@ -508,3 +509,12 @@ def test_real_labels_against_simpleitk(tmp_path):
         assert itk.GetHausdorffDistance() / 2 - 1e-4 <= row["hausdorff_mean_mm"] <= itk.GetHausdorffDistance() + 1e-4
         volumes = [sitk.GetArrayViewFromImage(i).sum() * np.prod(i.GetSpacing()) / 1000 for i in masks]
         assert row["volume_difference_ml"] == pytest.approx(volumes[0] - volumes[1])
+
+
+def test_a_process_is_told_of_its_case_alone(abdomen, monkeypatch):
+    """The whole contract sent with every case would be work and memory in the square of the cases."""
+    jobs = []
+    monkeypatch.setattr(evaluation, "map_cases", lambda function, given, *_: jobs.extend(given) or map(function, given))
+    rows = evaluate(abdomen)
+    assert {i.case: list(i.truth_labels.annotations.cases) for i in jobs} == {i.case: [i.case] for i in jobs}
+    assert {(row["case"], row["class"]) for row in rows} == {(k, name) for k, (_, names) in ANNOTATED.items() for name in names}

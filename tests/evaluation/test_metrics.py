@@ -365,3 +365,21 @@ def test_an_empty_mask_is_decided_here_for_the_references_refuse_it(name):
             sitk.HausdorffDistanceImageFilter().Execute(itk_image(pred, SPACING_MM), itk_image(truth, SPACING_MM))
         assert [i(pred, truth, SPACING_MM) for i in DISTANCES] == [math.inf] * 3
         assert dice(pred, truth, SPACING_MM) == surface_dice(pred, truth, SPACING_MM, 2.0) == 0
+
+
+def test_the_table_of_areas_is_made_once_a_spacing(monkeypatch):
+    from surface_distance import lookup_tables
+
+    make, made, times = lookup_tables.create_table_neighbour_code_to_surface_area, [], []
+    monkeypatch.setattr(lookup_tables, "create_table_neighbour_code_to_surface_area", lambda i: made.append(tuple(i)) or make(i))
+    metrics._tables.cache_clear()
+    mask = np.zeros((6, 7, 8), bool)
+    mask[2:5, 1:4, 3:6] = True
+    for spacing in ((1.0, 2.0, 3.0), (1.0, 2.0, 3.5), (1.0, 2.0, 3.0)):
+        made.clear()
+        found = metrics.MaskPair(np.roll(mask, 1, 1), mask, np.array(spacing)).surface_distances
+        times.append(len(made))
+        expected = surface_distance.compute_surface_distances(mask, np.roll(mask, 1, 1), spacing)
+        for name, values in found.items():
+            assert np.sort(values) == pytest.approx(np.sort(expected[name]))
+    assert times == [1, 1, 0]

@@ -466,3 +466,28 @@ def test_bad_input_is_one_line(study, tmp_path, monkeypatch, capsys, change, mes
     (line,) = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and message in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_holds_every_plane_in_mm_with_the_contours_on_it():
+    truth = np.zeros((8, 20, 30), bool)
+    truth[2:6, 5:15, 10:20] = True
+    image = np.random.default_rng(0).normal(size=truth.shape)
+    view = cases.View(image, truth, np.roll(truth, 3, 2), (4.0, 1.0, 2.0), (-1.0, 1.0))
+    figure = cases.draw_planes(view)
+    (axis,) = figure.axes
+    boxes = [i.get_extent() for i in axis.images]
+    assert [i.get_text() for i in axis.texts] == ["axial", "coronal", "sagittal"]
+    box = cases._crop(view)
+    for plane, picture, (left, right, bottom, top) in zip(range(3), axis.images, boxes):
+        expected = cases._slice(view, plane, box)
+        np.testing.assert_array_equal(picture.get_array(), expected["image"])
+        rows, columns = expected["image"].shape
+        assert (top - bottom) / (right - left) == pytest.approx(rows * expected["aspect"] / columns)
+        assert 3.1 * plane <= left < right <= 3.1 * (plane + 1) and 0 <= bottom < top < axis.texts[plane].get_position()[1] < 3.2
+        # the contour of the truth runs half-way between the voxels that belong to it and those that do not
+        line = axis.collections[2 * plane].get_paths()[0].vertices
+        inside = np.argwhere(expected["truth"])
+        for number, (start, step) in enumerate(((top, (bottom - top) / rows), (left, (right - left) / columns))):
+            edges = (inside[:, number].min(), inside[:, number].max() + 1)
+            found = sorted((line[:, 1 - number] - start) / step)
+            assert (found[0], found[-1]) == pytest.approx(edges, abs=1e-6)

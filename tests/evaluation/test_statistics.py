@@ -9,6 +9,7 @@ import pytest
 from nnunet_partial.evaluation.statistics import (
     MEAN_OVER_CLASSES,
     bootstrap_ci,
+    bootstrap_cis,
     compare,
     holm,
     paired_permutation_test,
@@ -62,6 +63,63 @@ def test_bootstrap_of_classes_weighs_classes_equally():
     values[:30, 0], values[30:, 1] = 1.0, 0.0  # 30 cases of one class, 10 of the other
     low, high = bootstrap_ci(values)
     assert low == high == 0.5
+
+
+def interval_drawn_for_itself(values, seed, confidence=0.95, n_resamples=9999):
+    """One array at a time, every resample drawn for it, 500 at a time: how intervals were made one by one."""
+    values = np.asarray(values, dtype=np.float64)
+    values = values[:, None] if values.ndim == 1 else values
+    values = values[np.isfinite(values).any(axis=1)]
+    if len(values) < 2:
+        return math.nan, math.nan
+    rng, statistics, n = np.random.default_rng(seed), [], len(values)
+    for start in range(0, n_resamples, 500):
+        for drawn in rng.multinomial(n, np.full(n, 1 / n), size=min(500, n_resamples - start)):
+            cases = np.repeat(values, drawn, axis=0)
+            by_class = [np.mean(i[np.isfinite(i)]) for i in cases.T if np.isfinite(i).any()]
+            statistics.append(np.mean(by_class))
+    return tuple(np.quantile(statistics, [(1 - confidence) / 2, (1 + confidence) / 2]))
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_intervals_made_together_are_those_made_alone(seed):
+    rng = np.random.default_rng(4)
+    table = rng.random((30, 3))
+    table[:12, 0], table[5, :], table[20:, 2] = math.nan, math.nan, math.inf
+    arrays = [
+        rng.random(30),
+        rng.normal(size=30),
+        table,
+        [*rng.random(28), math.nan, math.inf],
+        table[:, 0],
+        rng.random(29),
+        [0.5],
+        [],
+        [math.nan, math.inf, 0.1],
+        np.full(30, 0.25),
+        rng.random((29, 2)),
+    ]
+    together = bootstrap_cis(arrays, seed=seed)
+    for values, interval in zip(arrays, together):
+        assert interval == pytest.approx(interval_drawn_for_itself(values, seed), rel=1e-12, nan_ok=True)
+        assert interval == pytest.approx(bootstrap_ci(values, seed=seed), rel=1e-12, nan_ok=True)
+
+
+def test_draws_are_made_once_for_arrays_of_one_length(monkeypatch):
+    made = []
+
+    class Counting:
+        def __init__(self, seed):
+            self.rng = np.random.Generator(np.random.PCG64(seed))
+
+        def multinomial(self, n, *args, size):
+            made.append((n, size))
+            return self.rng.multinomial(n, *args, size=size)
+
+    monkeypatch.setattr(np.random, "default_rng", Counting)
+    values = np.linspace(0, 1, 12)
+    bootstrap_cis([values, 1 - values, values[:7], values**2, values[:7] + 1])
+    assert sum(size for n, size in made if n == 12) == sum(size for n, size in made if n == 7) == 9999
 
 
 def brute_force_permutation_p(a, b):

@@ -144,3 +144,30 @@ def test_bad_input_is_one_line_and_writes_nothing(tiny, models, tmp_path, capsys
         assert end.value.code == 2 and len(errors) == 1 and all(i in errors[0] for i in words), (changes, errors)
         assert not (tmp_path / "out").exists() and os.listdir(truth) == ["lits_000.nii.gz"]
         assert (raw / "dataset.json").read_text() == "precious" and len(os.listdir(raw)) == 1
+
+
+@pytest.mark.parametrize(
+    "shape, spacing, scan_shape, scan_spacing",
+    [
+        ((8, 10, 12), (2.0, 2.0, 2.0), (15, 17, 23), (1.1, 1.2, 1.05)),
+        ((6, 10, 12), (5.0, 1.0, 1.0), (9, 21, 13), (3.3, 0.5, 0.9)),  # slices apart: nnU-Net treats them by themselves
+        ((8, 10, 12), (2.0, 2.0, 2.0), (8, 10, 12), (2.0, 2.0, 2.0)),
+    ],
+)
+def test_one_class_at_a_time_gives_the_labels_of_all_at_once(shape, spacing, scan_shape, scan_spacing):
+    """Ties included: float16 logits of few values."""
+    import torch
+    from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
+
+    logits = torch.randint(-3, 4, (117, *shape), generator=torch.Generator().manual_seed(0)).half()
+    kept = logits.clone()
+
+    def resample(some, *geometry):
+        seen.append(len(some))
+        return resample_data_or_seg_to_shape(some, *geometry, is_seg=False, order=1, order_z=0, force_separate_z=None)
+
+    seen = []
+    labels = predict.resampled_labels(resample, logits, scan_shape, spacing, scan_spacing)
+    assert set(seen) == {1} and torch.equal(kept, logits)
+    expected = np.asarray(resample(logits, scan_shape, spacing, scan_spacing)).argmax(0)
+    assert len(np.unique(expected)) > 20 and np.array_equal(labels, expected)

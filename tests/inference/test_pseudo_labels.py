@@ -124,6 +124,17 @@ def test_each_case_gets_what_it_lacks_and_keeps_what_it_has(tiny, results, drawn
         assert model["sha256"] == sha256(model["checkpoint"])
 
 
+def test_the_contract_is_read_as_often_for_one_case_as_for_all(tiny, results, drawn, tmp_path, monkeypatch):
+    read, times = pseudo_labels.Annotations.from_dataset_json, []
+    monkeypatch.setattr(pseudo_labels.Annotations, "from_dataset_json", lambda *a: times.append(1) or read(*a))
+    counts = []
+    for cases in (["lits_000"], ["lits_000", "kits_005", "nih_010"]):
+        times.clear()
+        label(tiny, tmp_path / str(len(cases)), cases=cases)
+        counts.append(len(times))
+    assert counts == [1, 1]
+
+
 def test_outside_the_body_and_ignored_voxels_stay():
     claims = [
         (np.array([1, 1, 0, 2]), np.array([0.6, 0.6, 0.9, 0.6], np.float32)),

@@ -1,5 +1,6 @@
 """Best, median and worst case of every class, as pictures: truth and prediction drawn on the image in three planes."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,14 +12,16 @@ from nnunet_partial.data.check.inspection import patient_axes
 from nnunet_partial.data.images import read_image, read_label
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
-from nnunet_partial.evaluation.report.charts import Picture, as_png, heading, new_figure
+from nnunet_partial.evaluation.report.charts import Picture, as_png, bare_figure, heading
 from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
+from nnunet_partial.evaluation.results import rows_by_class
 
 TRUTH, PREDICTION = "#56b4e9", "#e69f00"  # light blue and orange: told apart by all, and bright on grey
 PLACES = ("best", "median", "worst")
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 20.0
 CT_WINDOW_HU = (-160.0, 240.0)
+GAP_INCHES = 0.04
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def choose(rows: Sequence[Mapping], name: str, metric: str) -> list:
 
     An infinite distance is the worst there is; a case with nothing to measure is not chosen.
     """
-    own = [i for i in rows if i["class"] == name and not np.isnan(i[metric])]
+    own = [i for i in rows if i["class"] == name and not math.isnan(i[metric])]
     own = sorted(own, key=lambda i: i[metric], reverse=HIGHER_IS_BETTER[metric])
     if len(own) < 2:
         return [("only", i) for i in own]
@@ -48,9 +51,9 @@ def choose(rows: Sequence[Mapping], name: str, metric: str) -> list:
 
 def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: Sequence[str]) -> dict:
     """class -> :class:`Shown` of one method, drawn from its first seed."""
-    evaluation = inputs.methods[method][0]
+    evaluation, own = inputs.methods[method][0], rows_by_class(rows)
     return {
-        name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(rows, name, inputs.metric)]
+        name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(own.get(name, ()), name, inputs.metric)]
         for name in classes
     }
 
@@ -133,12 +136,10 @@ def _window(image: np.ndarray | None, dataset: Mapping) -> tuple:
 def draw_planes(view: View):
     """A figure with one panel a plane through the middle of the structure, cropped around it."""
     box = _crop(view)
-    planes = [_slice(view, axis, box) for axis in range(3)] if view.dimensions == 3 else [_slice(view, None, box)]
-    figure = new_figure(3.1 * len(planes), 3.2)
-    for axis, name, plane in zip(np.ravel(figure.subplots(1, len(planes))), PLANES, planes):
-        _draw_plane(axis, plane, view.window)
-        axis.set_title(name if view.dimensions == 3 else "", fontsize=9)
-    return figure
+    if view.dimensions != 3:
+        return _draw([("", _slice(view, None, box), view.window)], (3.1, 3.2), 1, 9)
+    panels = [(name, _slice(view, axis, box), view.window) for axis, name in enumerate(PLANES)]
+    return _draw(panels, (3.1, 3.2), len(panels), 9)
 
 
 def _crop(view: View) -> tuple:
@@ -164,14 +165,42 @@ def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
     return dict(zip(("image", "truth", "pred"), planes), aspect=rows / columns)
 
 
-def _draw_plane(axis, plane: Mapping, window: Sequence[float]) -> None:
+def _draw(panels: Sequence[tuple], size: tuple, columns: int, fontsize: float):
+    """A figure of ``panels`` (title, plane, grey values of black and white), each ``size`` (width, height) in inches.
+
+    All panels share one pair of axes in inches: with a pair each, and their layout found by trial, a picture takes five
+    times as long.
+    """
+    (width, height), rows = size, int(np.ceil(len(panels) / columns))
+    lines = max(title.count("\n") + 1 if title else 0 for title, *_ in panels)
+    above = lines * 1.3 * fontsize / 72 + GAP_INCHES
+    figure = bare_figure(columns * width, rows * height)
+    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, columns * width), ylim=(0, rows * height), autoscale_on=False)
+    axis.set_axis_off()
+    for number, (title, plane, window) in enumerate(panels):
+        row, column = divmod(number, columns)
+        left, bottom = column * width + GAP_INCHES, (rows - 1 - row) * height + GAP_INCHES
+        inside = (width - 2 * GAP_INCHES, height - GAP_INCHES - above)
+        top = _draw_plane(axis, plane, window, (left, bottom), inside)
+        axis.text(left + inside[0] / 2, top + GAP_INCHES / 2, title, ha="center", va="bottom", fontsize=fontsize)
+    return figure
+
+
+def _draw_plane(axis, plane: Mapping, window: Sequence[float], corner: tuple, inside: tuple) -> float:
+    """Draw into the middle of a box of the size ``inside`` at its lower left ``corner``; returns the picture's upper edge."""
     image = np.zeros(plane["truth"].shape) if plane["image"] is None else plane["image"]
     shown = {} if image.ndim == 3 else {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
-    axis.imshow(image, aspect=plane["aspect"], **shown)
+    rows, columns = plane["truth"].shape
+    step_x = min(inside[0] / columns, inside[1] / (rows * plane["aspect"]))
+    step_y = step_x * plane["aspect"]
+    left = corner[0] + (inside[0] - columns * step_x) / 2
+    top = corner[1] + (inside[1] + rows * step_y) / 2
+    axis.imshow(image, extent=(left, left + columns * step_x, top - rows * step_y, top), aspect="auto", **shown)
+    x, y = left + (np.arange(columns) + 0.5) * step_x, top - (np.arange(rows) + 0.5) * step_y
     for mask, colour, style in ((plane["truth"], TRUTH, "solid"), (plane["pred"], PREDICTION, "dashed")):
         if mask.any() and not mask.all() and min(mask.shape) > 1:
-            axis.contour(mask, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
-    axis.set_axis_off()
+            axis.contour(x, y, mask, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
+    return top
 
 
 def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], values: Mapping[str, float]) -> Picture | None:
@@ -184,15 +213,12 @@ def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], v
             continue
     if len(views) < 2:
         return None
-    columns = min(5, len(views))
-    figure = new_figure(2.3 * columns, 2.6 * int(np.ceil(len(views) / columns)))
-    axes = np.ravel(figure.subplots(int(np.ceil(len(views) / columns)), columns, squeeze=False))
     box = _joint_crop(list(views.values()))
-    for axis in axes:
-        axis.set_axis_off()
-    for axis, (method, view) in zip(axes, views.items()):
-        _draw_plane(axis, _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
-        axis.set_title(f"{method}\n{values[method]:.3g}", fontsize=8)
+    panels = [
+        (f"{method}\n{values[method]:.3g}", _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
+        for method, view in views.items()
+    ]
+    figure = _draw(panels, (2.3, 2.6), min(5, len(panels)), 8)
     metric = heading(inputs.metric)
     alt = f"{name} in case {case} as each method sees it. {metric}: " + ", ".join(f"{m} {values[m]:.3g}" for m in views) + "."
     return Picture(as_png(figure), alt, f"{name}: case {case}, each method's {metric} above it", "overlay")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_partial.evaluation.report.inputs import Model, finite
-from nnunet_partial.evaluation.results import COLUMNS
+from nnunet_partial.evaluation.results import COLUMNS, rows_by_class
 
 # without the yellow, which is too pale on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -31,10 +31,17 @@ class Picture:
 
 
 def new_figure(width: float, height: float):
-    """A figure that needs no display and that nothing else of the process knows."""
+    """A figure that needs no display and that nothing else of the process knows; what is in it is laid out."""
+    figure = bare_figure(width, height)
+    figure.set_layout_engine("constrained")
+    return figure
+
+
+def bare_figure(width: float, height: float):
+    """As :func:`new_figure`, for one that places everything itself."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height))
 
 
 def as_svg(figure) -> str:
@@ -64,16 +71,16 @@ def heading(metric: str) -> str:
 
 def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str) -> Picture | None:
     """Box plots of one metric: a group a class, a box a method, and every case as a dot. None without finite values."""
-    names = [n for n in classes if any(_finite_values(r, n, metric) for r in rows.values())]
+    values = {method: _finite_values(own, metric) for method, own in rows.items()}
+    names = [n for n in classes if any(own.get(n) for own in values.values())]
     if not names:
         return None
     figure = new_figure(min(16, 2.2 + 0.45 * len(names) * (len(rows) + 1)), 4.2)
     axis = figure.subplots()
     width = 0.8 / len(rows)
-    for number, (method, own) in enumerate(rows.items()):
-        values = [_finite_values(own, name, metric) for name in names]
+    for number, (method, own) in enumerate(values.items()):
         at = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * width
-        _boxes(axis, values, at, width, number, method)
+        _boxes(axis, [own.get(name, []) for name in names], at, width, number, method)
     axis.set_xticks(range(len(names)), names)
     axis.set_ylabel(heading(metric))
     axis.grid(axis="y", color="#dddddd")
@@ -81,7 +88,7 @@ def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metr
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return Picture(
         as_svg(figure),
-        _box_plot_alt(rows, names, metric),
+        _box_plot_alt(values, names, metric),
         f"{heading(metric)} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.",
     )
 
@@ -105,14 +112,15 @@ def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float
         axis.scatter(position + width * spread, own, s=9, color=colour, edgecolor="black", linewidth=0.3, zorder=3)
 
 
-def _finite_values(rows: Sequence[Mapping], name: str, metric: str) -> list:
-    return [i[metric] for i in rows if i["class"] == name and math.isfinite(i[metric])]
+def _finite_values(rows: Sequence[Mapping], metric: str) -> dict:
+    """class -> its finite values."""
+    return {name: [i[metric] for i in own if math.isfinite(i[metric])] for name, own in rows_by_class(rows).items()}
 
 
-def _box_plot_alt(rows: Mapping[str, Sequence[Mapping]], names: Sequence[str], metric: str) -> str:
+def _box_plot_alt(values: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], metric: str) -> str:
     medians = []
     for name in names:
-        own = [(method, _finite_values(r, name, metric)) for method, r in rows.items()]
+        own = [(method, i.get(name, ())) for method, i in values.items()]
         medians.append(f"{name}: " + ", ".join(f"{method} {np.median(v):.3g}" for method, v in own if v))
     return f"Box plots of {heading(metric)}. Medians. {'; '.join(medians)}."
 

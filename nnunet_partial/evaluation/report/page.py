@@ -1,6 +1,7 @@
 """One self-contained HTML file: everything is in it, nothing is loaded from anywhere, no script runs."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from nnunet_partial.evaluation import ranking
 from nnunet_partial.evaluation.report import cases, charts, tables
 from nnunet_partial.evaluation.report.inputs import Inputs
-from nnunet_partial.evaluation.results import json_values
+from nnunet_partial.evaluation.results import json_values, rows_by_class, summarise
 from nnunet_partial.files import PathLike, write_json, write_text
 
 TEMPLATE = "report.html.j2"
@@ -28,15 +29,14 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
 
 def contents(inputs: Inputs, command: str = "") -> dict:
     """Everything that the template shows."""
-    classes = [
-        i
-        for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file)
-        if any(row["class"] == i for evaluations in inputs.rows.values() for rows in evaluations for row in rows)
-    ]
+    evaluated = {row["class"] for evaluations in inputs.rows.values() for rows in evaluations for row in rows}
+    classes = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file) if i in evaluated]
     averaged = {name: ranking.average_over_seeds(i) for name, i in inputs.rows.items()}
     ranked = ranking.rank(inputs.rows, inputs.metric)
     pairs = ranking.pairwise(inputs.rows, inputs.metric)
     ordered = {i.name: averaged[i.name] for i in ranked}
+    metrics = tables.metrics_of(inputs)
+    summaries = {name: summarise(rows, metrics=metrics) for name, rows in ordered.items()}
     return {
         "title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -49,7 +49,7 @@ def contents(inputs: Inputs, command: str = "") -> dict:
         "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
         "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
         "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
-        "results": [tables.results({i.name: inputs.rows[i.name] for i in ranked}, classes, m) for m in tables.metrics_of(inputs)],
+        "results": [tables.results(summaries, classes, m) for m in metrics],
         "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
         "shown_method": ranked[0].name,
         "metric": charts.heading(inputs.metric),
@@ -81,18 +81,16 @@ def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], clas
     if len(ordered) < 2:
         return []
     first, pictures = next(iter(ordered)), []
+    own = rows_by_class(shown_rows(inputs, first))
+    known = {m: {(i["case"], i["class"]): i[inputs.metric] for i in shown_rows(inputs, m)} for m in ordered}
     for name in classes:
-        chosen = dict(cases.choose(shown_rows(inputs, first), name, inputs.metric))
+        chosen = dict(cases.choose(own.get(name, ()), name, inputs.metric))
         row = chosen.get("median") or next(iter(chosen.values()), None)
         if row is not None:
-            values = {m: _value(shown_rows(inputs, m), row["case"], name, inputs.metric) for m in ordered}
+            values = {m: table.get((row["case"], name), math.nan) for m, table in known.items()}
             picture = cases.side_by_side(inputs, name, row["case"], list(ordered), values)
             pictures += [picture] if picture else []
     return pictures
-
-
-def _value(rows: Sequence[Mapping], case: str, name: str, metric: str) -> float:
-    return next((i[metric] for i in rows if i["case"] == case and i["class"] == name), float("nan"))
 
 
 def verdict(ranked: Sequence[ranking.Ranked], pairs: Sequence[ranking.Pair]) -> str:

@@ -2,16 +2,17 @@
 
 import math
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked, average_over_seeds
+from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked
 from nnunet_partial.evaluation.report.charts import heading
 from nnunet_partial.evaluation.report.inputs import Inputs, Model
-from nnunet_partial.evaluation.results import COLUMNS, ROW_KEYS, summarise
+from nnunet_partial.evaluation.results import COLUMNS, ROW_KEYS
 from nnunet_partial.labels import Annotations, foreground_classes
 
 PARTS = ("teachers", "labels", "training", "prediction")  # of a comparison's commands
@@ -53,7 +54,8 @@ def annotated_matrix(dataset: Mapping[str, Any], file: str) -> Table:
     rows = []
     for source in annotations.sources:
         own = [i.annotated for i in annotations.cases.values() if i.source == source]
-        counts = [sum(name in i for i in own) for name in classes]
+        known = Counter(name for i in own for name in i)
+        counts = [known[name] for name in classes]
         rows.append((source, [Cell(str(len(own))), *(Cell(str(n) if n else "none", n / len(own)) for n in counts)]))
     return Table(caption, ["cases", *classes], rows, "source")
 
@@ -69,14 +71,14 @@ def dataset_classes(dataset: Mapping[str, Any], file: str) -> tuple:
 # ------------------------------------------------------------------ results
 
 
-def results(methods: Mapping[str, Sequence[Sequence[Mapping]]], classes: Sequence[str], metric: str) -> Table:
-    """Methods x classes: mean over cases with its 95 % bootstrap interval; means over seeds first, where there are several."""
-    summaries = {name: summarise(average_over_seeds(i)) for name, i in methods.items()}
+def results(summaries: Mapping[str, Mapping], classes: Sequence[str], metric: str) -> Table:
+    """Methods x classes: mean over cases with its 95 % bootstrap interval; ``summaries`` of every method's cases, of their
+    means over seeds where there are several."""
     best = {name: _best(summaries, name, metric) for name in classes}
     rows = []
     for method, summary in summaries.items():
         cells = [
-            _result_cell(summary["classes"].get(name, {}).get(metric), metric, best[name] == method and len(methods) > 1)
+            _result_cell(summary["classes"].get(name, {}).get(metric), metric, best[name] == method and len(summaries) > 1)
             for name in classes
         ]
         rows.append((method, [*cells, _result_cell(summary["mean_over_classes"].get(metric), metric)]))
