@@ -7,6 +7,7 @@ import copy
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,21 +33,26 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     tolerance: float = 1e-4,
 ) -> float:
-    """Write ``network`` as one ONNX file: ``image`` (1, in_channels, *patch_size) float32 -> ``logits`` of that size.
+    """Write ``network`` as one ONNX file: ``image`` (batch, in_channels, *S) float32 -> ``logits`` (batch, classes, *S).
 
-    Deep supervision is left out. ``metadata`` goes into the file's properties. The file is run by onnxruntime on random
-    input and compared with torch, both on the CPU; it appears at ``path`` only if they agree. Returns the largest
-    difference of the logits, relative to the largest logit if that is above 1. Raises :class:`UserError` if the
-    packages are missing and RuntimeError if the difference exceeds ``tolerance``.
+    The batch and S are any that the network takes: ``patch_size``, which it was planned for, and others that its strides
+    divide. Deep supervision is left out. ``metadata`` goes into the file's properties. The file is run by onnxruntime on
+    random input and compared with torch, both on the CPU, on one patch and on two of another size; it appears at ``path``
+    only if they agree. Returns the largest difference of the logits, relative to the largest logit if that is above 1.
+    Raises :class:`UserError` if the packages are missing and RuntimeError if the difference exceeds ``tolerance``.
     """
     _require_packages()
     network = copy.deepcopy(unwrap(network)).cpu().float().eval()
     if hasattr(getattr(network, "decoder", None), "deep_supervision"):
         network.decoder.deep_supervision = False
-    image = torch.randn(1, in_channels, *patch_size, generator=torch.Generator().manual_seed(0))
+    shortest = min(range(len(patch_size)), key=lambda i: patch_size[i])
+    other_size = [2 * length if i == shortest else length for i, length in enumerate(patch_size)]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(n, in_channels, *size, generator=generator) for n, size in ((1, patch_size), (2, other_size))]
     with atomic_path(path) as temporary:
-        _write(network, image, temporary, metadata or {})
-        difference = onnx_difference(temporary, network, image)
+        _write(network, images[1], temporary, metadata or {})
+        # NaN stays NaN, unlike with max
+        difference = float(np.max([onnx_difference(temporary, network, i) for i in images]))
         # written so that NaN fails too
         if not difference <= tolerance:
             raise RuntimeError(
@@ -56,7 +62,7 @@ def export_onnx(
 
 
 def export_model_onnx(folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = "checkpoint_final.pth") -> float:
-    """:func:`export_onnx` of the network of an nnU-Net model folder, for one patch of its plans.
+    """:func:`export_onnx` of the network of an nnU-Net model folder, checked on the patch of its plans.
 
     What must be done to an image first is written into the file's properties: ``spacing_mm``, ``normalization_schemes``,
     ``foreground_intensity_properties``, ``transpose_forward`` (JSON); and ``labels``, what the classes are. Raises
@@ -102,15 +108,36 @@ def onnx_difference(path: PathLike, network: nn.Module, image: torch.Tensor) -> 
 def _write(network: nn.Module, image: torch.Tensor, path: str, metadata: Mapping[str, str]) -> None:
     import onnx
 
+    dynamic = torch.export.Dim.DYNAMIC
     program = torch.onnx.export(
-        network, (image,), input_names=[INPUT], output_names=[OUTPUT], opset_version=OPSET, dynamo=True, verbose=False
+        network,
+        (image,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        opset_version=OPSET,
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({i: dynamic for i in range(image.ndim) if i != 1},),
     )
     program.save(path, external_data=False)
     model = onnx.load(path)
+    _name_axes(model.graph, ("batch", "", *("depth", "height", "width")[2 - image.ndim :]))
     for node in model.graph.node:
         del node.metadata_props[:]  # torch leaves stack traces there, with the paths of this machine
     onnx.helper.set_model_props(model, {str(k): str(v) for k, v in metadata.items()})
     onnx.save(model, path)
+
+
+def _name_axes(graph: Any, names: Sequence[str]) -> None:
+    """Names for people instead of torch's symbols for the sizes of the input, wherever a size is told."""
+    known = {d.dim_param: name for d, name in zip(graph.input[0].type.tensor_type.shape.dim, names) if d.dim_param}
+    for tensor in (*graph.input, *graph.output, *graph.value_info):
+        for size in tensor.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = re.sub(r"\w+", lambda symbol: known.get(symbol[0], symbol[0]), size.dim_param)
+    for size, name in zip(graph.output[0].type.tensor_type.shape.dim, names):
+        if name:
+            size.dim_param = name  # torch tells it as what the strides make of it, which is the same
 
 
 def _require_packages() -> None:

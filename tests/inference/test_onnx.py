@@ -53,13 +53,18 @@ def test_the_file_gives_what_torch_gives(onnx, tmp_path, kind, size):
 
     file = onnx.load(path)
     onnx.checker.check_model(file, full_check=True)
-    shapes = [[d.dim_value for d in i.type.tensor_type.shape.dim] for i in (file.graph.input[0], file.graph.output[0])]
-    assert shapes == [[1, 2, *size], [1, 3, *size]]
+    shapes = [
+        [d.dim_param or d.dim_value for d in i.type.tensor_type.shape.dim] for i in (file.graph.input[0], file.graph.output[0])
+    ]
+    axes = ["depth", "height", "width"][-len(size) :]
+    assert shapes == [["batch", 2, *axes], ["batch", 3, *axes]]
     assert {p.key: p.value for p in file.metadata_props} == {"labels": "background,liver,spleen"}
     assert b".py" not in path.read_bytes() and [i.name for i in path.parent.iterdir()] == ["model.onnx"]
     model.decoder.deep_supervision = False
-    image = torch.randn(1, 2, *size, generator=torch.Generator().manual_seed(1))
-    assert onnx_difference(path, model.eval(), image) <= 1e-4
+    for batch, times in ((1, (1, 1, 1)), (3, (1, 1, 1)), (1, (2, 3, 1)), (2, (3, 1, 2))):  # batch and size are free
+        shape = (batch, 2, *(n * i for n, i in zip(size, times)))
+        image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        assert onnx_difference(path, model.eval(), image) <= 1e-4
 
 
 def test_a_difference_is_measured_and_refused(onnx, tmp_path):
