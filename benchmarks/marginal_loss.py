@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="timed rounds after two that are not")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads of a CPU run")
     parser.add_argument("--size", action="append", help="B,C,spatial; may be given again; all sizes when left out")
+    parser.add_argument("--partitions", nargs="+", choices=PARTITIONS, default=PARTITIONS, help="which, all when left out")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "marginal_loss.json")
     parser.add_argument("--memory-of", choices=("ours", "nnunet"), help=argparse.SUPPRESS)
     parser.add_argument("--partition", choices=PARTITIONS, help=argparse.SUPPRESS)
@@ -51,7 +52,7 @@ def main() -> None:
         return
     rows = []
     for size in sizes:
-        rows += [measure(arguments, size, partition) for partition in PARTITIONS]
+        rows += [measure(arguments, size, partition) for partition in arguments.partitions]
         write_json(report(arguments, rows), arguments.out)  # after every size: a run that is stopped leaves what it measured
 
 
