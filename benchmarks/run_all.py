@@ -45,6 +45,7 @@ class Benchmark:
     read: Callable[[dict], Iterable[tuple]]
     promised: tuple
     arguments: tuple = ()
+    script: str = ""  # if it is not called as the result
 
     @property
     def result(self) -> Path:
@@ -52,7 +53,7 @@ class Benchmark:
 
     @property
     def command(self) -> list:
-        return [sys.executable, str(HERE / f"{self.name}.py"), *self.arguments, "--out", str(self.result)]
+        return [sys.executable, str(HERE / f"{self.script or self.name}.py"), *self.arguments, "--out", str(self.result)]
 
 
 # ------------------------------------------------------------------ reading: (what, bar, measured, met)
@@ -154,6 +155,46 @@ def read_label_swap(content):
     yield from read_stated(content, "swap", "loop")
 
 
+def read_scale(content):
+    bar = content["bar_exponent"]
+    for classes, steps in content.get("growth", {}).items():
+        fitted = {k: v["exponent"] for k, v in steps.items() if v["exponent"] is not None}
+        quick = [k for k, v in steps.items() if v["exponent"] is None]
+        cases = max(int(i) for v in steps.values() for i in v["cpu_seconds"])
+        values = ", ".join(f"{k} {v:.2f}" for k, v in fitted.items())
+        yield (
+            f"growth of CPU time to {cases} cases of {classes} classes, exponent",
+            f"<= {bar}",
+            f"{values or 'none'}{'; too quick to fit: ' if quick else ''}{', '.join(quick)}",
+            max(fitted.values(), default=0) <= bar,
+        )
+    if "volumes" in content:
+        more, (few, many) = content["volumes"]["volumes_more"], content["volumes"]["cases"]
+        worst = max(more, key=more.get)
+        yield (
+            f"memory that {many} volumes need over {few}, in volumes",
+            f"<= {content['bar_volumes']:.0f}",
+            f"{more[worst]:.2f} ({worst})",
+            more[worst] <= content["bar_volumes"],
+        )
+    if "many_classes" in content:
+        many = content["many_classes"]
+        for way, what in (("predict", "predict from preprocessed files"), ("pseudo_label", "pseudo-label")):
+            time, memory = many[f"{way}_time_ratio"], many[f"{way}_memory_ratio"]
+            yield (
+                f"{what} with {many['classes']} classes against nnU-Net's prediction, CPU time and peak memory",
+                "<= 1 x",
+                f"{time:.2f} x, {memory:.2f} x",
+                max(time, memory) <= 1,
+            )
+        yield (
+            f"labels of {many['classes']} classes that are nnU-Net's",
+            ">= 99.9 %",
+            f"{100 * many['share_of_equal_labels']:.3f} %",
+            many["share_of_equal_labels"] >= 0.999,
+        )
+
+
 def read_stated(content, *parts):
     """Parts of a result that say themselves what they are, what the bar is, and whether it was met."""
     for part in parts:
@@ -180,6 +221,22 @@ BENCHMARKS = (
     ),
     Benchmark("conversion", read_conversion, (("image bytes copied where the format allows it", "0"),)),
     Benchmark("marginal_loss", read_marginal_loss, (("marginal loss against nnU-Net's", "<= 1.1 x time and memory"),)),
+    Benchmark(
+        "marginal_loss_117",
+        read_marginal_loss,
+        (("marginal loss against nnU-Net's, 117 classes on 128 x 128 x 128 voxels", "<= 1.1 x time and memory"),),
+        ("--threads", "1", "--rounds", "2", "--size", "1,118,128,128,128", "--partitions", "all", "mixed"),
+        "marginal_loss",
+    ),
+    Benchmark(
+        "scale",
+        read_scale,
+        (
+            ("growth of CPU time with the cases, exponent", "<= 1.1"),
+            ("memory that 40 volumes need over 10, in volumes", "<= 3"),
+            ("prediction and pseudo labels of 117 classes against nnU-Net's", "<= 1 x time and memory, equal labels"),
+        ),
+    ),
     Benchmark("metrics", read_metrics, (("all metrics of a case against surface-distance", "<= 1.2 x"),)),
     Benchmark(
         "inference", read_inference, (("pseudo-labelling against nnUNetv2_predict from raw images", ">= 2 x, mean Dice >= 0.99"),)
@@ -268,7 +325,7 @@ def run(benchmark: Benchmark) -> str:
         return ""
     if not Path(benchmark.command[1]).is_file():
         return "there is no such benchmark"
-    print(f"$ python benchmarks/{benchmark.name}.py {' '.join(benchmark.arguments)}", flush=True)
+    print(f"$ python benchmarks/{Path(benchmark.command[1]).name} {' '.join(benchmark.arguments)}", flush=True)
     code = subprocess.run(benchmark.command).returncode
     return f"ended with exit code {code}" if code else ""
 

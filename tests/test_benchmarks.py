@@ -67,7 +67,19 @@ def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["step_time", "conversion", "metrics", "marginal_loss", "inference", "coarse_to_fine", "label_swap", "network_cost"]
+    "name",
+    [
+        "step_time",
+        "conversion",
+        "metrics",
+        "marginal_loss",
+        "marginal_loss_117",
+        "inference",
+        "coarse_to_fine",
+        "label_swap",
+        "network_cost",
+        "scale",
+    ],
 )
 def test_committed_results_can_be_read(run_all, tmp_path, name):
     committed = ROOT / "benchmarks" / "results" / f"{name}.json"
@@ -104,3 +116,62 @@ def test_a_result_does_not_name_folders(run_all, monkeypatch):
     )
     assert command() == "python benchmarks/accuracy.py ACDC --work WORK --seeds 0 1 --out OUT"
     assert {"python", "torch", "nnunetv2", "nnunet_partial"} <= set(versions())
+
+
+def test_the_exponent_is_that_of_the_growth_beyond_what_is_fixed(run_all):
+    import scale
+
+    cases = [100, 400, 1600, 4000]
+    for power in (1.0, 1.9):
+        assert scale.exponent(cases, [7 + 0.2 * (n - scale.WARM) ** power for n in cases], 7) == pytest.approx(power, abs=1e-3)
+    assert scale.exponent(cases, [7.0] * 4, 7) is None
+
+
+def test_growth_and_memory_are_measured_on_every_command(run_all, tmp_path):
+    """A run of a few tiny cases: every command does its work, and the result can be read."""
+    import subprocess
+
+    out = tmp_path / "scale.json"
+    options = ("--cases", "12", "--classes", "3", "--volumes", "1", "2", "--volume-side", "16", "--only", "growth", "volumes")
+    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), *options, "--out", str(out)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    content = json.loads(out.read_text())
+    steps = content["growth"]["3"]
+    assert set(steps) == {
+        "merge --headers-only",
+        "merge",
+        "check",
+        "variant",
+        "start of a training",
+        "compare --dry-run",
+        "pseudo-label",
+        "evaluate",
+        "report",
+    }
+    assert all(set(i["cpu_seconds"]) == {"10", "12"} and min(i["cpu_seconds"].values()) >= 0 for i in steps.values())
+    assert set(content["volumes"]["volumes_more"]) == {"merge", "check", "evaluate", "report"}
+    growth, memory = run_all.read_scale(content)
+    assert growth[1] == "<= 1.1" and memory[1] == "<= 3"
+
+
+def test_a_command_that_grows_too_fast_misses_its_bar(run_all, tmp_path):
+    step = {"cpu_seconds": {"10": 0.1, "400": 9.0}, "peak_mib": {"10": 1.0, "400": 1.0}}
+    content = {
+        "bar_exponent": 1.1,
+        "bar_volumes": 3.0,
+        "growth": {
+            "5": {"merge": {**step, "exponent": 1.0}, "check": {**step, "exponent": None}, "evaluate": {**step, "exponent": 1.9}}
+        },
+        "volumes": {"cases": [10, 40], "volumes_more": {"merge": 0.2, "check": 29.8}},
+        "many_classes": {
+            "classes": 117,
+            **{f"{i}_{j}_ratio": 0.5 for i in ("predict", "pseudo_label") for j in ("time", "memory")},
+            "share_of_equal_labels": 1.0,
+        },
+    }
+    (tmp_path / "scale.json").write_text(json.dumps(content))
+    growth, memory, *many = rows(run_all, "scale")
+    assert growth.met is False and "evaluate 1.90; too quick to fit: check" in growth.measured
+    assert memory.met is False and memory.measured == "29.80 (check)"
+    assert [i.met for i in many] == [True] * 3
