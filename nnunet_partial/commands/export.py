@@ -9,8 +9,8 @@ zip for nnUNetv2_install_pretrained_model_from_zip.
 The checkpoints hold the weights that predict and nothing else. plans.json loses the settings of the run, dataset.json
 the paths of the images; the names of the cases and what was annotated on them stay in dataset.json.
 
---onnx writes the network of one fold as one ONNX file, checked against torch: preprocessed patches in, logits out. It is
-the way out for networks that stock nnU-Net does not have, such as the light students."""
+--onnx writes the network of one fold as one ONNX file, checked against torch: preprocessed patches of any number and size
+in, logits out. It is the way out for networks that stock nnU-Net does not have, such as the light students."""
 EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD__nnUNetPlans__3d_fullres \\
              --out exported --zip model.zip
          nnunet_partial export --dataset 501 --trainer nnUNetTrainerCrossTeaching --configuration 3d_fullres --onnx student.onnx
