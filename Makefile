@@ -43,7 +43,7 @@ study: install
 	$(PYTEST) -m study
 
 docs: install
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: install
 	$(BIN)/nnunet_partial demo --out $(OUT)
