@@ -1,23 +1,30 @@
 """Files that are either old or new, never half-written; and checkpoints that are read without running code."""
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import pickle
+import platform
 import re
+import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import FULL_DISK, UserError
 
 PathLike = str | os.PathLike
 # inside atomic_path other files may be read, whose errors are not about the file that is written
-_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+_DISK_ERRORS = FULL_DISK | {errno.EIO, errno.EROFS}
+_TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")  # the machine and the process that write it
+_MOST_CHARACTERS = 120  # of a name that are kept in its temporary name: file systems allow 255 bytes
 
 
 @contextmanager
@@ -25,26 +32,161 @@ def atomic_path(path: PathLike) -> Iterator[str]:
     """Yield a temporary name beside ``path`` that replaces it when the block ends well and is removed when it does not.
 
     The temporary name keeps the file's ending, because writers such as SimpleITK choose the format by it. It starts
-    with a dot, so that nothing takes it for data meanwhile.
+    with a dot, so that nothing takes it for data meanwhile, and names the process, so that what a killed one leaves is
+    removed by the next one that writes into the folder.
     """
     path = Path(path)
     with _unwritable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=".tmp-", suffix="-" + path.name, dir=path.parent)
+        remove_leftovers(path.parent)
+        suffix = "-" + path.name[-_MOST_CHARACTERS:]
+        descriptor, temporary = tempfile.mkstemp(prefix=_temporary_prefix(), suffix=suffix, dir=path.parent)
         os.close(descriptor)
     try:
         with _unwritable(path, _DISK_ERRORS):
             yield temporary
         with _unwritable(path):
             # mkstemp makes private files; a result has the permissions that any other file of this user gets
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
+            os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     except BaseException:
         if os.path.exists(temporary):
             os.remove(temporary)
         raise
+
+
+@contextmanager
+def temporary_folder(target: PathLike) -> Iterator[Path]:
+    """Yield a new folder beside ``target``, in which it can be made and from which it can be moved into place.
+
+    It is removed when the block ends, however it ends; after a kill as :func:`atomic_path` says.
+    """
+    target = Path(target)
+    with _unwritable(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target.parent)
+        suffix = "-" + target.name[-_MOST_CHARACTERS:]
+        folder = tempfile.mkdtemp(prefix=_temporary_prefix(), suffix=suffix, dir=target.parent)
+    try:
+        with _unwritable(target, _DISK_ERRORS):
+            os.chmod(folder, 0o777 & ~_umask())
+            yield Path(folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+# ---- what killed processes leave
+
+
+def _temporary_prefix() -> str:
+    return f".tmp-{_machine()}-{os.getpid()}-"
+
+
+@lru_cache
+def _machine() -> str:
+    """Eight digits for this machine; a container that counts its processes by itself is one of its own."""
+    try:
+        counted_in = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        counted_in = ""
+    return hashlib.sha256(f"{platform.node()} {counted_in}".encode()).hexdigest()[:8]
+
+
+_looked_at: set = set()
+
+
+def remove_leftovers(folder: PathLike) -> None:
+    """Remove what processes of this machine that do not live any more left under a temporary name in ``folder``.
+
+    A process looks at each folder once, so that writing many files stays linear in their number.
+    """
+    key = (os.getpid(), os.path.abspath(folder))
+    if key in _looked_at or os.name == "nt":  # Windows cannot ask for a process without touching it
+        return
+    _looked_at.add(key)
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        owner = _TEMPORARY.match(name)
+        if owner and owner[1] == _machine() and not _is_running(int(owner[2])):
+            _remove(Path(folder) / name)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---- folders that are replaced as a whole
+
+
+def replace_folder(new: PathLike, target: PathLike) -> None:
+    """Give the folder ``new`` the name ``target``; what stood there is removed. Both are on one disk.
+
+    Linux exchanges the two names in one step. Where that cannot be done (some network file systems), the old folder is
+    put aside for the moment between two moves; :func:`restore_folder` undoes that after a kill.
+    """
+    new, target = Path(new), Path(target)
+    if not target.exists():
+        os.replace(new, target)
+    elif _exchange(new, target):
+        shutil.rmtree(new)
+    else:
+        aside = _aside(target)
+        os.replace(target, aside)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            os.replace(aside, target)
+            raise
+        shutil.rmtree(aside)
+
+
+def restore_folder(target: PathLike) -> None:
+    """End what a process that was killed within :func:`replace_folder` has begun: the old folder comes back or goes."""
+    target = Path(target)
+    aside = _aside(target)
+    if aside.is_dir():
+        shutil.rmtree(aside) if target.exists() else os.replace(aside, target)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".replaced-{target.name}")
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two names by the system call; whether it could."""
+    if sys.platform != "linux":
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a C library older than 2018
+        return False
+    working_directory, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(working_directory, os.fsencode(first), working_directory, os.fsencode(second), exchange) == 0
+
+
+# ---- text and JSON
 
 
 @contextmanager
@@ -66,9 +208,22 @@ def write_text(text: str, path: PathLike) -> None:
         handle.write(text)
 
 
+def write_texts(texts: Mapping[PathLike, str]) -> None:
+    """Write texts that belong together: all are on the disk before the first gets its name, in the order given."""
+    with ExitStack() as stack:
+        for path, text in reversed(texts.items()):  # the stack ends with what began first
+            with open(stack.enter_context(atomic_path(path)), "w", encoding="utf-8") as handle:
+                handle.write(text)
+
+
+def json_text(content: Any) -> str:
+    """JSON, indented as nnU-Net does, keys in the order given."""
+    return json.dumps(content, indent=4) + "\n"
+
+
 def write_json(content: Any, path: PathLike) -> None:
-    """Write JSON atomically, indented as nnU-Net does, keys in the order given."""
-    write_text(json.dumps(content, indent=4) + "\n", path)
+    """Write JSON atomically."""
+    write_text(json_text(content), path)
 
 
 def read_json(path: PathLike, remedy: str = "") -> Any:
@@ -193,8 +348,18 @@ def plain(content: Any) -> Any:
 
 
 def save_checkpoint(checkpoint: dict, path: PathLike) -> None:
-    """Write a checkpoint atomically; numpy values become Python values first (tensors stay)."""
+    """Write a checkpoint atomically; numpy values become Python values first (tensors stay).
+
+    Equal checkpoints are equal files. Raises :class:`UserError` when it cannot be written.
+    """
     import torch
 
-    with atomic_path(path) as temporary:
-        torch.save(plain(checkpoint), temporary)
+    content = plain(checkpoint)
+    try:
+        # an open file: of a path torch would write the name, which is a random one here, into the archive
+        with atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            torch.save(content, handle)
+    except RuntimeError as error:  # torch's writer does not say what the disk said
+        raise UserError(
+            f"{path} cannot be written ({str(error).splitlines()[0]}). Free some space there, or choose another folder."
+        ) from error

@@ -16,6 +16,22 @@ import SimpleITK as sitk
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+PRELOADED = [  # what forked commands would import each by itself
+    "torch",
+    "nnunetv2.run.run_training",
+    "nnunetv2.inference.predict_from_raw_data",
+    "nnunet_partial.trainers",
+    "nnunet_partial.cli",
+    "nnunet_partial.data.conversion.run",
+    "nnunet_partial.data.merge.merge",
+    "nnunet_partial.evaluation.evaluate",
+    "nnunet_partial.evaluation.report.page",
+    "nnunet_partial.inference.coarse_to_fine.derived",
+    "nnunet_partial.inference.export",
+    "nnunet_partial.inference.fuse",
+    "nnunet_partial.inference.predict",
+    "nnunet_partial.inference.pseudo_labels",
+]
 
 ORGANS = ("liver", "kidney", "pancreas")
 CENTRES_ZYX = {"liver": (8, 8, 8), "kidney": (14, 14, 8), "pancreas": (10, 8, 16)}
@@ -97,7 +113,7 @@ def forked():
     server has no threads at work.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "nnunetv2.run.run_training", "nnunet_partial.trainers", "nnunet_partial.cli"])
+    context.set_forkserver_preload(PRELOADED)
 
     def start(script, **names):
         process = context.Process(target=runpy.run_path, args=(str(script), names, "__main__"))

@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunet_partial.data.check import inspection
     from nnunet_partial.data.check import page as inspection_page
     from nnunet_partial.data.raw import read_raw_dataset
-    from nnunet_partial.files import write_json, write_text
+    from nnunet_partial.files import json_text, write_texts
     from nnunet_partial.paths import raw_dataset
 
     folder = raw_dataset(arguments.dataset)
@@ -31,8 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     out = Path(arguments.out or f"check_{folder.name}")
     text = "\n".join(inspection.in_words(found))
     page = out / ("check.pdf" if arguments.pdf else "check.png")
-    write_text(text + "\n", out / "check.txt")
-    write_json(found.to_json(), out / "check.json")
+    write_texts({out / "check.txt": text + "\n", out / "check.json": json_text(found.to_json())})
     inspection_page.draw(found, read_raw_dataset(folder), page)
     print(f"{text}\nwritten: {out / 'check.txt'}, {out / 'check.json'}, {page}", flush=True)
     if any(i.level == "error" for i in found.findings):

@@ -12,16 +12,19 @@ import math
 import os
 import shutil
 import sys
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path
+from nnunet_partial.files import PathLike, atomic_path, temporary_folder
 
 # A header is the same if no voxel of a volume of 500 voxels an edge moves by more than about a tenth of a voxel. Exact
 # comparison would refuse real data: NIfTI stores float32, others round to a few decimals.
@@ -30,6 +33,8 @@ ORIGIN_TOLERANCE = 0.05  # voxels, of the smallest spacing
 DIRECTION_TOLERANCE = 1e-4  # direction cosines
 
 _PICTURES = (".png", ".bmp", ".tif", ".tiff")  # have no position, and the resolution some of them state is for printing
+_POSITIONED = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # keep spacing, origin and direction
+_DEFLATE_RATIO = 1032  # no file is compressed further by gzip, zlib or png
 _CHUNK_BYTES = 1 << 24
 
 
@@ -174,8 +179,7 @@ def present_values(label: np.ndarray) -> tuple:
 def write_label(label: np.ndarray, reference: Geometry, path: PathLike) -> None:
     """Write a label map (z, y, x), or (y, x), with the geometry of ``reference``.
 
-    It is compressed, and uint8 where that is enough. The file appears under its name when it is complete. Raises
-    :class:`UserError` when it cannot be written.
+    It is compressed, and uint8 where that is enough. Raises :class:`UserError` as :func:`write_image` does.
     """
     if label.shape != reference.shape_zyx:
         raise ValueError(f"label map of shape {label.shape} does not fit the geometry {reference.shape_zyx}")
@@ -183,18 +187,107 @@ def write_label(label: np.ndarray, reference: Geometry, path: PathLike) -> None:
     image.SetSpacing(reference.spacing_mm)
     image.SetOrigin(reference.origin_mm)
     image.SetDirection(reference.direction)
-    with atomic_path(path) as temporary:
-        try:
-            with _without_stderr():
-                sitk.WriteImage(image, temporary, True)
-            for _ in _voxels(temporary):  # on a full disk SimpleITK leaves part of a NIfTI file and reports success
-                pass
-        except (RuntimeError, UserError):
-            free = shutil.disk_usage(os.path.dirname(temporary)).free
-            raise UserError(
-                f"{path} cannot be written completely; {free / 1e9:.1f} GB are free there. Free some "
-                "space, or check the quota and the file's format."
-            ) from None
+    write_image(image, path)
+
+
+def write_image(image: "sitk.Image", path: PathLike) -> None:
+    """Write an image, compressed where the format can be.
+
+    On a full disk SimpleITK leaves part of a file and says nothing, so the file is read again, to its last voxel, before
+    it gets its name. Raises :class:`UserError` when it cannot be written completely.
+    """
+    path = Path(path)
+    voxel_bytes = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
+    _require_space(path, voxel_bytes)
+    with atomic_path(path) as temporary, _written(path):
+        with _without_stderr():
+            sitk.WriteImage(image, temporary, True)
+        _require_image(temporary, image)
+
+
+def write_segmentation(labels: np.ndarray, path: PathLike, reader_writer, properties: Mapping[str, Any]) -> None:
+    """Write a label map (z, y, x) by one of nnU-Net's readers and writers, which may store it along other axes.
+
+    ``properties``: as its reader gave them. Verified as :func:`write_image` does; what such a writer puts beside the file
+    comes with it. Raises :class:`UserError` when it cannot be written completely.
+    """
+    path = Path(path)
+    labels = labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16, copy=False)
+    _require_space(path, labels.nbytes)
+    with temporary_folder(path) as folder, _written(path):
+        with _without_stderr():
+            reader_writer.write_seg(labels, str(folder / path.name), dict(properties))
+        _require_labels(folder / path.name, labels, reader_writer)
+        for file in sorted(folder.iterdir(), key=lambda i: i.name == path.name):  # itself last
+            os.replace(file, path.parent / file.name)
+
+
+def _require_space(path: Path, voxel_bytes: int) -> None:
+    """Raise :class:`UserError` where not even the best compression could find room."""
+    parent = next(i for i in path.absolute().parents if i.exists())
+    disk = shutil.disk_usage(parent)
+    needed = voxel_bytes if path.name.lower().endswith(".nii") else voxel_bytes // _DEFLATE_RATIO
+    if disk.total and disk.free < max(needed, 1):  # some network file systems tell nothing
+        raise _incomplete(path, parent)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[None]:
+    """What goes wrong while ``path`` is written and read again, as one line."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # those without are of a writer's own making
+            raise
+        raise _incomplete(path, path.parent, str(error)) from None
+    except RuntimeError as error:
+        raise _incomplete(path, path.parent, _reason(error)) from None
+    except UserError as error:  # about the temporary file
+        raise _incomplete(path, path.parent) from error
+
+
+def _incomplete(path: Path, folder: Path, reason: str = "") -> UserError:
+    return UserError(
+        f"{path} cannot be written completely{f' ({reason})' if reason else ''}; "
+        f"{shutil.disk_usage(folder).free / 1e9:.1f} GB are free there. Is the disk full? Free some space, or check the quota "
+        "and the file's format."
+    )
+
+
+def _require_image(path: str, image: "sitk.Image") -> None:
+    """Raise :class:`UserError` unless a file that was just written holds this image: header, type and every voxel."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(path)
+    with _reading(path):
+        reader.ReadImageInformation()
+    wanted, found = Geometry.of(image), Geometry.of(reader)
+    positioned = wanted.dimensions == 3 and path.lower().endswith(_POSITIONED)
+    difference = wanted.difference(found) if positioned or wanted.size_xyz != found.size_xyz else None
+    if difference:
+        raise UserError(f"it reads with another {difference}")
+    if reader.GetPixelID() != image.GetPixelID():
+        raise UserError(f"it holds voxels of type {reader.GetPixelIDValue()}, not {image.GetPixelIDTypeAsString()}")
+    if _is_nifti(path):  # gzip's checksum, or the number of bytes, vouches for the values
+        for _ in _nifti_voxels(path):
+            pass
+        return
+    with _reading(path):
+        read = sitk.ReadImage(path)
+    if not np.array_equal(sitk.GetArrayViewFromImage(read), sitk.GetArrayViewFromImage(image)):
+        raise UserError("it holds other voxels")
+
+
+def _require_labels(path: Path, labels: np.ndarray, reader_writer) -> None:
+    """Raise :class:`UserError` unless the file holds as many voxels of each value, along the same axes in some order."""
+    if _is_nifti(str(path)):
+        shape, values = read_geometry(path).size_xyz, [_as_labels(i, str(path)) for i in _nifti_voxels(str(path))]
+    else:
+        values = [reader_writer.read_seg(str(path))[0].astype(labels.dtype)]
+        shape = values[0].shape
+    axes = [sorted(i for i in lengths if i != 1) for lengths in (shape, labels.shape)]
+    counts = sum(np.bincount(i.ravel(), minlength=2**16) for i in values)
+    if axes[0] != axes[1] or not np.array_equal(counts, np.bincount(labels.ravel(), minlength=2**16)):
+        raise UserError("it holds other labels than it was given")
 
 
 def content_hash(path: PathLike) -> str:
@@ -334,18 +427,27 @@ def _reading(path: PathLike):
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
 
 
+_silence = threading.Lock()
+_silent: list = []  # the real stderr, once for each that wants silence
+
+
 @contextmanager
 def _without_stderr():
-    """Silence the C libraries below SimpleITK, which print to stderr directly."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    """Silence the C libraries below SimpleITK, which print to stderr directly. Several threads may be in here."""
+    with _silence:
+        sys.stderr.flush()
+        _silent.append(os.dup(2) if not _silent else _silent[0])
+        if len(_silent) == 1:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+        with _silence:
+            saved = _silent.pop()
+            if not _silent:
+                os.dup2(saved, 2)
+                os.close(saved)
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_partial.data.images import write_image
 from nnunet_partial.files import PathLike, write_json
 
 LIVER, LIVER_TUMOUR, KIDNEY, KIDNEY_TUMOUR, PANCREAS = 1, 2, 3, 4, 5
@@ -247,8 +248,8 @@ def make_lits(folder: PathLike, num_cases: int = 10, seed: int = 0) -> Path:
         patient = make_patient(_seed(seed, "lits", number), STYLES["lits"])
         orientation = ("RAS", "LPS", "LAS")[number % 3]
         label = patient.label_image({LIVER: 1, LIVER_TUMOUR: 2})
-        sitk.WriteImage(sitk.DICOMOrient(patient.ct_image(), orientation), str(folder / f"volume-{number}.nii"))
-        sitk.WriteImage(sitk.DICOMOrient(label, orientation), str(folder / f"segmentation-{number}.nii"))
+        write_image(sitk.DICOMOrient(patient.ct_image(), orientation), folder / f"volume-{number}.nii")
+        write_image(sitk.DICOMOrient(label, orientation), folder / f"segmentation-{number}.nii")
     return folder
 
 
@@ -261,8 +262,8 @@ def make_kits(folder: PathLike, num_cases: int = 10, seed: int = 0) -> Path:
         patient = make_patient(_seed(seed, "kits", number), STYLES["kits"])
         case = _new_folder(folder / f"case_{number:05d}")
         label = patient.label_image({KIDNEY: 1, KIDNEY_TUMOUR: 2})
-        sitk.WriteImage(_slices_first(patient.ct_image()), str(case / "imaging.nii.gz"), True)
-        sitk.WriteImage(_slices_first(label), str(case / "segmentation.nii.gz"), True)
+        write_image(_slices_first(patient.ct_image()), case / "imaging.nii.gz")
+        write_image(_slices_first(label), case / "segmentation.nii.gz")
     return folder
 
 
@@ -287,7 +288,7 @@ def make_nih(folder: PathLike, num_cases: int = 10, seed: int = 0) -> Path:
         label = patient.label_image({PANCREAS: 1})
         label.SetOrigin((0.0, 0.0, 0.0))
         label.SetDirection((1, 0, 0, 0, -1, 0, 0, 0, 1))
-        sitk.WriteImage(label, str(labels / f"label{number:04d}.nii.gz"), True)
+        write_image(label, labels / f"label{number:04d}.nii.gz")
     return folder
 
 
@@ -301,8 +302,8 @@ def make_test_set(folder: PathLike, num_cases: int = 6, seed: int = 0) -> Path:
         style = list(STYLES.values())[number % len(STYLES)]
         patient = make_patient(_seed(seed, "test", number), style)
         label = patient.label_image({LIVER: 1, LIVER_TUMOUR: 1, KIDNEY: 2, KIDNEY_TUMOUR: 2, PANCREAS: 3})
-        sitk.WriteImage(patient.ct_image(), str(images / f"test_{number:03d}_0000.nii.gz"), True)
-        sitk.WriteImage(label, str(labels / f"test_{number:03d}.nii.gz"), True)
+        write_image(patient.ct_image(), images / f"test_{number:03d}_0000.nii.gz")
+        write_image(label, labels / f"test_{number:03d}.nii.gz")
     write_json(
         {
             "name": "phantom test set",

@@ -17,8 +17,10 @@ from pathlib import Path
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json, write_json
 from nnunet_partial.orchestration.compare import methods
 from nnunet_partial.orchestration.job import COMMAND_ENVIRONMENT
+from nnunet_partial.outputs import Predictions
 
 TEACHER = methods.TEACHER
 # row of a table -> name that nnunet_partial compare knows the method by; the rows of co-training are those of its paper
@@ -85,7 +87,9 @@ class Study:
         dataset = dataset or self.dataset
         name = f"{dataset}_{trainer}_{plans}"
         folder = self.output / "predictions" / name
-        if (folder / ".complete").is_file():
+        complete = folder / ".complete"
+        left = Predictions(Path(self.test_images), folder, paths.preprocessed_dataset(dataset) / "dataset.json")
+        if complete.is_file() and read_json(complete, "Remove it to predict again.") == left.sizes():
             return folder
         shutil.rmtree(folder, ignore_errors=True)
         run(
@@ -116,7 +120,7 @@ class Study:
             self.output / "logs" / f"predict_{name}.log",
             self.environment,
         )
-        (folder / ".complete").touch()
+        write_json(left.check(), complete)
         return folder
 
     def evaluate(self, predictions: Path, metrics: Sequence[str] = ("dice",)) -> list:

@@ -13,7 +13,7 @@ import numpy as np
 from nnunet_partial import __version__
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.statistics import bootstrap_cis
-from nnunet_partial.files import PathLike, read_json, write_json, write_text
+from nnunet_partial.files import PathLike, json_text, read_json, write_texts
 
 CONFIDENCE = 0.95
 ROW_KEYS = ("case", "source", "class")
@@ -85,7 +85,7 @@ def _cases_by_classes(rows: Sequence[Mapping], metric: str, cases: Sequence[str]
 
 
 def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, Any]) -> None:
-    """Write ``metrics.csv`` (a line a case and class) and ``metrics.json`` (``about``, summaries, rows)."""
+    """Write ``metrics.csv`` (a line a case and class) and ``metrics.json`` (``about``, summaries, rows), both or none."""
     out, sources = Path(out), {}
     for row in rows:
         sources.setdefault(row["source"], []).append(row)
@@ -99,8 +99,7 @@ def write_results(rows: Sequence[Mapping], out: PathLike, about: Mapping[str, An
         "sources": {i: summary if len(sources) == 1 else summarise(sources[i]) for i in sorted(sources)},
         "rows": list(rows),
     }
-    write_text(_csv(rows), out / "metrics.csv")
-    write_json(json_values(content), out / "metrics.json")
+    write_texts({out / "metrics.csv": _csv(rows), out / "metrics.json": json_text(json_values(content))})
 
 
 def format_summary(content: Mapping[str, Any]) -> str:

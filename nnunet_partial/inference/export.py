@@ -8,22 +8,33 @@ pickled objects.
 import io
 import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
 from nnunet_partial import __version__, paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path, load_checkpoint, read_json, save_checkpoint, write_json
+from nnunet_partial.files import (
+    PathLike,
+    atomic_path,
+    load_checkpoint,
+    read_json,
+    replace_folder,
+    restore_folder,
+    save_checkpoint,
+    sha256,
+    temporary_folder,
+    write_json,
+)
 from nnunet_partial.settings import KEY
 
 CHECKPOINT = "checkpoint_final.pth"
 STOCK_TRAINER = "nnUNetTrainer"
 # paths of images on the machine that trained the model
 PRIVATE_DATASET_KEYS = ("dataset",)
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the first that a zip can hold: the same model is the same file whenever it is exported
 
 
 def export_model(
@@ -40,8 +51,9 @@ def export_model(
 
     ``model``: a folder with plans.json, dataset.json and fold_N. ``folds``: all that hold ``checkpoint`` by default
     (``fold_all`` only where there is no other). ``zip_file`` is what ``nnUNetv2_install_pretrained_model_from_zip``
-    takes. Both appear complete or not at all. Raises :class:`UserError` for a model that stock nnU-Net cannot run, for
-    damaged files, and for a target that exists, unless ``overwrite``.
+    takes. Both appear complete or not at all, and the same model gives the same bytes: what a killed export has finished
+    already stays. Raises :class:`UserError` for a model that stock nnU-Net cannot run, for damaged files, and for a target
+    that holds something else, unless ``overwrite``.
     """
     if out is None and zip_file is None:
         raise UserError("say where to export to: --out DIR, --zip FILE, or both.")
@@ -53,24 +65,54 @@ def export_model(
     exported_trainer = stock_trainer_name(trainer, model)
     _check_weights({files[fold]: i for fold, i in contents.items()}, plans, dataset_json, configuration, exported_trainer)
     name = os.path.join(plans["dataset_name"], f"{exported_trainer}__{plans['plans_name']}__{configuration}")
-    targets = [Path(i) for i in (out and os.path.join(out, name), zip_file) if i]
-    for target in targets:
-        if target.exists() and not overwrite:
-            raise UserError(f"{target} exists. Remove it, or replace it with --overwrite.")
+    target, zip_file = (Path(out) / name if out else None), (Path(zip_file) if zip_file else None)
+    new_folders = [i for i in (target or zip_file).absolute().parents if not i.exists()]
     try:
-        with tempfile.TemporaryDirectory(prefix=".tmp-export-", dir=_existing_parent(targets[0])) as temporary:
-            folder = Path(temporary) / name
-            _write_model(folder, model, contents, plans, dataset_json, exported_trainer)
-            if zip_file is not None:
-                _write_zip(Path(temporary), name, zip_file)
-            if out is not None:
-                with _replaced_folder(Path(out) / name):
-                    os.replace(folder, Path(out) / name)
+        if target:
+            restore_folder(target)
+        with temporary_folder(target or zip_file) as temporary:
+            _write_model(temporary / name, model, contents, plans, dataset_json, exported_trainer)
+            _move_into_place(temporary, name, target, zip_file, overwrite)
+    except UserError:
+        _remove_empty(new_folders)
+        raise
     except OSError as error:
+        _remove_empty(new_folders)
         raise UserError(
-            f"{targets[0]} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
+            f"{target or zip_file} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
         ) from error
     return name
+
+
+def _move_into_place(temporary: Path, name: str, target: Path | None, zip_file: Path | None, overwrite: bool) -> None:
+    """Give what was written below ``temporary`` its names; nothing is touched if one of them belongs to something else."""
+    folder, archive = temporary / name, temporary / "model.zip"
+    if zip_file:
+        _write_zip(temporary, name, archive)
+    unchanged = {
+        target: bool(target) and _hashes(target) == _hashes(folder),
+        zip_file: bool(zip_file) and zip_file.is_file() and sha256(zip_file) == sha256(archive),
+    }
+    wanted = [i for i in (target, zip_file) if i and not unchanged[i]]
+    for path in wanted:
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists. Remove it, or replace it with --overwrite.")
+    if zip_file in wanted:
+        with atomic_path(zip_file) as written:  # may lie on another disk
+            shutil.move(archive, written)
+    if target in wanted:
+        replace_folder(folder, target)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _hashes(folder: Path) -> dict:
+    """Hash of every file below a folder, by its name there."""
+    return {i.relative_to(folder).as_posix(): sha256(i) for i in sorted(folder.rglob("*")) if i.is_file()}
 
 
 def find_checkpoints(model: Path, folds: Sequence[int | str] | None, checkpoint: str) -> dict:
@@ -194,30 +236,10 @@ def _write_model(
         )
 
 
-def _existing_parent(target: Path) -> Path:
-    """Folder of the target, made if need be, so that a move into place stays on one disk."""
-    parent = target.absolute().parent
-    parent.mkdir(parents=True, exist_ok=True)
-    return parent
-
-
-def _write_zip(root: Path, name: str, zip_file: PathLike) -> None:
-    with atomic_path(zip_file) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
+def _write_zip(root: Path, name: str, zip_file: Path) -> None:
+    with zipfile.ZipFile(zip_file, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(i for i in (root / name).rglob("*") if i.is_file()):
-            archive.write(file, file.relative_to(root))
-
-
-@contextmanager
-def _replaced_folder(target: Path) -> Iterator[None]:
-    """Make room for a folder; what was there is removed afterwards, or put back if the block fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix=".tmp-replaced-", dir=target.parent) as old:
-        os.replace(target, os.path.join(old, target.name))
-        try:
-            yield
-        except BaseException:
-            os.replace(os.path.join(old, target.name), target)
-            raise
+            entry = zipfile.ZipInfo.from_file(file, file.relative_to(root).as_posix())
+            entry.date_time, entry.external_attr, entry.compress_type = _ZIP_DATE, 0o100644 << 16, zipfile.ZIP_DEFLATED
+            with open(file, "rb") as source, archive.open(entry, "w") as written:
+                shutil.copyfileobj(source, written, 1 << 20)

@@ -12,12 +12,15 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import read_dataset_json
-from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
+from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.pseudo_labels import merge_claims
 from nnunet_partial.labels import foreground_classes
+from nnunet_partial.outputs import Records, is_same
 
+REQUEST = "fusion.json"  # in the folder of the label maps: what they are made from
 _REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
 
 
@@ -42,13 +45,25 @@ class Predictions:
         values = np.array([0, *(classes.index(i) + 1 for i in own)], dtype=np.int16)
         return cls(folder, read_json(folder / "plans.json", _REMEDY), values)
 
+    def probabilities(self, case: str) -> Path:
+        """The file with the probabilities of a case."""
+        return self.folder / f"{case}.npz"
+
+    def to_json(self) -> dict:
+        """Which model's predictions these are."""
+        return {
+            "folder": str(self.folder.absolute()),
+            "plans": sha256(self.folder / "plans.json"),
+            "values": self.values.tolist(),
+        }
+
     @property
     def cases(self) -> set:
         return {i.name[: -len(".npz")] for i in self.folder.glob("*.npz")}
 
     def claim(self, case: str) -> tuple:
         """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
-        with np.load(self.folder / f"{case}.npz") as content:
+        with np.load(self.probabilities(case)) as content:
             probabilities = content["probabilities"]
         if len(probabilities) != len(self.values):
             raise UserError(
@@ -59,34 +74,54 @@ class Predictions:
 
 
 def fuse(
-    folders: Sequence[PathLike], dataset: Any, out: PathLike, remove_probabilities: bool = False, progress: bool = True
+    folders: Sequence[PathLike],
+    dataset: Any,
+    out: PathLike,
+    remove_probabilities: bool = False,
+    progress: bool = True,
+    overwrite: bool = False,
 ) -> list:
-    """Write the fused label map of every case to ``out`` and return the cases; finished cases are skipped.
+    """Write the fused label map of every case to ``out`` and return the cases.
+
+    Finished cases are skipped unless their probabilities have changed since or their label map is not what was written.
 
     ``folders`` from ``nnUNetv2_predict --save_probabilities``, one a model; ``dataset`` names the classes of the result.
-    ``remove_probabilities`` deletes the .npz and .pkl files of a case once it is written. Raises :class:`UserError`.
+    ``remove_probabilities`` deletes the .npz and .pkl files of a case once it is written; ``overwrite`` replaces what was
+    fused from other folders. Raises :class:`UserError`, also for an ``out`` that holds anything else.
     """
     content, file = read_dataset_json(dataset)
     classes, out = foreground_classes(content, file)[0], Path(out)
     models = [Predictions.read(i, classes) for i in folders]
     ending = content["file_ending"]
-    cases = sorted(_cases(models, out, ending))
     own = {k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}
     if (out / "dataset.json").is_file() and read_json(out / "dataset.json") != own:  # a raw dataset, for example
         raise UserError(f"{out} holds the dataset.json of something else. Choose another folder.")
+    records, request = Records(out), {"labels": own["labels"], "models": [i.to_json() for i in models]}
+    masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
+    kept = read_json(out / REQUEST) if (out / REQUEST).is_file() else None
+    if masks and kept is None:
+        raise UserError(f"{out} holds files that this command has not made, such as {masks[0].name}. Choose another folder.")
+    there = [i.name[: -len(ending)] for i in masks] if kept == request else []
+    done = {i for i in there if _is_done(records, models, i, out / (i + ending))}
+    cases = sorted(_cases(models, done))
+    if overwrite and kept != request:
+        for file in (*masks, out / REQUEST):
+            file.unlink(missing_ok=True)
+    claim(out / REQUEST, request, "label maps fused from something else")
     write_json(own, out / "dataset.json")
     for case in tqdm(cases, desc="fusing", unit="case", disable=None if progress else True):
-        if not (out / (case + ending)).is_file():
+        if case not in done:
+            begun = records.begin(case, {}, {str(i): model.probabilities(case) for i, model in enumerate(models)})
             _fuse_case(models, case, out / (case + ending))
+            records.end(case, begun, [out / (case + ending)])
         if remove_probabilities:
             for file in (i.folder / (case + j) for i in models for j in (".npz", ".pkl")):
                 file.unlink(missing_ok=True)
     return cases
 
 
-def _cases(models: Sequence[Predictions], out: Path, ending: str) -> set:
+def _cases(models: Sequence[Predictions], done: set) -> set:
     """Every case, finished or not. A case that one model lacks is an error."""
-    done = {i.name[: -len(ending)] for i in out.glob(f"*{ending}") if not i.name.startswith(".")}
     wanted = set.union(*(i.cases for i in models)) | done
     if not wanted:
         raise UserError(f"{models[0].folder} holds no probabilities (.npz). {_REMEDY}")
@@ -95,6 +130,15 @@ def _cases(models: Sequence[Predictions], out: Path, ending: str) -> set:
         if missing:
             raise UserError(f"{model.folder} has no probabilities of case {missing[0]}. {_REMEDY}")
     return wanted
+
+
+def _is_done(records: Records, models: Sequence[Predictions], case: str, target: Path) -> bool:
+    """As :meth:`Records.is_done`, but probabilities may have been removed since."""
+    known = (records.read(case) or {}).get("sources", {})
+    files = {str(i): model.probabilities(case) for i, model in enumerate(models)}
+    if set(known) != set(files) or not all(is_same(file, known[i]) for i, file in files.items() if file.exists()):
+        return False
+    return records.is_written(case, [target])
 
 
 def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
@@ -108,8 +152,7 @@ def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
             )
         labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
     reader, properties = _reader_and_properties(models[0], case)
-    with atomic_path(target) as temporary:
-        reader.write_seg(labels.astype(np.uint8 if labels.max() < 256 else np.uint16), temporary, properties)
+    write_segmentation(labels, target, reader, properties)
 
 
 def _reader_and_properties(model: Predictions, case: str) -> tuple:

@@ -12,11 +12,13 @@ import torch
 from tqdm import tqdm
 
 from nnunet_partial import paths
+from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.data.preprocessed.splits import all_cases
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path, claim, read_json, sha256, write_json
+from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.preprocessed import (
     CHECKPOINT,
+    case_file,
     find_model,
     load_case,
     load_predictor,
@@ -25,6 +27,7 @@ from nnunet_partial.inference.preprocessed import (
     require_case,
 )
 from nnunet_partial.labels import Annotations
+from nnunet_partial.outputs import Records
 
 REQUEST = "prediction.json"  # in the folder of the masks: what they are made from
 
@@ -49,8 +52,9 @@ def predict_cases(
     ``model``      a model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder. It may
                    know some of the dataset's classes only, as a teacher does, and comes from any trainer
     ``cases``      names (None: every case of the dataset)
-    ``overwrite``  do cases again that are in ``out``; without it they are skipped, or an error if made from something else
-    Raises :class:`UserError` for anything missing or unfit, before predicting.
+    ``overwrite``  do cases again that are in ``out``; without it they are skipped, or an error if made by something else
+    A case whose preprocessed image has changed since, or whose mask is not what was written, is done again. Raises
+    :class:`UserError` for anything missing or unfit, before predicting.
     """
     folder, out = paths.preprocessed_dataset(dataset), Path(out)
     dataset_json = read_json(folder / "dataset.json")
@@ -67,6 +71,8 @@ def predict_cases(
         "data_identifier": images.name,
         "model": files.folder.absolute().name,
         "sha256": sha256(files.checkpoint),
+        "plans": sha256(files.folder / "plans.json"),
+        "classes": list(files.classes),
         "mirroring": mirroring,
     }
     predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
@@ -74,11 +80,15 @@ def predict_cases(
     write_json(
         {k: dataset_json[k] for k in ("channel_names", "labels", "file_ending") if k in dataset_json}, out / "dataset.json"
     )
-    todo = [i for i in cases if not (out / (i + ending)).is_file()]
+    records = Records(out)
+    sources = {case: {"image": case_file(images, case)} for case in cases}
+    todo = [i for i in cases if not records.is_done(i, {}, sources[i], [out / (i + ending)])]
     values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
     for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
+        begun = records.begin(case, {}, sources[case])
         image, _, properties = load_case(images, case)
         _write(predictor, values, predict_logits(predictor, image), properties, out / (case + ending))
+        records.end(case, begun, [out / (case + ending)])
     return todo
 
 
@@ -89,6 +99,8 @@ def _claim(out: Path, request: Mapping[str, Any], cases: Sequence[str], ending: 
         raise UserError(f"{out} holds files that this command has not made, such as {foreign[0].name}. Choose another folder.")
     if overwrite:
         same = (out / REQUEST).is_file() and read_json(out / REQUEST) == request
+        for case in cases:
+            Records(out).forget(case)
         for file in [out / (i + ending) for i in cases] if same else [*foreign, out / REQUEST]:
             file.unlink(missing_ok=True)
     claim(out / REQUEST, request, "predictions made from something else")
@@ -106,9 +118,7 @@ def _write(predictor, values: np.ndarray, logits: torch.Tensor, properties: Mapp
         properties,
         num_threads_torch=torch.get_num_threads(),
     )
-    writer = predictor.plans_manager.image_reader_writer_class()
-    with atomic_path(file) as temporary:
-        writer.write_seg(values.astype(np.uint8 if values.max() < 256 else np.uint16)[mask], temporary, properties)
+    write_segmentation(values[mask], file, predictor.plans_manager.image_reader_writer_class(), properties)
 
 
 def resampled_labels(resample: Callable, logits: torch.Tensor, *geometry: Any) -> np.ndarray:

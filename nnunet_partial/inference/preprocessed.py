@@ -45,6 +45,11 @@ def require_case(images: Path, case: str) -> None:
         raise UserError(f"{images / case}_seg.b2nd does not exist. Preprocess the dataset again.")
 
 
+def case_file(images: Path, case: str) -> Path:
+    """The preprocessed image of a case."""
+    return images / f"{case}.b2nd"
+
+
 def load_case(images: Path, case: str) -> tuple:
     """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2

@@ -26,6 +26,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, sha256
 from nnunet_partial.inference.preprocessed import (
     CHECKPOINT,
+    case_file,
     find_model,
     load_case,
     load_predictor,
@@ -37,6 +38,7 @@ from nnunet_partial.inference.preprocessed import (
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import find_teachers
+from nnunet_partial.outputs import is_same, stamp
 from nnunet_partial.settings import MSKDSettings, read_block
 
 TEACHERS = "teachers"
@@ -113,7 +115,8 @@ def pseudo_label(
     ``overwrite``          do cases again that were made from other models or labels; otherwise they are an error
     ``cases``              label these cases instead of those of the fold
     ``super_classes``      name -> classes: the most probable super-class wins a voxel, then its most probable member
-    Cases that are done are skipped. Raises :class:`UserError` for anything missing or unfit, before predicting.
+    Cases that are done are skipped; one whose preprocessed image has changed since, or whose files are not what was written,
+    is done again. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
     folder = paths.preprocessed_dataset(dataset)
     dataset_json = read_json(folder / "dataset.json")
@@ -206,6 +209,8 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
                     f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
                     f"another --out, or make them again with --overwrite."
                 )
+            todo.append(case)
+        elif not is_same(case_file(task.images, case), record.get("image", {})) or not label_directory.is_written(task.out, case):
             todo.append(case)
     return todo
 
@@ -315,8 +320,8 @@ class Labeller:
 
     def __call__(self, case: str) -> None:
         """Write one case to the label directory."""
+        inputs, of_image = self.task.inputs(case), stamp(case_file(self.task.images, case))  # as before anything is read
         image, truth, properties = load_case(self.task.images, case)
-        inputs = self.task.inputs(case)
         annotated = self.annotations.of(case).annotated
         models = [i for i in self.task.models if _lacking(i, annotated)]
         pseudo = sorted({c for i in models for c in _lacking(i, annotated)}, key=self.annotations.classes.index)
@@ -331,6 +336,7 @@ class Labeller:
             **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
             "written": _now(),
             "inputs": inputs,
+            "image": of_image,
         }
         label_directory.write_case(
             self.task.out, case, seg, properties, self.label_manager, self.configuration.patch_size, record

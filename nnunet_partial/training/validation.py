@@ -20,8 +20,10 @@ import torch
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 
+from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.files import atomic_path
 from nnunet_partial.labels import Annotations
+from nnunet_partial.outputs import require_whole
 
 ALL_CLASSES_FOLDER = "validation_all_classes"
 
@@ -98,6 +100,7 @@ def metrics_on_annotated(
 def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: str, values: Sequence[int]) -> None:
     """Keep the complete prediction of a case in ``validation_all_classes``; leave its annotated part where it was."""
     file = folder / (case + file_ending)
+    require_whole(file)  # nnU-Net exports in processes of its own, and SimpleITK says nothing of a full disk
     complete = folder.parent / ALL_CLASSES_FOLDER / file.name
     complete.parent.mkdir(exist_ok=True)
     with atomic_path(complete) as temporary:
@@ -105,10 +108,7 @@ def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: s
     segmentation, properties = image_reader_writer.read_seg(str(file))
     annotated = np.where(np.isin(segmentation, values), segmentation, 0)
     if not np.array_equal(annotated, segmentation):
-        with atomic_path(file) as temporary:
-            image_reader_writer.write_seg(
-                annotated[0].astype(np.uint8 if annotated.max() < 256 else np.uint16), temporary, properties
-            )
+        write_segmentation(annotated[0], file, image_reader_writer, properties)
     probabilities = folder / (case + ".npz")
     if probabilities.is_file():
         _keep_annotated_probabilities(probabilities, values)
@@ -133,4 +133,4 @@ def _relabel(file: str, output_file: str, image_reader_writer, label_map: Mappin
     relabelled = np.zeros(segmentation.shape, dtype=np.uint8)
     for old, new in label_map.items():
         relabelled[segmentation == old] = new
-    image_reader_writer.write_seg(relabelled[0], output_file, properties)
+    write_segmentation(relabelled[0], output_file, image_reader_writer, properties)

@@ -5,6 +5,8 @@ import resource
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel
 import numpy as np
@@ -272,3 +274,95 @@ def test_the_resolution_of_a_picture_is_for_printing(tmp_path):
             sitk.WriteImage(picture, str(tmp_path / f"a{spacing}{ending}"))
         geometry = images.check_same_geometry(tmp_path / f"a1.0{ending}", tmp_path / f"a0.35{ending}")
         assert geometry.spacing_mm == (1.0, 1.0)
+
+
+# -------------------------------------------------------------------------- the one writer
+
+
+WRITERS = re.compile(r"\bwrite_seg\b|WriteImage|ImageFileWriter|\.imwrite\(|nibabel\.save|nib\.save|to_filename\(")
+
+
+def test_one_place_writes_images_and_label_maps():
+    root = Path(images.__file__).parents[2]
+    files = [j for i in ("nnunet_partial", "dataset_conversion", "scripts") for j in sorted((root / i).rglob("*.py"))]
+    found = {i.relative_to(root).as_posix() for i in files if WRITERS.search(i.read_text(encoding="utf-8"))}
+    assert found == {"nnunet_partial/data/images.py"}
+
+
+def written_by_nnunet(reader_writer, label, tmp_path, ending, image_ending=".nii.gz"):
+    """The properties that a reader gives of an image of this label map's shape."""
+    source = tmp_path / f"image{image_ending}"
+    if image_ending == ".tif":
+        import tifffile
+
+        tifffile.imwrite(source, label)
+        (tmp_path / "image.json").write_text('{"spacing": [3.0, 2.0, 1.0]}')
+    elif image_ending == ".png":
+        sitk.WriteImage(sitk.GetImageFromArray(label[0]), str(source))
+    else:
+        images.write_label(label, geometry(), source)
+    return reader_writer.read_images([str(source)])[1]
+
+
+@pytest.mark.parametrize(
+    "name, ending",
+    [
+        ("SimpleITKIO", ".nii.gz"),
+        ("SimpleITKIO", ".nrrd"),
+        ("SimpleITKIOWithReorient", ".nii.gz"),
+        ("NibabelIO", ".nii.gz"),
+        ("NibabelIOWithReorient", ".nii.gz"),
+        ("Tiff3DIO", ".tif"),
+        ("NaturalImage2DIO", ".png"),
+    ],
+)
+def test_nnunets_writers_are_verified_and_cut_files_are_not_taken(tmp_path, label, name, ending, monkeypatch):
+    """What nnU-Net would have written is what stands there; what is cut off or other than given gets no name."""
+    from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
+
+    reader_writer = recursive_find_reader_writer_by_name(name)()
+    label = label if ending != ".png" else label[:1]
+    properties = written_by_nnunet(reader_writer, label, tmp_path, ending, ending)
+    reader_writer.write_seg(label, str(tmp_path / f"own{ending}"), properties)
+    images.write_segmentation(label, tmp_path / "out" / f"a{ending}", reader_writer, properties)
+    assert (tmp_path / "out" / f"a{ending}").read_bytes() == (tmp_path / f"own{ending}").read_bytes() or ending == ".nii.gz"
+    np.testing.assert_array_equal(reader_writer.read_seg(str(tmp_path / "out" / f"a{ending}"))[0][0], label)
+    assert sorted(os.listdir(tmp_path / "out")) == sorted([f"a{ending}", *(["a.json"] if ending == ".tif" else [])])
+    write_seg = type(reader_writer).write_seg
+
+    def cut(self, seg, file, properties):
+        write_seg(self, seg, file, properties)
+        os.truncate(file, int(os.path.getsize(file) * 0.7))
+
+    def other(self, seg, file, properties):
+        write_seg(self, np.where(seg == 1, 2, seg), file, properties)
+
+    for wrong in (cut, other):
+        monkeypatch.setattr(type(reader_writer), "write_seg", wrong)
+        with pytest.raises(UserError, match=f"b{ending} cannot be written completely"):
+            images.write_segmentation(label, tmp_path / "out" / f"b{ending}", reader_writer, properties)
+    assert not [i for i in os.listdir(tmp_path / "out") if not i.startswith("a.")]
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".png"])
+def test_an_image_that_was_not_written_whole_gets_no_name(tmp_path, ending, monkeypatch):
+    """SimpleITK reports success with part of the file, or none of it, on the disk."""
+    write = sitk.WriteImage
+    picture = np.arange(63, dtype=np.uint8).reshape(7, 9)
+    image = sitk.GetImageFromArray(picture if ending == ".png" else np.stack([picture] * 5))
+    images.write_image(image, tmp_path / f"whole{ending}")
+    for share in (0.0, 0.5, 0.95):
+        monkeypatch.setattr(
+            sitk, "WriteImage", lambda i, file, c: (write(i, file, c), os.truncate(file, int(os.path.getsize(file) * share)))
+        )
+        with pytest.raises(UserError, match=f"cut{ending} cannot be written completely"):
+            images.write_image(image, tmp_path / f"cut{ending}")
+    assert os.listdir(tmp_path) == [f"whole{ending}"]
+
+
+def test_no_space_at_all_is_noticed_before_anything_is_written(tmp_path, label, monkeypatch):
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: SimpleNamespace(total=10**9, used=10**9, free=0))
+    monkeypatch.setattr(sitk, "WriteImage", None)
+    with pytest.raises(UserError, match="a.nii.gz cannot be written completely; 0.0 GB are free"):
+        images.write_label(label, geometry(), tmp_path / "out" / "a.nii.gz")
+    assert not (tmp_path / "out").exists()

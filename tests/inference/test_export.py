@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_partial import cli
+from nnunet_partial import cli, files
 from nnunet_partial.errors import UserError
 from nnunet_partial.inference import export
 from nnunet_partial.inference.export import export_model, stock_trainer_name
@@ -238,12 +240,27 @@ def test_a_failure_leaves_what_was_there(model, tmp_path, monkeypatch):
     monkeypatch.undo()
     replace = os.replace
     failing = {str(tmp_path / "out" / NAME)}  # fails once, when the new folder is to take the place of the old one
+    monkeypatch.setattr(files, "_exchange", lambda *names: False)  # as on a file system that cannot exchange them
     monkeypatch.setattr(
-        export.os, "replace", lambda a, b: disk_full() if str(b) in failing and ".tmp-export-" in str(a) else replace(a, b)
+        files.os, "replace", lambda a, b: disk_full() if str(b) in failing and "/.tmp-" in str(a) else replace(a, b)
     )
     with pytest.raises(UserError, match="cannot be written"):
         export_model(model, tmp_path / "out", folds=[1], overwrite=True)
     assert (files_of(tmp_path / "out"), (tmp_path / "model.zip").read_bytes()) == before
+
+
+def test_the_same_model_is_the_same_bytes_and_exporting_it_again_changes_nothing(model, tmp_path):
+    for name in ("one", "two"):
+        export_model(model, tmp_path / name, tmp_path / f"{name}.zip")
+        time.sleep(0.01)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert (tmp_path / "one.zip").read_bytes() == (tmp_path / "two.zip").read_bytes()
+    before = (tmp_path / "one.zip").stat().st_ino, (tmp_path / "one" / NAME).stat().st_ino
+    shutil.rmtree(tmp_path / "two")  # as after a kill between the zip and the folder
+    export_model(model, tmp_path / "two", tmp_path / "two.zip")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    export_model(model, tmp_path / "one", tmp_path / "one.zip", overwrite=True)
+    assert before == ((tmp_path / "one.zip").stat().st_ino, (tmp_path / "one" / NAME).stat().st_ino)
 
 
 class nnUNetTrainerOther(nnUNetTrainer):
@@ -337,7 +354,7 @@ def test_command(model, tmp_path, monkeypatch, capsys):
     for arguments, message in (
         ([], "give either MODEL_FOLDER or --dataset"),
         (["--dataset", "501"], "--dataset needs --trainer and --configuration"),
-        ([str(model), "--out", str(tmp_path / "out")], "exists. Remove it"),
+        ([str(model), "--out", str(tmp_path / "out"), "--folds", "0"], "exists. Remove it"),
     ):
         with pytest.raises(SystemExit) as stop:
             cli.main(["export", *arguments])

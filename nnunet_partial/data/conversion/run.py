@@ -30,7 +30,7 @@ from nnunet_partial.data.conversion.voxels import OutputError
 from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
 from nnunet_partial.data.parallel import default_processes
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import read_json, replace_folder, restore_folder, write_json
 
 READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
 
@@ -213,6 +213,7 @@ def _working_folder(final: Path, settings: Mapping, overwrite: bool) -> Iterator
     """The folder to write into, locked. A new dataset that fails is removed; a killed one stays for the next run."""
     staging = final.with_name(f".converting-{final.name}")
     with _lock(final):
+        restore_folder(final)
         if final.exists() and not overwrite:
             _check_same_settings(final, settings)
         folder = final if final.exists() and not overwrite else staging
@@ -368,17 +369,7 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
     _remove_strangers(folder, {f for i in names for f in journal.cases[i]["written"]})
     journal.close(names, source=str(source.root), release=download.release, skipped=skipped)
     if folder != final:
-        _move(folder, final)
-
-
-def _move(folder: Path, final: Path) -> None:
-    """Give the finished dataset its name; one that is there makes way. Killed in between, the next run completes it."""
-    replaced = final.with_name(f".replaced-{final.name}")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if final.exists():
-        os.replace(final, replaced)
-    os.replace(folder, final)
-    shutil.rmtree(replaced, ignore_errors=True)
+        replace_folder(folder, final)
 
 
 def _remove_strangers(folder: Path, known: set) -> None:

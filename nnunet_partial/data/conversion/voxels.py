@@ -1,6 +1,5 @@
-"""Voxels in pieces, so that a volume need not be held several times; and files that are whole when they appear."""
+"""Voxels in pieces, so that a volume need not be held several times."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import SimpleITK as sitk
 from nnunet_partial.data import images
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import atomic_path
 
 _PIECE_VOXELS = 1 << 22
-_NIFTI_HEADER_BYTES = 352  # header and the empty list of extensions, as SimpleITK writes them
 
 
 class OutputError(Exception):
@@ -80,38 +77,15 @@ def label_values(path: Path) -> frozenset:
 
 
 def write(image: "sitk.Image", path: Path, geometry: Geometry | None = None) -> None:
-    """Write an image compressed; under its name it appears whole. Raises :class:`OutputError`.
-
-    The file is looked at before it gets its name: on a full disk SimpleITK writes the part of a NIfTI file that fits
-    and says nothing.
-    """
+    """Write an image compressed; under its name it appears whole. Raises :class:`OutputError`."""
     if geometry is not None:
         image.SetSpacing(geometry.spacing_mm)
         image.SetOrigin(geometry.origin_mm)
         image.SetDirection(geometry.direction)
     try:
-        with atomic_path(path) as temporary:
-            sitk.WriteImage(image, temporary, True)
-            _require_whole(Path(temporary), image)
-    except (RuntimeError, UserError) as error:
-        raise OutputError(f"{path} cannot be written ({images._reason(error)}). Is the disk full?") from None
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror}).") from None
-
-
-def _require_whole(path: Path, image: "sitk.Image") -> None:
-    """A cheap check of a file just written. gzip's last four bytes are the size of the content, modulo 2^32, so a file
-    that was cut off ends in something else."""
-    if not path.name.endswith(".nii.gz"):
-        for _ in pieces(path):
-            pass
-        return
-    voxel_bytes = image.GetNumberOfPixels() * image.GetNumberOfComponentsPerPixel() * image.GetSizeOfPixelComponent()
-    with open(path, "rb") as stream:
-        stream.seek(-min(4, path.stat().st_size), os.SEEK_END)
-        stated = int.from_bytes(stream.read(), "little")
-    if stated != (voxel_bytes + _NIFTI_HEADER_BYTES) % 2**32:
-        raise UserError(f"{path} is truncated")
+        images.write_image(image, path)
+    except UserError as error:
+        raise OutputError(str(error)) from None
 
 
 def write_label(label: np.ndarray, geometry: Geometry, path: Path) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
 from nnunet_partial.labels import Annotations, CaseAnnotation
+from nnunet_partial.outputs import are_same, stamp
 
 PROVENANCE = "provenance.json"
 LOCK = ".lock"
@@ -96,7 +97,16 @@ def write_case(
         nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary[: -len(".b2nd")], chunks, blocks)
     with atomic_path(folder / f"{case}.pkl") as temporary, open(temporary, "wb") as handle:
         pickle.dump({**properties, "class_locations": class_locations(seg, label_manager)}, handle)
-    write_json(dict(record), _record_file(folder, case))
+    write_json({**record, "outputs": {k: stamp(v) for k, v in _outputs(folder, case).items()}}, _record_file(folder, case))
+
+
+def _outputs(folder: Path, case: str) -> dict:
+    return {i: folder / (case + i) for i in ("_seg.b2nd", ".pkl")}
+
+
+def is_written(folder: PathLike, case: str) -> bool:
+    """Whether the files of a case are those that its record says."""
+    return are_same(_outputs(Path(folder), case), (read_record(folder, case) or {}).get("outputs"))
 
 
 def class_locations(seg: np.ndarray, label_manager) -> dict:
@@ -124,7 +134,8 @@ def read_record(folder: PathLike, case: str) -> dict | None:
 def finish(folder: PathLike, header: Mapping[str, Any], cases: Sequence[str]) -> Path:
     """Write provenance.json: ``header`` (dataset, data_identifier, classes, models, ...) and each case's record."""
     file = Path(folder) / PROVENANCE
-    write_json({"version": VERSION, **header, "cases": {i: read_record(folder, i) for i in sorted(cases)}}, file)
+    records = {i: {k: v for k, v in read_record(folder, i).items() if k != "outputs"} for i in sorted(cases)}
+    write_json({"version": VERSION, **header, "cases": records}, file)
     return file
 
 

@@ -11,7 +11,7 @@ from nnunet_partial.evaluation import ranking
 from nnunet_partial.evaluation.report import cases, charts, tables
 from nnunet_partial.evaluation.report.inputs import Inputs
 from nnunet_partial.evaluation.results import json_values, rows_by_class, summarise
-from nnunet_partial.files import PathLike, write_json, write_text
+from nnunet_partial.files import PathLike, json_text, write_texts
 
 TEMPLATE = "report.html.j2"
 BOX_PLOTS = ("dice", "surface_dice", "hausdorff95_mm")
@@ -21,9 +21,13 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
     """Write the page to ``out`` and, beside it, ``.json`` and ``.md`` with the ranking; returns the path of the page."""
     out = Path(out)
     content = contents(inputs, command)
-    write_text(render(content), out)
-    write_json(summary(inputs, content), out.with_suffix(".json"))
-    write_text(markdown_summary(content), out.with_suffix(".md"))
+    write_texts(
+        {
+            out.with_suffix(".json"): json_text(summary(inputs, content)),
+            out.with_suffix(".md"): markdown_summary(content),
+            out: render(content),
+        }
+    )
     return out
 
 

@@ -3,9 +3,10 @@
 Every case of a source dataset becomes one volume: the whole scan (coarse), or the box around its organs (fine). Volumes
 are normalised here, have a spacing of 1 x 1 x 1 and one size, and the channel name ``noNorm``, so nnU-Net neither
 resamples nor normalises them. The contract of annotated classes is kept. A derived dataset can be made in any number of
-goes: dataset.json comes last, and volumes newer than their source are not made again.
+goes: dataset.json comes last, and volumes whose record fits them and their source are not made again.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,12 +23,13 @@ from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.demo.study import run
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import atomic_path, claim, read_json, sha256, write_json, write_text
+from nnunet_partial.files import claim, read_json, sha256, write_json
 from nnunet_partial.inference.coarse_to_fine import passes as c2f
 from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
 from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
+from nnunet_partial.outputs import Records
 from nnunet_partial.settings import read_run_settings, read_settings
 from nnunet_partial.variants import NETWORK_CHANGES, write_variant
 
@@ -196,16 +198,23 @@ def _outputs(derivation: Derivation, case: RawCase) -> tuple:
     return [images_tr / f"{case.name}_{i:04d}{ENDING}" for i in range(len(case.images))], labels_tr / f"{case.name}{ENDING}"
 
 
+def _inputs(derivation: Derivation, case: RawCase) -> dict:
+    return {"annotated": list(derivation.annotations.of(case.name).annotated)}
+
+
+def _sources(case: RawCase) -> dict:
+    return {"label": case.label, **{f"image {i}": file for i, file in enumerate(case.images)}}
+
+
 def _is_done(derivation: Derivation, case: RawCase) -> bool:
     channels, label = _outputs(derivation, case)
-    if not all(os.path.isfile(i) for i in (*channels, label)):
-        return False
-    newest = max(os.stat(i).st_mtime_ns for i in (*case.images, case.label))
-    return newest <= min(os.stat(i).st_mtime_ns for i in (*channels, label))
+    return Records(derivation.folder).is_done(case.name, _inputs(derivation, case), _sources(case), [*channels, label])
 
 
 def write_case(derivation: Derivation, case: RawCase) -> None:
     """The volume of one case and its label map; of a case that annotates nothing the label file is not read."""
+    records = Records(derivation.folder)
+    begun = records.begin(case.name, _inputs(derivation, case), _sources(case))
     channels = c2f.checked([images.read_image(i) for i in case.images])
     channels = [c2f.to_lps(i) for i in channels]
     labels = c2f.to_lps(_read_labels(derivation, case, channels_of=case.images[0]))
@@ -223,6 +232,7 @@ def write_case(derivation: Derivation, case: RawCase) -> None:
     for file, array in zip(image_files, volume):
         _write(array, file)
     _write(sitk.GetArrayFromImage(c2f.resample_labels_to_size(labels, size)), label_file)
+    records.end(case.name, begun, [*image_files, label_file])
 
 
 def _read_labels(derivation: Derivation, case: RawCase, channels_of: str) -> sitk.Image:
@@ -264,8 +274,7 @@ def fine_box(derivation: Derivation, case: RawCase, channels: Sequence[sitk.Imag
 
 
 def _write(array: np.ndarray, file: Path) -> None:
-    with atomic_path(file) as temporary:
-        sitk.WriteImage(sitk.GetImageFromArray(array), temporary, True)
+    images.write_image(sitk.GetImageFromArray(array), file)
 
 
 def _dataset_json(derivation: Derivation) -> dict:
@@ -284,14 +293,21 @@ def _dataset_json(derivation: Derivation) -> dict:
 # ------------------------------------------------------------------ plans
 
 
+def _hash_of_volumes(derivation: Derivation) -> str:
+    """Hash of dataset.json and of what the records say of every volume and label map."""
+    records, digest = Records(derivation.folder), hashlib.sha256(sha256(derivation.folder / "dataset.json").encode())
+    for case in sorted(derivation.source.cases):
+        outputs = records.read(case)["outputs"]
+        digest.update("".join(f"{name} {outputs[name]['sha256']}\n" for name in sorted(outputs)).encode())
+    return digest.hexdigest()
+
+
 def plan_and_preprocess(derivation: Derivation, dataset_id: int, processes: int) -> None:
-    """By nnU-Net's own command, unless this has been done since the volumes were written. Splits are the source's."""
+    """By nnU-Net's own command, unless this has been done with these very volumes. Splits are the source's."""
     preprocessed = paths.root("nnUNet_preprocessed") / derivation.folder.name
     done = derivation.folder / "preprocessed"  # not in nnU-Net's folder, whose files it takes for cases
-    written = derivation.folder / "dataset.json"
-    if not (
-        done.is_file() and done.stat().st_mtime_ns >= written.stat().st_mtime_ns and (preprocessed / "nnUNetPlans.json").is_file()
-    ):
+    volumes = _hash_of_volumes(derivation)
+    if not (done.is_file() and read_json(done) == volumes and (preprocessed / "nnUNetPlans.json").is_file()):
         run(
             [
                 "nnUNetv2_plan_and_preprocess",
@@ -308,7 +324,7 @@ def plan_and_preprocess(derivation: Derivation, dataset_id: int, processes: int)
             derivation.folder / "plan_and_preprocess.log",
             {"nnUNet_n_proc_DA": "1"} if os.environ.get("nnUNet_n_proc_DA") == "0" else {},
         )  # nnU-Net cannot plan with 0
-        write_text("", done)
+        write_json(volumes, done)
     splits = paths.root("nnUNet_preprocessed") / derivation.source.folder.name / "splits_final.json"
     if splits.is_file() and not (preprocessed / "splits_final.json").is_file():
         write_json(read_json(splits), preprocessed / "splits_final.json")

@@ -29,6 +29,7 @@ from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
 from nnunet_partial.labels import foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network
 from nnunet_partial.networks.onednn import use_onednn_convolutions
+from nnunet_partial.outputs import Records
 from nnunet_partial.settings import read_settings
 
 KEY = "coarse_to_fine"
@@ -207,22 +208,27 @@ def predict_folder(
 ) -> list:
     """Segment every case of a folder named as nnU-Net names images; returns the names of the cases that were done.
 
-    Cases that are there are skipped, so that an interrupted prediction goes on; with other models they are refused, or
-    done again with ``overwrite``. ``around(case)`` is a context around each case, such as a measurement.
+    Cases that are done are skipped, so that an interrupted prediction goes on, unless their images have changed; with other
+    models they are refused, or done again with ``overwrite``. ``around(case)`` is a context around each case, such as a measurement.
     """
     joint_settings(coarse, fine)
     ending, out = fine.description.file_ending, Path(out)
-    cases = cases_of(folder, ending)
+    cases, records = cases_of(folder, ending), Records(out)
     request = {"coarse": sha256(coarse.checkpoint), "fine": sha256(fine.checkpoint)}
     request["largest_components"] = list(fine.one_piece_values)
     if overwrite:
         for file in (REQUEST, *(f"{i}{ending}" for i in cases)):
             (out / file).unlink(missing_ok=True)
+        for case in cases:
+            records.forget(case)
     claim(out / REQUEST, request, "predictions of other models")
-    todo = [i for i in cases if not (out / f"{i}{ending}").is_file()]
+    sources = {case: {f"image {i}": file for i, file in enumerate(files)} for case, files in cases.items()}
+    todo = [i for i in cases if not records.is_done(i, {}, sources[i], [out / f"{i}{ending}"])]
     for case in tqdm(todo, desc="coarse to fine", disable=None if progress else True, unit="case"):
+        begun = records.begin(case, {}, sources[case])
         with around(case):
             predict_case(cases[case], out / f"{case}{ending}", coarse, fine)
+        records.end(case, begun, [out / f"{case}{ending}"])
     return todo
 
 

@@ -21,7 +21,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunet_partial.files import PathLike, write_json, write_text
+from nnunet_partial.files import PathLike, json_text, write_texts
 from nnunet_partial.networks.meta import meta_copy
 
 SAMPLING_INTERVAL_S = 0.1
@@ -219,8 +219,7 @@ def report(
 
 def write_report(content: dict, path: PathLike) -> None:
     """Write a :func:`report` as JSON and, beside it, its :func:`table` as Markdown."""
-    write_json(content, path)
-    write_text(table(content), os.path.splitext(os.fspath(path))[0] + ".md")
+    write_texts({os.path.splitext(os.fspath(path))[0] + ".md": table(content), path: json_text(content)})
 
 
 _COLUMNS = (

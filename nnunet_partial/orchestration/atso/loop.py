@@ -186,12 +186,21 @@ class Loop:
         """Whether a stage needs nothing more; what the journal does not know yet it is told."""
         if not self._outputs_exist(stage):
             return False
-        if self.journal.state(stage.name) == DONE:
+        state = self.journal.state(stage.name)
+        if state == DONE and stage.predictions is None:
             return True
+        known = self.journal.content["stages"].get(stage.name, {}).get("bytes")
+        if state == DONE and known is not None:
+            return stage.predictions.sizes() == known
         result = self._result(stage)
         if result is None and not stage.atomic:
             return False
-        self.journal.mark(stage.name, DONE, result["seconds"] if result else None, argv=list(stage.argv))
+        try:
+            found = _looked_at(stage)
+        except UserError:
+            return False
+        if state != DONE:  # a journal of version 0.1 has no sizes
+            self.journal.mark(stage.name, DONE, result["seconds"] if result else None, argv=list(stage.argv), **found)
         return True
 
     def _outputs_exist(self, stage: Stage) -> bool:
@@ -223,8 +232,8 @@ class Loop:
             seconds = executor.run([Job(i.name, i.argv, self.layout.log(i.name)) for i in stages])
         except BaseException:
             for stage in stages:
-                done = self._result(stage) is not None and self._outputs_exist(stage)
-                self.journal.mark(stage.name, DONE if done else FAILED)
+                ended = self._result(stage) is not None and self._outputs_exist(stage)
+                self.journal.mark(stage.name, DONE if ended and stage.predictions is None else FAILED)
             raise
         for stage, took in zip(stages, seconds):
             if not self._outputs_exist(stage):
@@ -233,7 +242,12 @@ class Loop:
                 raise UserError(
                     f"{stage.name} ended well but did not write {missing}. Its output is in {self.layout.log(stage.name)}."
                 )
-            self.journal.mark(stage.name, DONE, took)
+            try:
+                found = _looked_at(stage)
+            except UserError:
+                self.journal.mark(stage.name, FAILED)
+                raise
+            self.journal.mark(stage.name, DONE, took, **found)
         self.waited += _busy((self._job_folder(i) for i in stages), self.started)
 
     def _check_inputs(self, stage: Stage) -> None:
@@ -243,6 +257,11 @@ class Loop:
                 f"{stage.name} needs {missing[0]}, which is gone. Do it anew with --from-generation "
                 f"{max(0, stage.generation - 1)}."
             )
+
+
+def _looked_at(stage: Stage) -> dict:
+    """What the journal is to know of the predictions of a stage. Raises :class:`UserError` if they are not whole."""
+    return {} if stage.predictions is None else {"bytes": stage.predictions.check()}
 
 
 def _busy(folders, since: float) -> float:

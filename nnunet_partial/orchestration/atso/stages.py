@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_partial import paths
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
 from nnunet_partial.orchestration.atso.options import Options
+from nnunet_partial.outputs import Predictions
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Stage:
     ``atomic``      the outputs appear only when everything else is written, so that they alone say that it is done
     ``light``       over in seconds: run by the loop itself, never queued
     ``owned``       files and folders that are removed when the stage is to be done anew
+    ``predictions`` what else it must have left, which is looked at before it counts as done
     """
 
     name: str
@@ -27,6 +30,7 @@ class Stage:
     owned: tuple = ()
     atomic: bool = True
     light: bool = False
+    predictions: Predictions | None = None
 
 
 class Planner:
@@ -272,6 +276,9 @@ class Planner:
             [self.layout.checkpoint(model)],
             [out],
             atomic=False,
+            predictions=Predictions(
+                Path(o.test_images), out, paths.root("nnUNet_preprocessed") / self.layout.dataset / "dataset.json"
+            ),
         )
 
     def report(self, t: int) -> Stage:
@@ -335,5 +342,7 @@ def _stage(
     owned: list = (),
     atomic: bool = True,
     light: bool = False,
+    predictions: Predictions | None = None,
 ) -> Stage:
-    return Stage(name, generation, tuple(str(i) for i in argv), tuple(outputs), tuple(inputs), tuple(owned), atomic, light)
+    argv = tuple(str(i) for i in argv)
+    return Stage(name, generation, argv, tuple(outputs), tuple(inputs), tuple(owned), atomic, light, predictions)

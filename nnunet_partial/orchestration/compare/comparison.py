@@ -78,7 +78,7 @@ class Comparison:
                 step.taken()
             return step.taken is not None
         if self._stamps(step) == self._kept_stamps(step):
-            return True
+            return self._predictions_are_whole(step)
         if step.taken is not None:
             self._refuse_changed(step)
         return False
@@ -100,6 +100,23 @@ class Comparison:
         needed = [self._by_name[i] for i in step.needs]
         files = [*step.inputs, *(j for i in needed if i.part != "plans" for j in i.outputs)]
         return {str(i): [i.stat().st_size, i.stat().st_mtime_ns] if i.is_file() else None for i in files}
+
+    def _predictions_are_whole(self, step: Step) -> bool:
+        """Whether the predictions are those that were looked at when the step ended; else they are looked at now."""
+        file = self._job_folder(step) / "predictions.json"
+        if step.predictions is None:
+            return True
+        if file.is_file():
+            return read_json(file) == step.predictions.sizes()
+        try:
+            self._look_at(step)
+        except UserError:
+            return False
+        return True
+
+    def _look_at(self, step: Step) -> None:
+        if step.predictions is not None:
+            write_json(step.predictions.check(), self._job_folder(step) / "predictions.json")
 
     def _kept_stamps(self, step: Step) -> Mapping[str, Any]:
         file = self._job_folder(step) / "inputs.json"
@@ -143,6 +160,7 @@ class Comparison:
         missing = next((i for i in step.outputs if not i.is_file()), None)
         if missing is not None:
             raise UserError(f"{step.name} ended well but did not write {missing}. Its output is in {self._log(step)}.")
+        self._look_at(step)
         self._ended.add(step.name)
 
     def _log(self, step: Step) -> Path:
@@ -172,6 +190,7 @@ class Comparison:
             for folder in step.owned:
                 if folder.exists():
                     shutil.rmtree(folder)
+            (self._job_folder(step) / "predictions.json").unlink(missing_ok=True)
             write_json(self._stamps(step), self._job_folder(step) / "inputs.json")
 
     # ---- for the report

@@ -17,6 +17,7 @@ from nnunet_partial.orchestration.atso import layout as atso_layout
 from nnunet_partial.orchestration.atso import options as atso_options
 from nnunet_partial.orchestration.atso import stages as atso_stages
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
+from nnunet_partial.outputs import Predictions
 from nnunet_partial.settings import BLOCKS, parse_assignments
 
 COMPLETED = "completed"  # the plans variant that trains on completed labels
@@ -83,7 +84,8 @@ class Step:
     """One command. ``part``: what it is for; ``needs``: names of the steps before it; ``outputs``: files that are there
     when it is done; ``inputs``: files that, when they change, make it worth doing again; ``owned``: folders that a killed
     run leaves in part, removed before it starts anew; ``light``: done in seconds, never queued; ``taken``: raises
-    UserError unless outputs that this comparison did not make are what it would have made; None: it makes its own."""
+    UserError unless outputs that this comparison did not make are what it would have made; None: it makes its own;
+    ``predictions``: what else it must have left, which is looked at before the step counts as done."""
 
     name: str
     part: str
@@ -94,6 +96,7 @@ class Step:
     owned: tuple = ()
     light: bool = False
     taken: Callable[[], None] | None = None
+    predictions: Predictions | None = None
 
 
 # ------------------------------------------------------------------ what is to be done
@@ -355,6 +358,9 @@ class Planner:
             needs=tuple(needs),
             inputs=tuple(paths.fold_folder(model, i) / FINAL for i in folds),
             owned=(out,),
+            predictions=Predictions(
+                Path(images or o.test_images), out, paths.preprocessed_dataset(self.dataset).absolute() / "dataset.json"
+            ),
         )
 
     # ---- the teachers' predictions, fused

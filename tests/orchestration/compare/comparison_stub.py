@@ -5,6 +5,7 @@ A training keeps a checkpoint after each epoch and goes on from it; a prediction
 by one, not atomically, as nnU-Net does. Every start is noted in STUB_LOG.
 """
 
+import gzip
 import hashlib
 import json
 import os
@@ -49,13 +50,13 @@ def digest(*parts):
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def read(path):
-    with open(path) as handle:
+def read(path, encoding="utf-8"):
+    with open(path, encoding=encoding) as handle:
         return handle.read()
 
 
 def contents(folder):
-    return [f"{i}={read(os.path.join(folder, i))}" for i in sorted(os.listdir(folder)) if i.endswith(".nii.gz")]
+    return [f"{i}={read(os.path.join(folder, i), 'latin-1')}" for i in sorted(os.listdir(folder)) if i.endswith(".nii.gz")]
 
 
 def write(text, path):
@@ -127,11 +128,12 @@ def predict(argv):
     write("{}", os.path.join(out, "predict_from_raw_data_args.json"))
     weights = [read(os.path.join(model, f"fold_{i}", "checkpoint_final.pth")) for i in several(argv, "-f")]
     for image in sorted(os.listdir(images)):
-        with open(os.path.join(out, image.replace("_0000", "")), "w") as handle:
-            handle.write("half ")
+        content = gzip.compress(digest(*weights, image).encode().ljust(352), mtime=0)  # as long as the header of an image
+        with open(os.path.join(out, image.replace("_0000", "")), "wb") as handle:
+            handle.write(content[:20])
             handle.flush()
             time.sleep(PAUSE_S)
-            handle.write(digest(*weights, image))
+            handle.write(content[20 : 30 if "STUB_CUTS" in os.environ else None])
 
 
 def fuse(argv):

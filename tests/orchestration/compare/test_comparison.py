@@ -134,7 +134,7 @@ class Place:
         skip = {"jobs", "logs", "submitit", "commands.json", "compare.json", "compare.lock", "stub.log"}
         files = {i.relative_to(self.folder): i for i in sorted(self.folder.rglob("*")) if i.is_file()}
         return {
-            str(name): file.read_text().replace(str(self.folder), "PLACE")
+            str(name): file.read_text("latin-1").replace(str(self.folder), "PLACE")
             for name, file in files.items()
             if not skip & set(name.parts) and not name.name.startswith(".tmp-")
         }
@@ -442,6 +442,21 @@ def test_a_teacher_that_changed_is_noticed(copy):
     after = copy.results()["out/report.html"]
     changed = [a.split()[0] for a, b in zip(before.splitlines(), after.splitlines()) if a != b]
     assert changed == ["Individual", "SelfTraining"]  # the stub's MSKD does not look at its teachers
+
+
+def test_predictions_that_are_cut_off_are_not_done(place, finished):
+    """The command ends well, as nnU-Net's does on a full disk; what it left is looked at."""
+    stopped = place.compare(check=False, environment={"STUB_CUTS": "1"})
+    assert stopped.returncode == 2 and "t0.nii.gz is truncated or damaged" in stopped.stderr
+    assert len([i for i in stopped.stderr.splitlines() if i.startswith("nnunet_partial: error:")]) == 1
+    assert not (place.out / "evaluation").exists()
+    place.compare()
+    assert place.results() == finished.results()
+    mask = next(i for i in place.out.glob("predictions/*/s0/*.nii.gz"))
+    mask.write_bytes(b"")
+    place.forget()
+    place.compare()
+    assert any("nnUNetv2_predict" in i for i in place.started()) and place.results() == finished.results()
 
 
 def test_a_failed_step_ends_it_with_its_log_and_what_is_done_stays(place):

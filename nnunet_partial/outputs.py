@@ -1,0 +1,165 @@
+"""When an output is done: a record says what it was made from and what was written, and both are still so.
+
+Neither the existence of a file nor its time alone says that: it may be cut off, or of something else. Standard library
+only, for those too that wait for commands that are not ours.
+"""
+
+import gzip
+import math
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, read_json, sha256, write_json
+
+FOLDER = "records"
+_HEADER_BYTES = 348  # of NIfTI-1
+_PIECE_BYTES = 1 << 22
+
+
+def stamp(file: PathLike) -> dict:
+    """Size, time and hash of a file."""
+    status = os.stat(file)
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "sha256": sha256(file)}
+
+
+def is_same(file: PathLike, known: Mapping[str, Any]) -> bool:
+    """Whether a file is the one that was stamped. Its content is read only where its time is another one, as of a copy."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return False
+    if status.st_size != known.get("bytes"):
+        return False
+    return status.st_mtime_ns == known.get("mtime_ns") or sha256(file) == known.get("sha256")
+
+
+def are_same(files: Mapping[str, PathLike], known: Any) -> bool:
+    """Whether these are the files, by name, that were stamped."""
+    return isinstance(known, Mapping) and set(known) == set(files) and all(is_same(file, known[i]) for i, file in files.items())
+
+
+class Records:
+    """The records of the cases of one folder: ``FOLDER/records/CASE.json``.
+
+    ``inputs`` are plain values, ``sources`` name -> file that a case was made from, ``outputs`` its files, in the folder.
+    A case without a record is not done, so a record goes before the files of its case are replaced, and comes last.
+    """
+
+    def __init__(self, folder: PathLike):
+        self.folder = Path(folder)
+
+    def is_done(self, case: str, inputs: Mapping[str, Any], sources: Mapping[str, PathLike], outputs: Iterable[PathLike]) -> bool:
+        """Whether the case was made from these, and its files are still those that were written."""
+        record = self.read(case)
+        if record is None or record.get("inputs") != dict(inputs):
+            return False
+        return are_same(sources, record.get("sources")) and self.is_written(case, outputs)
+
+    def is_written(self, case: str, outputs: Iterable[PathLike]) -> bool:
+        """Whether the files of the case are those that were written, whatever they were made from."""
+        files = {Path(i).relative_to(self.folder).as_posix(): i for i in outputs}
+        return are_same(files, (self.read(case) or {}).get("outputs"))
+
+    def begin(self, case: str, inputs: Mapping[str, Any], sources: Mapping[str, PathLike]) -> dict:
+        """Forget the case; returns what :meth:`end` is to note: its sources as they are before anything is read of them."""
+        self.forget(case)
+        return {"inputs": dict(inputs), "sources": {name: stamp(file) for name, file in sources.items()}}
+
+    def end(self, case: str, begun: Mapping[str, Any], outputs: Iterable[PathLike]) -> None:
+        """Note that the case is done: its files are written."""
+        written = {Path(i).relative_to(self.folder).as_posix(): stamp(i) for i in outputs}
+        write_json({**begun, "outputs": written}, self._file(case))
+
+    def read(self, case: str) -> dict | None:
+        """The record of a case; None if there is none or it cannot be understood."""
+        try:
+            content = read_json(self._file(case))
+        except UserError:
+            return None
+        return content if isinstance(content, dict) else None
+
+    def forget(self, case: str) -> None:
+        """Mark a case as not done."""
+        self._file(case).unlink(missing_ok=True)
+
+    def _file(self, case: str) -> Path:
+        return self.folder / FOLDER / f"{case}.json"
+
+
+# ---- what commands of nnU-Net leave
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What ``nnUNetv2_predict`` makes of the folder ``images`` in ``out``; it may end well and leave part of it.
+
+    ``dataset_json``: of the model's dataset, which tells how files end.
+    """
+
+    images: Path
+    out: Path
+    dataset_json: Path
+
+    def files(self) -> list:
+        """The label map of every case."""
+        ending = read_json(self.dataset_json)["file_ending"]
+        pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+        try:
+            there = sorted(os.listdir(self.images))
+        except OSError as error:
+            raise UserError(f"{self.images} cannot be read ({error.strerror}).") from None
+        names = (pattern.fullmatch(i) for i in there if not i.startswith("."))
+        return [Path(self.out) / (case + ending) for case in dict.fromkeys(i[1] for i in names if i)]
+
+    def check(self) -> dict:
+        """Size of every file in bytes. Raises :class:`UserError` for the first that is missing or not whole."""
+        for file in self.files():
+            require_whole(file)
+        return self.sizes()
+
+    def sizes(self) -> dict:
+        """Size of every file in bytes, None for one that is not there."""
+        return {i.name: i.stat().st_size if i.is_file() else None for i in self.files()}
+
+
+def require_whole(file: PathLike) -> None:
+    """Raise :class:`UserError` for an image file that is missing, empty or cut off.
+
+    What is compressed by gzip is read to its end, with the checksum; a NIfTI file must hold all voxels of its header.
+    """
+    file = os.fspath(file)
+    try:
+        with (gzip.open if file.lower().endswith(".gz") else open)(file, "rb") as stream:
+            header = stream.read(_HEADER_BYTES)
+            found = len(header)
+            while piece := stream.read(_PIECE_BYTES):
+                found += len(piece)
+    except FileNotFoundError:
+        raise UserError(f"{file} was not written. {_REMEDY}") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{file} is truncated or damaged ({error}). {_REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}). {_REMEDY}") from None
+    expected = _nifti_bytes(header) if file.lower().endswith((".nii", ".nii.gz")) else 1
+    if found < expected:
+        raise UserError(f"{file} is truncated: it holds {found} of {expected} bytes. {_REMEDY}")
+
+
+_REMEDY = "Is the disk full? Free some space and start the command again."
+
+
+def _nifti_bytes(header: bytes) -> int:
+    """Bytes of a NIfTI-1 file from its header, of any other file of this name those of a header."""
+    for order in "<>":
+        if len(header) == _HEADER_BYTES and struct.unpack_from(order + "i", header)[0] == _HEADER_BYTES:
+            dimensions, *lengths = struct.unpack_from(order + "8h", header, 40)
+            (bits,), (offset,) = struct.unpack_from(order + "h", header, 72), struct.unpack_from(order + "f", header, 108)
+            return int(offset) + math.prod(lengths[:dimensions]) * bits // 8
+    return _HEADER_BYTES
