@@ -25,6 +25,10 @@ def read(source, options) -> Download:
         pairs = [(i["image"], i["label"]) for i in content["training"]] + [(i, None) for i in content.get("test", [])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file} is not the dataset.json of the Decathlon ({type(error).__name__}: {error}).") from None
+    if len(structures) < sum(bool(int(value)) for value in content["labels"]):
+        raise UserError(
+            f"{file}: two labels have names that differ in signs alone, {list(content['labels'].values())}. Rename one."
+        )
     cases = [find_case(source, file, image, label, len(channels)) for image, label in pairs]
     organ = next((i for i in TUMOUR if i in structures and TUMOUR[i] in structures), None)
     if organ is None:

@@ -238,9 +238,9 @@ def _check_same_settings(final: Path, settings: Mapping) -> None:
         )
     previous = read_json(final / RECORD, "Replace the dataset with --overwrite.")["settings"]
     for key, value in settings.items():
-        if previous.get(key) != value:
+        if previous.get(key, False) != value:  # what an older version did not know was off
             raise UserError(
-                f"{final} exists with other settings: {key} {previous.get(key)}, now {value}. Choose "
+                f"{final} exists with other settings: {key} {previous.get(key, False)}, now {value}. Choose "
                 f"another --dataset-id, or replace it with --overwrite."
             )
 

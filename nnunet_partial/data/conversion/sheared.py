@@ -20,7 +20,9 @@ NOTE = "sheared: resampled onto a grid with right angles, grey values linearly, 
 
 
 def is_sheared(path: Path) -> bool:
-    """Whether ITK refuses the axes of this file."""
+    """Whether ITK refuses the axes of this NIfTI file."""
+    if not is_nifti(path):
+        return False
     try:
         images.read_geometry(path)
     except images.ShearedError:
@@ -34,7 +36,7 @@ def straightened(case, folder: Path):
     """The case with its sheared files replaced by resampled ones in ``folder``, and a note; as it is if there are none."""
     if not any(is_sheared(path) for path in case.files):
         return case
-    new = [replace(image, path=_straight(image.path, folder, order=1)) for image in case.images]
+    new = [replace(i, path=_straight(i.path, folder, order=1)) if hasattr(i, "path") else i for i in case.images]
     label = case.label
     if hasattr(label, "masks"):
         label = replace(label, masks=tuple((value, _straight(path, folder, order=0)) for value, path in label.masks))
@@ -47,7 +49,7 @@ def _straight(path: Path, folder: Path, order: int) -> Path:
     import nibabel
     from nibabel.processing import resample_from_to
 
-    if not is_nifti(path) or not is_sheared(path):
+    if not is_sheared(path):
         return path
     for _ in images._voxels(str(path)):  # nibabel would fill what is missing of a truncated file
         pass
