@@ -311,3 +311,17 @@ def test_script_does_what_the_command_does(tmp_path, src, lits):
         assert "3 cases, 3 labelled, 0 skipped; classes liver" in result.stdout
         assert "images: 3 in place" in result.stdout
     assert whole(tmp_path / "a" / "Dataset007_LiTS") == whole(tmp_path / "b" / "Dataset007_LiTS")
+
+
+def test_a_conversion_of_an_older_version_is_redone_by_the_same_command(src, tools, run):
+    """Its record knows neither the newer settings nor the newer facts about a case."""
+    tools.write(src / "volume-1.nii", tools.grey(1))
+    tools.write(src / "segmentation-1.nii", tools.label_with(1, (1, 2)))
+    folder = run("lits", src).folder
+    assert run("lits", src).unchanged == ("lits_001",)
+    record = json.loads((folder / "conversion.json").read_text())
+    del record["settings"]["resample_sheared"], record["cases"]["lits_001"]["patient"]
+    (folder / "conversion.json").write_text(json.dumps(record))
+    report = run("lits", src)
+    assert report.unchanged == () and set(report.converted) == {"lits_001"}
+    assert run("lits", src).unchanged == ("lits_001",)
