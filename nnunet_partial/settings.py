@@ -142,6 +142,11 @@ class RunSettings:
     labels: str | None = setting(
         None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
     )
+    untaught: str = setting(
+        "refuse",
+        "classes that no training case of the fold annotates: refuse to train, or mask: train without them, and never predict them",
+        choices=("refuse", "mask"),
+    )
     base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
     trainers: dict = setting({}, "block of settings -> trainer that declares it; nnunet_partial variant --trainer sets it")
 

@@ -2,7 +2,8 @@
 
 Huang et al., "Multi-organ Segmentation via Co-training Weight-averaged Models from Few-organ Datasets", 2020. Equation
 numbers are the paper's. The paper sums over images and voxels; here sums over voxels are means over the voxels of the
-batch, and sums over images are means over its samples, so that weights do not depend on the batch.
+batch, and sums over images are means over its samples, so that weights do not depend on the batch. ``valid`` (B, *S) bool
+marks the voxels that count (an ignore label's do not): every sum and mean runs over these alone; None for all.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from torch.nn import functional as F
 from ._common import check_voxels, log_softmax, softmax
 
 
-def focal_loss(logits: Tensor, target: Tensor, class_weights: Tensor | Sequence[float], gamma: float = 2.0) -> Tensor:
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    class_weights: Tensor | Sequence[float],
+    gamma: float = 2.0,
+    valid: Tensor | None = None,
+) -> Tensor:
     """Class-weighted focal loss on hard labels.
 
         L_focal = - sum_c alpha_c (1 - F_c)^gamma log F_c                                                    (1)
@@ -25,14 +32,14 @@ def focal_loss(logits: Tensor, target: Tensor, class_weights: Tensor | Sequence[
     that of its label; mean over all voxels, weights are not divided out again.
 
     ``logits``         (B, C, *S), F is their softmax
-    ``target``         (B, *S) or (B, 1, *S), labels 0 to C - 1
+    ``target``         (B, *S) or (B, 1, *S), labels 0 to C - 1; anything where ``valid`` is False
     ``class_weights``  alpha, (C,), background first; see ``class_weights_from_volumes``
     ``gamma``          0 (weighted cross-entropy) or at least 1; the slope of what lies between is infinite at F = 1
     returns            0-dim; 0 without a voxel
     """
     if not (gamma == 0 or gamma >= 1):
         raise ValueError(f"gamma is {gamma}, expected 0 or at least 1")
-    target = _labels(target, logits)
+    target = _labels(target, logits, valid)
     log_prob = log_softmax(logits).gather(1, target[:, None])[:, 0]
     weights = torch.as_tensor(class_weights, dtype=log_prob.dtype, device=logits.device)
     if weights.shape != logits.shape[1:2]:
@@ -40,10 +47,10 @@ def focal_loss(logits: Tensor, target: Tensor, class_weights: Tensor | Sequence[
             f"class_weights has shape {tuple(weights.shape)}, expected one weight for each of the {logits.shape[1]} classes"
         )
     wrong = -torch.expm1(log_prob)  # 1 - F, exact where F is near 1
-    return -(weights[target] * wrong**gamma * log_prob).sum() / max(target.numel(), 1)
+    return -_voxel_mean(weights[target] * wrong**gamma * log_prob, valid)
 
 
-def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1e-5) -> Tensor:
+def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1e-5, valid: Tensor | None = None) -> Tensor:
     """Soft Dice loss on hard labels, of each image, summed over organs.
 
         L_dice = sum_c (1 - 2 (sum y_c F_c + eps) / (sum y_c + sum F_c + eps))                               (2)
@@ -51,20 +58,24 @@ def soft_dice_loss(logits: Tensor, target: Tensor, smooth: float = 1e-5) -> Tens
     with sums over the voxels of an image, c = 1 to C the organs (background is none), mean over the samples.
 
     ``logits``  (B, C + 1, *S), F is their softmax
-    ``target``  (B, *S) or (B, 1, *S), labels 0 to C; y_c is 1 where the label is c
+    ``target``  (B, *S) or (B, 1, *S), labels 0 to C; y_c is 1 where the label is c; anything where ``valid`` is False
     ``smooth``  eps
     returns     0-dim; 0 without a sample
 
     eps stands inside the bracket that 2 multiplies, as printed. An organ that is neither labelled nor predicted
     therefore adds 1 - 2 eps / eps = -1, and a perfect match -eps / (2 |y| + eps), not 0; gradients are those of any Dice.
     """
-    target = _labels(target, logits).flatten(1)
+    target = _labels(target, logits, valid).flatten(1)
     probs = softmax(logits).flatten(2)
+    counts = torch.ones_like(target) if valid is None else valid.flatten(1)
+    counts = counts[:, None].to(probs.dtype)
+    if valid is not None:
+        probs = probs * counts
     chosen = probs.gather(1, target[:, None])
     # only a voxel's own class overlaps: scattered, not multiplied by a one-hot of every class
     overlap = torch.zeros_like(probs).scatter(1, target[:, None], chosen).sum(-1)
     with torch.no_grad():
-        present = torch.zeros_like(probs).scatter_(1, target[:, None], 1).sum(-1)
+        present = torch.zeros_like(probs).scatter_(1, target[:, None], counts).sum(-1)
     dice = 2 * (overlap + smooth) / (present + probs.sum(-1) + smooth)
     return (1 - dice[:, 1:]).sum() / max(logits.shape[0], 1)
 
@@ -90,11 +101,18 @@ def soft_cross_entropy(logits: Tensor, teacher_probs: Tensor, region: Tensor) ->
 
 
 def region_mask(
-    target: Tensor, annotated: Tensor, mode: str = "equation", pseudo: Tensor | None = None, iterations: int = 3
+    target: Tensor,
+    annotated: Tensor,
+    mode: str = "equation",
+    pseudo: Tensor | None = None,
+    iterations: int = 3,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """Where the soft labels supervise.
 
         T = 0 in regions with ground-truth annotations of an organ, 1 in "regions without annotations or background"
+
+    and 0 where ``valid`` is False.
 
     ``target``      (B, *S), labels; an organ's voxels are ground truth where the sample annotates it
     ``annotated``   (B, K + 1) bool, background at 0
@@ -109,11 +127,13 @@ def region_mask(
     """
     if mode not in ("equation", "dilated"):
         raise ValueError(f"mode is {mode!r}, expected 'equation' or 'dilated'")
+    counts = True if valid is None else valid
+    target, pseudo = (i if i is None or valid is None else torch.where(valid, i, 0) for i in (target, pseudo))
     truth = _organ_of(target, annotated.bool())
     if mode == "equation":
-        return ~truth
+        return ~truth & counts
     pseudo = target if pseudo is None else pseudo
-    return _dilate(_organ_of(pseudo, ~annotated.bool()), iterations) & ~truth
+    return _dilate(_organ_of(pseudo, ~annotated.bool()), iterations) & ~truth & counts
 
 
 def class_weights_from_volumes(volumes: Tensor | Sequence[float], background: float = 1.0) -> Tensor:
@@ -133,11 +153,21 @@ def class_weights_from_volumes(volumes: Tensor | Sequence[float], background: fl
     return torch.cat((torch.full_like(inverse[:1], background), inverse / inverse.mean()))
 
 
-def _labels(target: Tensor, logits: Tensor) -> Tensor:
-    """Labels (B, *S) int64 on the voxels of the logits."""
+def _voxel_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean of ``values`` (B, *S) over the voxels that ``valid`` (B, *S) bool marks, None for all; 0 where there are none."""
+    if valid is None:
+        return values.sum() / max(values.numel(), 1)
+    return (values * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _labels(target: Tensor, logits: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Labels (B, *S) int64 on the voxels of the logits; 0 where they do not count."""
     target = target[:, 0] if target.ndim == logits.ndim and target.shape[1] == 1 else target
     check_voxels("target", target, logits)
-    return target.long()
+    if valid is None:
+        return target.long()
+    check_voxels("valid", valid, logits)
+    return torch.where(valid, target, 0).long()
 
 
 def _organ_of(labels: Tensor, classes: Tensor) -> Tensor:

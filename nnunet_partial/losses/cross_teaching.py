@@ -12,7 +12,8 @@ s = 1e-5. It is 0 where P is certain of Y, and 0 where D is empty.
 P1, P2 are the teachers, S the student. A case annotated only in part is labelled for its annotated classes and unlabelled for
 the rest: ``groups`` (B, C) restricts a loss to the classes that are a group of their own. For labelled cases that is
 ``groups_from_annotated(annotated)``, for what is left to cross teaching ``groups_from_annotated(~annotated)``. None stands
-for every class.
+for every class. ``valid`` (B, *S) bool marks the voxels that count (an ignore label's do not): every sum and mean runs over
+these alone; None for all.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._common import log_softmax, softmax
+from ._common import check_voxels, log_softmax, softmax
 from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs
 
 
@@ -34,6 +35,7 @@ def dice_focal(
     alpha: float = 0.5,
     gamma: float = 2.0,
     weight_focal: float = 1.0,
+    valid: Tensor | None = None,
     **dice: object,
 ) -> Tensor:
     """The supervised loss of all three networks.
@@ -44,7 +46,7 @@ def dice_focal(
     other classes with 1 - alpha, and the paper has alpha = 0.5.
 
     ``logits``  (B, C, *S)
-    ``target``  (B, 1, *S) or (B, *S), labels
+    ``target``  (B, 1, *S) or (B, *S), labels; anything where ``valid`` is False
     ``groups``  (B, C) int, as ``MarginalDiceCELoss`` takes them; None for every class on its own
     ``weight_focal``  of the second term. The number of samples over that of samples with labels makes it the mean over
                 the voxels of the latter alone
@@ -52,10 +54,13 @@ def dice_focal(
     returns     0-dim. A sample whose classes are all one group adds 0
     """
     groups = _singletons(logits) if groups is None else groups
-    return _dice(logits, target, groups, **dice) + weight_focal * _focal(logits, target, groups, alpha, gamma)
+    target = target[:, 0] if target.ndim == logits.ndim else target
+    return _dice(logits, target, groups, valid, **dice) + weight_focal * _focal(logits, target, groups, alpha, gamma, valid)
 
 
-def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, **dice: object) -> Tensor:
+def cross_teaching(
+    p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, valid: Tensor | None = None, **dice: object
+) -> Tensor:
     """Each teacher is taught by what the other one says.
 
         L_ctl = Dice(P_T1, argmax(P_T2)) + Dice(P_T2, argmax(P_T1))
@@ -65,11 +70,17 @@ def cross_teaching(p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None =
     returns                       0-dim
     """
     groups = _singletons(p1_logits) if groups is None else groups
-    return _dice(p1_logits, p2_logits.argmax(1), groups, **dice) + _dice(p2_logits, p1_logits.argmax(1), groups, **dice)
+    first = _dice(p1_logits, p2_logits.argmax(1), groups, valid, **dice)
+    return first + _dice(p2_logits, p1_logits.argmax(1), groups, valid, **dice)
 
 
 def pseudo_supervision(
-    s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, **dice: object
+    s_logits: Tensor,
+    p1_logits: Tensor,
+    p2_logits: Tensor,
+    groups: Tensor | None = None,
+    valid: Tensor | None = None,
+    **dice: object,
 ) -> Tensor:
     """The student is taught by what the teachers say together.
 
@@ -78,10 +89,16 @@ def pseudo_supervision(
     All logits (B, C, *S); the gradient reaches the student alone. ``groups``, ``dice`` as in ``dice_focal``. 0-dim.
     """
     groups = _singletons(s_logits) if groups is None else groups
-    return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, **dice)
+    return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, valid, **dice)
 
 
-def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, weights: Tensor | None = None) -> Tensor:
+def distillation(
+    s_logits: Tensor,
+    p1_logits: Tensor,
+    p2_logits: Tensor,
+    weights: Tensor | None = None,
+    valid: Tensor | None = None,
+) -> Tensor:
     """The student learns the teachers' mean probabilities.
 
         L_kd = KL(P_T || P_S) = sum_c P_T,c (log P_T,c - log P_S,c),   P_T = (P_T1 + P_T2) / 2
@@ -94,9 +111,15 @@ def distillation(s_logits: Tensor, p1_logits: Tensor, p2_logits: Tensor, weights
     """
     log_student = log_softmax(s_logits)
     teacher = _mean_teacher(p1_logits, p2_logits).to(log_student.dtype)
-    divergence = F.kl_div(log_student, teacher, reduction="none").flatten(1).sum(1)
+    divergence = F.kl_div(log_student, teacher, reduction="none")
+    if valid is not None:
+        check_voxels("valid", valid, s_logits)
+        divergence = divergence * valid[:, None]
+    divergence = divergence.flatten(1).sum(1)
     if weights is not None:
         divergence = divergence * weights.to(divergence)
+    if valid is not None:
+        return divergence.sum() / valid.sum().clamp_min(1)
     return divergence.sum() * log_student.shape[1] / max(log_student.numel(), 1)
 
 
@@ -113,19 +136,30 @@ def _dice(
     logits: Tensor,
     target: Tensor,
     groups: Tensor,
+    valid: Tensor | None = None,
     batch_dice: bool = True,
     smooth: float = 1e-5,
     all_gather: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    loss = MarginalDiceCELoss(batch_dice, smooth=smooth, weight_ce=0, all_gather=all_gather, one_minus_dice=True)
+    ignore_label = None
+    if valid is not None:
+        check_voxels("valid", valid, logits)
+        ignore_label = logits.shape[1]  # no class
+        target = torch.where(valid, target, ignore_label)
+    loss = MarginalDiceCELoss(
+        batch_dice, smooth=smooth, weight_ce=0, ignore_label=ignore_label, all_gather=all_gather, one_minus_dice=True
+    )
     return loss(logits, target, groups)
 
 
-def _focal(logits: Tensor, target: Tensor, groups: Tensor, alpha: float, gamma: float) -> Tensor:
+def _focal(logits: Tensor, target: Tensor, groups: Tensor, alpha: float, gamma: float, valid: Tensor | None) -> Tensor:
     lowest = lowest_class(groups)
+    target = target if valid is None else torch.where(valid, target, 0)
     labels = lowest.to(logits.device).gather(1, target.flatten(1).long())
     log_prob = marginal_log_probs(logits, groups).flatten(2).gather(1, labels[:, None])[:, 0]
     telling = (lowest != 0).any(1).to(logits.device)  # else 1 - p is 0 only up to rounding
     wrong = (-torch.expm1(log_prob)).clamp_min(0)  # a merged log probability may pass 0 by a rounding error
     voxels = -(wrong**gamma) * log_prob
-    return alpha * (voxels.sum(1) * telling).sum() / max(labels.numel(), 1)
+    if valid is None:
+        return alpha * (voxels.sum(1) * telling).sum() / max(labels.numel(), 1)
+    return alpha * ((voxels * valid.flatten(1)).sum(1) * telling).sum() / valid.sum().clamp_min(1)

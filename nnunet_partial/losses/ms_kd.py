@@ -1,7 +1,8 @@
 """Multi-teacher single-student knowledge distillation (MS-KD).
 
 Feng et al., "MS-KD: Multi-Organ Segmentation with Multiple Binary-Labeled Datasets", 2021. Equation numbers are
-the paper's. Teacher k has one output for background and one for each of its n_k organs (the paper has n_k = 1); the
+the paper's. ``valid`` (B, *S) bool marks the voxels that count (an ignore label's do not): R and every region hold these
+alone; None for all. Teacher k has one output for background and one for each of its n_k organs (the paper has n_k = 1); the
 student has K + 1 outputs. Teachers are references: no gradient reaches them.
 
     L = sum_k L_logit^k + lambda_1 L_logit^B + lambda_2 sum_k L_feature^k,  lambda_1 = 1, lambda_2 = 10     (8)
@@ -52,7 +53,10 @@ def transfer(teacher_probs: Tensor, classes: Sequence[int], num_classes: int) ->
 
 
 def logit_loss(
-    student_logits: Tensor, teacher_logits: Sequence[Tensor], teacher_classes: Sequence[Sequence[int]]
+    student_logits: Tensor,
+    teacher_logits: Sequence[Tensor],
+    teacher_classes: Sequence[Sequence[int]],
+    valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Supervision of the student's probabilities by the teachers', region by region.
 
@@ -76,6 +80,10 @@ def logit_loss(
     organ_regions, background_region = teacher_regions(teacher_logits)
     student = log_softmax(student_logits).unbind(1)
     voxels = max(background_region.numel(), 1)
+    if valid is not None:
+        check_voxels("valid", valid, student_logits)
+        organ_regions, background_region = [i & valid for i in organ_regions], background_region & valid
+        voxels = valid.sum().clamp_min(1)
 
     # q_hat is zero at most classes: the sums run over channels that a teacher has, so K teachers cost K channels, not K^2
     organ = student[0].new_zeros(())
@@ -90,7 +98,12 @@ def logit_loss(
     return organ / voxels, background / voxels
 
 
-def feature_loss(student_features: Tensor, teacher_features: Sequence[Tensor], teacher_masks: Sequence[Tensor]) -> Tensor:
+def feature_loss(
+    student_features: Tensor,
+    teacher_features: Sequence[Tensor],
+    teacher_masks: Sequence[Tensor],
+    valid: Tensor | None = None,
+) -> Tensor:
     """Supervision of the student's features by each teacher's, in that teacher's organ region.
 
         L = sum_k 1/|R^l| sum_{i in R^l} KL(sort(F_i^k) || sort(F_i^S)) M_i^{k,l}                            (7)
@@ -108,11 +121,15 @@ def feature_loss(student_features: Tensor, teacher_features: Sequence[Tensor], t
     if len(teacher_features) != len(teacher_masks):
         raise ValueError(f"features of {len(teacher_features)} teachers but masks of {len(teacher_masks)}")
     total = student_features[:0].sum(dtype=working_dtype(student_features))
+    voxels = max(student_features[:, 0].numel(), 1) if valid is None else valid.sum().clamp_min(1)
     for features, mask in zip(teacher_features, teacher_masks):
         _check_features(student_features, features, mask)
+        if valid is not None:
+            check_voxels("valid", valid, student_features)
+            mask = mask & valid
         log_student = log_softmax(_voxels(student_features, mask)).sort(1).values
         teacher = softmax(_voxels(features.detach(), mask)).sort(1).values.to(log_student.dtype)
-        total = total + F.kl_div(log_student, teacher, reduction="sum") / max(mask.numel(), 1)
+        total = total + F.kl_div(log_student, teacher, reduction="sum") / voxels
     return total
 
 

@@ -16,10 +16,14 @@ class FeatureTap:
     def __init__(self, network: nn.Module, level: int):
         stages = getattr(getattr(network, "decoder", None), "stages", None)
         if stages is None:
-            raise UserError(f"{type(network).__name__} has no decoder stages to take features from.")
+            raise UserError(
+                f"{type(network).__name__} has no decoder stages to take features from. Leave "
+                "the feature term out: --set mskd.lambda_feature=0, or train nnUNetTrainerMSKDLW."
+            )
         if not 0 <= level < len(stages):
             raise UserError(
-                f"feature level {level} does not exist: the decoder has levels 0 (full resolution) to {len(stages) - 1}."
+                f"feature level {level} does not exist: the decoder has levels 0 (full resolution) to {len(stages) - 1}. "
+                "Set mskd.feature_level to one of them."
             )
         self._features: torch.Tensor | None = None
         # decoder stages are stored in the order of computation: the last one is full resolution

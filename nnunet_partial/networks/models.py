@@ -60,6 +60,11 @@ def _resolved(plans: Mapping[str, Any], configuration: str) -> dict:
     return {**(_resolved(plans, parent) if parent else {}), **content}
 
 
+def cascaded(plans: Mapping[str, Any], configuration: str) -> bool:
+    """Whether a network of this configuration takes the output of a previous stage beside the image."""
+    return _resolved(plans, configuration).get("previous_stage") is not None
+
+
 @dataclass(frozen=True)
 class LoadedNetwork:
     """A trained network without deep supervision, on the CPU, with nnU-Net's managers of what it was trained with."""

@@ -13,7 +13,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json
 from nnunet_partial.labels import Annotations, foreground_classes
 from nnunet_partial.networks.features import FeatureTap
-from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
+from nnunet_partial.networks.models import ModelFiles, cascaded, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.settings import KEY, MSKDSettings
 
 TEACHER_TRAINER = "nnUNetTrainerIndividual"
@@ -26,7 +26,16 @@ def find_teachers(
     missing or does not fit, with the command that trains it. Reads JSON only."""
     _check_sources(annotations, settings)
     sources = settings.sources if settings.sources is not None else annotations.annotated_sources
+    configuration = teachers_configuration(plans, configuration)
     return [_find_teacher(i, annotations, settings, plans, configuration, fold) for i in sources]
+
+
+def teachers_configuration(plans: Mapping[str, Any], configuration: str) -> str:
+    """The configuration that the teachers of a student are trained with: its own, or for the second stage of a cascade the
+    one whose data it shares, such as 3d_fullres. Teachers see the image alone, never a previous stage."""
+    while cascaded(plans, configuration):
+        configuration = plans["configurations"][configuration]["inherits_from"]
+    return configuration
 
 
 def _check_sources(annotations: Annotations, settings: MSKDSettings) -> None:
@@ -94,6 +103,12 @@ def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mappin
     remedy = f"Train it on these plans: {training_command(source, plans, configuration, 0)}"
     teacher_plans = read_json(model / "plans.json", remedy)
     classes, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
+    trained = model.absolute().name.split("__")[-1]
+    if cascaded(teacher_plans, trained):
+        raise UserError(
+            f"the teacher of source {source!r} in {model} is the second stage of a cascade, which needs the first one's output; "
+            f"a teacher sees the image alone. Train it with: {training_command(source, plans, configuration, 0)}"
+        )
     for name, theirs, ours in preprocessing_pairs(teacher_plans, plans, configuration, model):
         if theirs != ours:
             raise UserError(

@@ -45,11 +45,6 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         own, classes = self.own, self.dataset_annotations.classes
-        if self.dataset_annotations.ignore_label is not None:
-            raise UserError(
-                f"{self.dataset_annotations.file}: co-training has no place for an ignore label; its focal "
-                f"and Dice losses need a label everywhere. Train nnUNetTrainerSelfTraining."
-            )
         where = f"plans {plans['plans_name']}: setting co_training"
         if not (own.gamma == 0 or own.gamma >= 1):
             raise UserError(f"{where}.gamma must be 0 or at least 1, found {own.gamma}.")
@@ -133,7 +128,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             taught = {name: output[0].detach() for name, output in outputs.items()}
         own, region = self.own, self.region(batch.full_resolution_target[:, 0], batch)
         focal = sum(self.at_every_scale(self.focal_loss, i, batch.targets) for i in outputs.values())
-        dice = sum(self.at_every_scale(co_training.soft_dice_loss, i, batch.targets) for i in outputs.values())
+        dice = sum(self.at_every_scale(self.dice_loss, i, batch.targets) for i in outputs.values())
         soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
         return {
             "focal": own.lambda_focal * focal,
@@ -147,13 +142,19 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def focal_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Eq. 1."""
-        return co_training.focal_loss(logits, target, self.class_weights, self.own.gamma)
+        return co_training.focal_loss(logits, target, self.class_weights, self.own.gamma, self.valid(target))
+
+    def dice_loss(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Eq. 2."""
+        return co_training.soft_dice_loss(logits, target, valid=self.valid(target))
 
     def region(self, target: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """T (B, *S) of Eqs. 4 and 5; 1 everywhere without the region mask."""
+        """T (B, *S) of Eqs. 4 and 5 for target (B, *S); 1 everywhere without the region mask, but for an ignore label."""
+        valid = self.valid(target[:, None])
         if not self.region_masked:
-            return torch.ones_like(target, dtype=torch.bool)
-        return co_training.region_mask(target.long(), batch.truth, self.own.region, iterations=self.own.region_dilation)
+            return torch.ones_like(target, dtype=torch.bool) if valid is None else valid
+        own = self.own
+        return co_training.region_mask(target.long(), batch.truth, own.region, iterations=own.region_dilation, valid=valid)
 
     def soft_loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
         """Eqs. 4, 5, a mean over the region of the whole batch, which under DDP lies on several devices."""

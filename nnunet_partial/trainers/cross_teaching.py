@@ -53,11 +53,6 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         own, annotations = self.own, self.dataset_annotations
         where = f"plans {plans['plans_name']}: setting cross_teaching"
-        if annotations.ignore_label is not None:
-            raise UserError(
-                f"{annotations.file}: cross-teaching distillation has no place for an ignore label; its losses "
-                f"need a label everywhere. Train nnUNetTrainerPartial."
-            )
         if not annotations.annotated_sources:
             raise UserError(
                 f"{annotations.file}: no case annotates anything, so there is nothing to learn from. Merge "
@@ -190,19 +185,20 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         share_labelled, share_unlabelled = self.shares(labelled, unlabelled)
 
         losses = {"supervised": sum(self.supervised(i, batch, share_labelled) for i in outputs.values())}
+        valid = self.valid(batch.full_resolution_target)
         semi = self.own.lambda_ssl * self.ramp()
         if "cross_teaching" in self.loss_terms:
             pair = [logits[i] for i in self.cross_teachers]
-            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, **self._dice)
+            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, valid, **self._dice)
         taught = [logits[i] for i in (self.teachers[0], self.teachers[-1])] if self.teachers else None
         if "pseudo_supervision" in self.loss_terms:
             losses["pseudo_supervision"] = semi * cross_teaching.pseudo_supervision(
-                logits["network"], *taught, lacking, **self._dice
+                logits["network"], *taught, lacking, valid, **self._dice
             )
         if "distillation" in self.loss_terms:
             of_labelled, of_unlabelled = self.distillation_weights()
             weights = of_labelled * share_labelled * labelled + of_unlabelled * share_unlabelled * unlabelled
-            losses["distillation"] = cross_teaching.distillation(logits["network"], *taught, weights)
+            losses["distillation"] = cross_teaching.distillation(logits["network"], *taught, weights, valid)
         return losses
 
     def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, weight_focal: float) -> torch.Tensor:
@@ -210,7 +206,10 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         own = self.own
 
         def dice_focal(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-            return cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, weight_focal, **self._dice)
+            valid = self.valid(target)
+            return cross_teaching.dice_focal(
+                output, target, batch.groups, own.alpha, own.gamma, weight_focal, valid, **self._dice
+            )
 
         return self.at_every_scale(dice_focal, outputs, batch.targets)
 

@@ -56,33 +56,50 @@ class nnUNetTrainerMSKD(PartialTrainer):
                 teacher.network = torch.compile(teacher.network)
 
     def compute_losses(self, batch: Batch) -> dict:
-        taught = [teacher(batch.data) for teacher in self.teachers]
-        return self.distillation(self.network(batch.data), [i for i, _ in taught], [i for _, i in taught])
+        taught = self.teach(batch)
+        return self.distillation(self.network(batch.data), taught, batch)
 
-    def distillation(self, output: Any, teacher_logits: Sequence[torch.Tensor], teacher_features: Sequence[Any]) -> dict:
-        """The terms of Eq. 8, weighted."""
+    def taught_classes(self, cases: Sequence[str]) -> set:
+        """What the teachers know."""
+        return {name for files in self._find_teachers() for name in files.classes}
+
+    def teach(self, batch: Batch) -> list:
+        """(logits, features or None) of each teacher. In a cascade they see the image alone, not the previous stage."""
+        return [teacher(batch.image) for teacher in self.teachers]
+
+    def distillation(self, output: Any, taught: Sequence[tuple], batch: Batch) -> dict:
+        """The terms of Eq. 8, weighted; ``taught`` as :meth:`teach` returns it."""
+        teacher_logits, teacher_features = [i for i, _ in taught], [i for _, i in taught]
         outputs = output if isinstance(output, (list, tuple)) else [output]
         classes = [i.classes for i in self.teachers]
         organ = background = 0
-        for weight, logits in zip(self.deep_supervision_weights(), outputs):
+        for weight, logits, target in zip(self.deep_supervision_weights(), outputs, batch.targets):
             if weight:
                 references = [at_resolution(i, logits.shape[2:]) for i in teacher_logits]
-                terms = ms_kd.logit_loss(logits, references, classes)
+                terms = ms_kd.logit_loss(logits, references, classes, self.valid(target))
                 organ, background = organ + weight * terms[0], background + weight * terms[1]
         losses = {"organ": organ, "background": self.own.lambda_background * background}
         if "feature" in self.loss_terms:
-            losses["feature"] = self.own.lambda_feature * self.feature_term(teacher_logits, teacher_features, organ)
+            losses["feature"] = self.own.lambda_feature * self.feature_term(
+                teacher_logits, teacher_features, organ, self.valid(batch.full_resolution_target)
+            )
         return losses
 
     def feature_term(
-        self, teacher_logits: Sequence[torch.Tensor], teacher_features: Sequence[Any], like: torch.Tensor
+        self,
+        teacher_logits: Sequence[torch.Tensor],
+        teacher_features: Sequence[Any],
+        like: torch.Tensor,
+        valid: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Eq. 7, summed over teachers; zero where lambda_feature switches it off."""
         if self.tap is None:
             return torch.zeros_like(like)
         student = self.tap.take()
         organs, _ = ms_kd.teacher_regions(teacher_logits)
-        return ms_kd.feature_loss(student, teacher_features, [ms_kd.reduce_mask(i, student.shape[2:]) for i in organs])
+        masks = [ms_kd.reduce_mask(i, student.shape[2:]) for i in organs]
+        valid = None if valid is None else ms_kd.reduce_mask(valid, student.shape[2:])
+        return ms_kd.feature_loss(student, teacher_features, masks, valid)
 
 
 class nnUNetTrainerMSKDLW(nnUNetTrainerMSKD):
@@ -98,10 +115,12 @@ class nnUNetTrainerMSKDPlus(nnUNetTrainerMSKD):
     short_name, title = "mskdplus", "MSKDPlus"
     loss_terms = ("organ", "background", "feature", "marginal")
 
+    def taught_classes(self, cases: Sequence[str]) -> set:
+        return super().taught_classes(cases) | PartialTrainer.taught_classes(self, cases)
+
     def compute_losses(self, batch: Batch) -> dict:
-        taught = [teacher(batch.data) for teacher in self.teachers]
-        output = self.network(batch.data)
-        losses = self.distillation(output, [i for i, _ in taught], [i for _, i in taught])
+        taught, output = self.teach(batch), self.network(batch.data)
+        losses = self.distillation(output, taught, batch)
         return {**losses, "marginal": self.own.lambda_marginal * self.marginal_loss(output, batch)}
 
 

@@ -1,6 +1,6 @@
 """The baseline that every method is compared with: partial labels taken at face value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_partial.labels import Annotations
@@ -21,6 +21,10 @@ class nnUNetTrainerNaive(PartialTrainer):
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         self.annotations = Annotations(self.dataset_annotations.classes, None, self.dataset_annotations.ignore_label)
         return dataset_json
+
+    def taught_classes(self, cases: Sequence[str]) -> set:
+        """On every case all classes are taken for annotated; that a class is background everywhere teaches nothing."""
+        return {name for case in cases for name in self.dataset_annotations.of(case).annotated}
 
     def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
         return validation.metrics_on_annotated(self.dataset_annotations, folder_truth, folder_predicted, *args, **kwargs)

@@ -39,10 +39,11 @@ from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
 from nnunet_partial.labels import Annotations
 from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
 from nnunet_partial.networks.ema import EMA
+from nnunet_partial.networks.heads import can_switch_deep_supervision, mask_outputs
 from nnunet_partial.networks.onednn import onednn_convolutions
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import BLOCKS, RunSettings, read_block
-from nnunet_partial.training import progress, validation
+from nnunet_partial.training import pretrained, progress, validation
 from nnunet_partial.training.schedules import CosineScheduler
 
 CHECKPOINT_KEY = "nnunet_partial"
@@ -50,6 +51,7 @@ CLIP_GRAD_NORM = 12  # nnU-Net's
 SGD_MOMENTUM = 0.99  # nnU-Net's
 PAPER_SGD = {"initial_lr": 0.05, "weight_decay": 5e-4}  # Huang et al. 2020, section 4.1, with momentum 0.9
 PAPER_MOMENTUM = 0.9
+NAN_STEPS = 3  # in a row, after which training stops
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Member:
 class Batch:
     """One batch on the device.
 
-    ``data`` (B, channels, *S) float; ``target`` (B, 1, *S) or, with deep supervision, a list of these from full
+    ``data`` (B, channels, *S) float, in a cascade with the previous stage's classes after the image; ``target`` (B, 1, *S) or, with deep supervision, a list of these from full
     resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
     ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels.
     """
@@ -76,6 +78,12 @@ class Batch:
     groups: torch.Tensor
     cases: Sequence[str]
     truth: torch.Tensor | None = None
+    image_channels: int | None = None
+
+    @property
+    def image(self) -> torch.Tensor:
+        """(B, image channels, *S): ``data`` without the previous stage of a cascade."""
+        return self.data[:, : self.image_channels]
 
     @property
     def targets(self) -> list:
@@ -137,6 +145,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         #: name -> :class:`~nnunet_partial.networks.ema.EMA`; what :meth:`build_averages` returned
         self.averages: dict[str, EMA] = {}
         self.steps_of_epoch = 0
+        #: values of the classes that nothing teaches, if the setting ``untaught`` allows it; they are never predicted
+        self.untaught: tuple = ()
+        self._nan_batches: list = []
         self._resume_rng = None
         progress.register_terms(self.logger, self.loss_terms)
 
@@ -203,6 +214,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def initialize(self) -> None:
         """Build every network with its optimiser. nnU-Net builds the deployed one; DDP then wraps all of them alike."""
+        with exit_on_user_error():
+            self._build()
+            weights = pretrained.requested_weights()
+            if weights is not None:
+                pretrained.require_fit(unwrap(self.network), weights, type(self).__name__)
+
+    def _build(self) -> None:
         threads = os.environ.get("OMP_NUM_THREADS", "")
         if self.device.type == "cpu" and threads.isdigit() and int(threads) > 0:
             torch.set_num_threads(int(threads))  # nnUNetv2_train takes every core of the machine, whatever it was given
@@ -241,7 +259,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def _set_averages(self, averages: dict) -> None:
         self.averages = averages
         for average in averages.values():
-            average.module.decoder.deep_supervision = False
+            if can_switch_deep_supervision(average.module):
+                average.module.decoder.deep_supervision = False
+            elif self.enable_deep_supervision:
+                raise UserError(
+                    f"{type(self).__name__} keeps averages that give full resolution alone, but {type(average.module).__name__} "
+                    "has no decoder.deep_supervision to switch. Train it without: --set deep_supervision=false"
+                )
         compiles = self._do_i_compile()
         self.average_networks = {k: torch.compile(v.module) if compiles else v.module for k, v in averages.items()}
 
@@ -262,7 +286,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def _distribute(self, network: nn.Module) -> nn.Module:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         if not self.enable_deep_supervision:  # DDP would wait for the gradients of heads that nothing asks
-            for head in getattr(unwrap(network).decoder, "seg_layers", ())[:-1]:
+            for head in list(getattr(getattr(unwrap(network), "decoder", None), "seg_layers", ()))[:-1]:
                 head.requires_grad_(False)
         return DistributedDataParallel(network, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
 
@@ -304,6 +328,11 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         loss = self.loss.loss if isinstance(self.loss, DeepSupervisionWrapper) else self.loss
         return loss(output, batch.full_resolution_target, batch.groups)
 
+    def valid(self, target: torch.Tensor) -> torch.Tensor | None:
+        """(B, *S) bool, the voxels of ``target`` (B, 1, *S) that count: all but the ignore label's. None for all."""
+        ignore_label = self.label_manager.ignore_label
+        return None if ignore_label is None else target[:, 0] != ignore_label
+
     def deep_supervision_weights(self) -> tuple:
         """nnU-Net's weight of each resolution, full resolution first; ``(1,)`` without deep supervision."""
         return self.loss.weight_factors if isinstance(self.loss, DeepSupervisionWrapper) else (1.0,)
@@ -321,9 +350,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """nnU-Net switches it back on after validation whatever the trainer wants; this heeds the setting."""
-        decoder = getattr(unwrap(self.network), "decoder", None)
-        if decoder is not None:
-            decoder.deep_supervision = enabled and self.enable_deep_supervision
+        if can_switch_deep_supervision(self.network):
+            unwrap(self.network).decoder.deep_supervision = enabled and self.enable_deep_supervision
 
     # ------------------------------------------------------------------ data
 
@@ -386,7 +414,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             groups_from_annotated(annotated),
             [str(i) for i in batch["keys"]],
             truth.to(self.device, non_blocking=True),
+            self.image_channels,
         )
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images themselves; a cascade's network also takes the previous stage's classes."""
+        return self.num_input_channels - (len(self.label_manager.foreground_labels) if self.is_cascaded else 0)
 
     # ------------------------------------------------------------------ the step
 
@@ -394,6 +428,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if self.current_epoch < self.num_epochs:  # else nothing but nnU-Net's last steps is left of a finished training
             with exit_on_user_error():
                 self._prepare_training()
+        self._mask_untaught()
         for average in self.averages.values():
             if not average.num_updates:  # weights may have been loaded since it was built
                 average.restart()
@@ -408,10 +443,44 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.labels = self._find_labels()
         cases = self.do_split()[0]
         self.check_cases(cases)
+        self.untaught = self._find_untaught(cases)
         if self.labels is not None:
             self.check_labels(self.labels, cases)
         self.load_frozen()
         self.prepare_losses(cases)
+
+    def taught_classes(self, cases: Sequence[str]) -> set:
+        """Names of the classes that these training cases teach this method: those annotated or completed on any of them."""
+        known = self.annotations if self.labels is None else self.labels.annotations(self.annotations)
+        return {name for case in cases for name in known.of(case).annotated}
+
+    def _find_untaught(self, cases: Sequence[str]) -> tuple:
+        taught = self.taught_classes(cases)
+        untaught = [i for i in self.annotations.classes if i not in taught]
+        if not untaught:
+            return ()
+        names = ", ".join(untaught)
+        if self.settings.untaught == "refuse":
+            raise UserError(
+                f"fold {self.fold} has no training case that annotates {names}, so nothing teaches {type(self).__name__} what "
+                "that is. Train another fold, or 'all'; or move a case that annotates it into the fold's training cases "
+                "(splits_final.json); or train without, and never predict it: nnunet_partial variant ... --set untaught=mask"
+            )
+        self.print_to_log_file(
+            f"WARNING: no training case of fold {self.fold} annotates {names}: never predicted (untaught=mask)."
+        )
+        return tuple(self.annotations.classes.index(i) + 1 for i in untaught)
+
+    def _mask_untaught(self) -> None:
+        """In every trained network, so in averages and checkpoints too; optimisers decay weights, so after each step."""
+        if self.untaught:
+            with exit_on_user_error():
+                for member in self.members.values():
+                    self.mask_classes(member.network, self.untaught)
+
+    def mask_classes(self, network: nn.Module, classes: Sequence[int]) -> None:
+        """Let a trained network never predict ``classes``, label values; by its weights alone. Raises UserError."""
+        mask_outputs(network, classes)
 
     def check_cases(self, cases: Sequence[str]) -> None:
         """Check that the training cases of this fold are what this method can learn from. Raises UserError."""
@@ -438,12 +507,30 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             losses = self.compute_losses(batch)
             total = torch.stack([i.float() for i in losses.values()]).sum()
         self._backward_and_step(total)
+        self._mask_untaught()
         for average in self.averages.values():
             average.update()
         self.steps_of_epoch += 1
         self.after_step()
         values = torch.stack([total.detach(), *(losses[i].detach().float() for i in self.loss_terms)]).cpu().numpy()
+        self._stop_at_nan(dict(zip(self.loss_terms, values[1:])), values[0], batch.cases)
         return {"loss": values[0], **{progress.key(name): value for name, value in zip(self.loss_terms, values[1:])}}
+
+    def _stop_at_nan(self, terms: Mapping[str, float], total: float, cases: Sequence[str]) -> None:
+        """One such step may pass in mixed precision; several in a row, or one at the end of an epoch, never do."""
+        if np.isfinite(total):
+            self._nan_batches = []
+            return
+        self._nan_batches.append((self.current_epoch, self.steps_of_epoch, terms, cases))
+        if len(self._nan_batches) >= NAN_STEPS or self.steps_of_epoch >= self.num_iterations_per_epoch:
+            epoch, step, terms, cases = self._nan_batches[0]
+            found = ", ".join(f"{k} {v:g}" for k, v in terms.items() if not np.isfinite(v)) or f"sum {total:g}"
+            with exit_on_user_error():
+                raise UserError(
+                    f"the loss is not a number since step {step} of epoch {epoch} ({found}); the cases of that batch: "
+                    f"{', '.join(sorted(set(cases)))}. Look for NaN or infinite voxels in them (nnunet_partial check), or set a "
+                    "lower initial_lr; then go on from the last checkpoint with --c."
+                )
 
     def _backward_and_step(self, total: torch.Tensor) -> None:
         """One backward pass for all networks; each is clipped and stepped by itself; the scaler is updated once."""
@@ -506,13 +593,15 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if deployed is trained:
             yield trained
             return
-        flag = unwrap(deployed).decoder.deep_supervision
+        decoder = unwrap(deployed).decoder if can_switch_deep_supervision(deployed) else None
+        flag = None if decoder is None else decoder.deep_supervision
         self.network = deployed
         try:
             yield deployed
         finally:
             self.network = trained
-            unwrap(deployed).decoder.deep_supervision = flag  # nnU-Net switches it on after validation
+            if decoder is not None:
+                decoder.deep_supervision = flag  # nnU-Net switches it on after validation
 
     # ------------------------------------------------------------------ validation
 

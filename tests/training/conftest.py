@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_partial.files import load_checkpoint
+from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.networks.unwrap import unwrap
 
 DDP_WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -67,6 +67,60 @@ def refused(capsys):
         lines = [i for i in capsys.readouterr().err.splitlines() if i.startswith("nnunet_partial: error:")]
         assert len(lines) == 1
         return lines[0]
+
+    return check
+
+
+# ------------------------------------------------------------------ an ignore label
+
+IGNORE = 4  # one above the classes of ``tiny``
+
+
+@pytest.fixture
+def with_ignore_label(tiny):
+    """``with_ignore_label(name, plans)``: a trainer of ``tiny`` whose dataset has an ignore label."""
+    import nnunet_partial.trainers as trainers
+
+    def make(name, plans=None):
+        plans = {**read_json(tiny.preprocessed / f"{plans or tiny.plans}.json"), "continue_training": False}
+        dataset_json = read_json(tiny.preprocessed / "dataset.json")
+        dataset_json["labels"]["ignore"] = IGNORE
+        return getattr(trainers, name)(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+
+    return make
+
+
+class Fixed(torch.nn.Module):
+    """Puts out what it was given, as a network with deep supervision does."""
+
+    def __init__(self, outputs):
+        super().__init__()
+        self.outputs = outputs
+
+    def forward(self, data):
+        return self.outputs
+
+
+@pytest.fixture(scope="session")
+def assert_ignored_voxels_reach_no_loss():
+    """``(trainer, batch)``: no loss of a step has a gradient where a label is ignored; elsewhere it has one."""
+
+    def check(made, batch):
+        generator, outputs = torch.Generator().manual_seed(5), {}
+        for target in batch.target:
+            target[:, :, :, : target.shape[3] // 2] = IGNORE
+        for name, member in made.members.items():
+            shapes = [(len(i), IGNORE, *i.shape[2:]) for i in batch.target]
+            outputs[name] = [torch.randn(i, generator=generator).requires_grad_() for i in shapes]
+            member.network = Fixed(outputs[name])
+        made.network = made.members["network"].network
+        sum(made.compute_losses(batch).values()).backward()
+        for logits in outputs.values():
+            for output, target, weight in zip(logits, batch.target, made.deep_supervision_weights()):
+                if weight:
+                    ignored = (target == IGNORE).expand_as(output)
+                    assert torch.isfinite(output.grad).all() and output.grad[~ignored].abs().max() > 0
+                    assert not output.grad[ignored].any()
 
     return check
 

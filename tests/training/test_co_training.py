@@ -392,6 +392,53 @@ def test_killed_and_continued_equals_uninterrupted(
     assert not torch.equal(next(iter(own["trained_weights"].values())), next(iter(state["network_weights"].values())))
 
 
+def test_a_finished_training_goes_on_with_more_epochs(tiny, labels, trainer, own_results, tmp_path):
+    from nnunetv2.run.run_training import maybe_load_checkpoint
+
+    def plans(**settings):
+        own = {"num_epochs": 1, "labels": str(labels), "co_training": {"ema_decay": 0.5}, **settings}
+        return write_variant(tiny.id, "more", own, tiny.plans, overwrite=True).stem
+
+    def continued(name, **settings):
+        made = trainer(name, plans(**settings), continue_training=True)
+        maybe_load_checkpoint(made, True, False)
+        made.run_training()
+        return made
+
+    for name in ("nnUNetTrainerCoTraining", "nnUNetTrainerSelfTraining"):
+        trainer(name, plans()).run_training()
+        made = continued(name, num_epochs=2)
+        assert made.current_epoch == 2 and made.labels.folder == labels
+        batch = made.to_device(next(made.dataloader_train))
+        assert batch.annotated.all()  # not only what each source annotates
+        # nothing is left to train: then nothing is needed
+        assert continued(name, num_epochs=2, labels=str(tmp_path / "gone")).labels is None
+
+
+def test_an_ignore_label_reaches_no_loss(plans, trainer, own_results, with_ignore_label, assert_ignored_voxels_reach_no_loss):
+    made = with_ignore_label("nnUNetTrainerCoTraining", plans)
+    made.initialize()
+    made.prepare_losses(made.do_split()[0])
+    plain = ready(trainer("nnUNetTrainerCoTraining", plans))
+    batch = plain.to_device(next(plain.dataloader_train))
+    made.current_epoch = 1
+    assert_ignored_voxels_reach_no_loss(made, batch)
+    made.region_masked = False
+    assert_ignored_voxels_reach_no_loss(made, batch)
+
+
+def test_pretrained_weights_of_another_network_are_one_line(tiny, plans, trainer, own_results, tmp_path, refused):
+    from nnunetv2.run.run_training import maybe_load_checkpoint
+
+    made, file = trainer("nnUNetTrainerPartial"), tmp_path / "pretrained.pth"
+    made.initialize()
+    made.save_checkpoint(str(file))
+    maybe_load_checkpoint(trainer("nnUNetTrainerCoTraining", plans), False, False, str(file))
+    ibn = trainer("nnUNetTrainerCoTrainingIBN", plans)
+    error = refused(lambda: maybe_load_checkpoint(ibn, False, False, str(file)))
+    assert f"{file} does not fit the network of nnUNetTrainerCoTrainingIBN: it has no encoder" in error
+
+
 # ---- bad input
 
 
