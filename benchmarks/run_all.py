@@ -233,7 +233,7 @@ BENCHMARKS = (
         read_scale,
         (
             ("growth of CPU time with the cases, exponent", "<= 1.1"),
-            ("memory that 40 volumes need over 10, in volumes", "<= 3"),
+            ("memory that 20 volumes need over 4, in volumes", "<= 3"),
             ("prediction and pseudo labels of 117 classes against nnU-Net's", "<= 1 x time and memory, equal labels"),
         ),
     ),

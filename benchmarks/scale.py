@@ -9,9 +9,9 @@ that costs nothing (what is left is the bookkeeping), ``evaluate`` with all metr
 
 Growth: CPU time, because the machine may be shared, and in units of a fixed calculation that is timed before and after,
 because its clock is not steady. Each command has run on ten cases before, whose time, what does not depend on the cases,
-is taken off; the exponent is that of the cases by least squares. The bar is 1.1; a command that takes less than half a second of
-CPU for the most cases is too quick for a fit, which says so itself.
-Memory: what 40 cases of 96 x 96 x 96 voxels need more than 10 do, in volumes (float32); the bar is 3, for 30 volumes more.
+is taken off; the exponent is that of the cases by least squares, over the numbers of cases for which what is fixed is not
+most of it. The bar is 1.1. Where there are not two, or the cases add less than half a second of CPU, nothing is fitted.
+Memory: what 20 cases of 96 x 96 x 96 voxels need more than 4 do, in volumes (float32); the bar is 3, for 16 volumes more.
 Classes: a scan predicted with 117 classes by nnU-Net's predictor and by ``predict`` from preprocessed files, and its
 pseudo labels; CPU time and peak memory of each in a process of its own, the labels compared.
 """
@@ -38,7 +38,7 @@ BAR, BAR_VOLUMES = 1.1, 3.0
 QUICK_SECONDS = 0.5  # of CPU for the most cases: too little for a fit
 WARM = 10  # cases of the run before the timed ones
 SIDE = 16
-VOLUMES, VOLUME_SIDE = (10, 40), 96
+VOLUMES, VOLUME_SIDE = (4, 20), 96
 MANY_CLASSES, MANY_SHAPE, MANY_SCAN = 117, (32, 96, 96), (44, 128, 128)
 WAYS = ("stock", "predict", "pseudo_label")
 TRAINER, CONFIGURATION = "nnUNetTrainerPartial", "3d_fullres"
@@ -105,7 +105,7 @@ def measured(function: Callable[[], object]) -> dict:
         function()
     seconds = cpu_seconds() - start
     units = seconds / ((before + reference_seconds()) / 2)
-    return {"cpu_seconds": round(seconds, 3), "units": units, "peak_mib": round(resident_mib("VmHWM") - held, 1)}
+    return {"cpu_seconds": round(seconds, 3), "units": round(units, 2), "peak_mib": round(resident_mib("VmHWM") - held, 1)}
 
 
 def resident_mib(field: str) -> float:
@@ -114,8 +114,11 @@ def resident_mib(field: str) -> float:
 
 
 def exponent(cases: list, units: list, fixed: float) -> float | None:
-    """Of the growth with the cases beyond the first ``WARM``, whose time is ``fixed``; None where there is nothing to fit."""
-    points = [(n - WARM, u - fixed) for n, u in zip(cases, units) if u > fixed]
+    """Of the growth with the cases beyond the first ``WARM``, whose time is ``fixed``.
+
+    Of numbers of cases for which what is fixed is not most of it: the rest would be its noise. None for fewer than two.
+    """
+    points = [(n - WARM, u - fixed) for n, u in zip(cases, units) if u > 2 * fixed]
     return round(float(np.polyfit(*np.log(np.array(points).T), 1)[0]), 3) if len(points) > 1 else None
 
 
@@ -367,13 +370,10 @@ def growth(arguments: argparse.Namespace):
 def summary(rows: dict) -> dict:
     """A command's figures by number of cases, and the exponent of its growth."""
     cases = [i for i in rows if i != WARM]
-    result = {"cpu_seconds": {str(k): v["cpu_seconds"] for k, v in rows.items()}}
-    result["peak_mib"] = {str(k): v["peak_mib"] for k, v in rows.items()}
-    if cases and rows[cases[-1]]["cpu_seconds"] - rows[WARM]["cpu_seconds"] >= QUICK_SECONDS:
-        result["exponent"] = exponent(cases, [rows[i]["units"] for i in cases], rows[WARM]["units"])
-    else:
-        result["exponent"] = None
-    return result
+    result = {key: {str(k): v[key] for k, v in rows.items()} for key in ("cpu_seconds", "units", "peak_mib")}
+    slow = cases and rows[cases[-1]]["cpu_seconds"] - rows[WARM]["cpu_seconds"] >= QUICK_SECONDS
+    fitted = exponent(cases, [rows[i]["units"] for i in cases], rows[WARM]["units"]) if slow else None
+    return {**result, "exponent": fitted}
 
 
 def volumes(arguments: argparse.Namespace):

@@ -123,8 +123,13 @@ def test_the_exponent_is_that_of_the_growth_beyond_what_is_fixed(run_all):
 
     cases = [100, 400, 1600, 4000]
     for power in (1.0, 1.9):
-        assert scale.exponent(cases, [7 + 0.2 * (n - scale.WARM) ** power for n in cases], 7) == pytest.approx(power, abs=1e-3)
+        assert scale.exponent(cases, [0.7 + 0.2 * (n - scale.WARM) ** power for n in cases], 0.7) == pytest.approx(
+            power, abs=1e-3
+        )
     assert scale.exponent(cases, [7.0] * 4, 7) is None
+    # where what is fixed is most of the time, its noise is no growth
+    units = [8 + 0.03 * (n - scale.WARM) for n in cases]
+    assert scale.exponent(cases, [units[0] + 5, *units[1:]], 8) == pytest.approx(1, abs=1e-3)
 
 
 def test_growth_and_memory_are_measured_on_every_command(run_all, tmp_path):
