@@ -160,7 +160,7 @@ def read_scale(content):
     for classes, steps in content.get("growth", {}).items():
         fitted = {k: v["exponent"] for k, v in steps.items() if v["exponent"] is not None}
         quick = [k for k, v in steps.items() if v["exponent"] is None]
-        cases = max(int(i) for v in steps.values() for i in v["cpu_seconds"])
+        cases = min(max(map(int, v["cpu_seconds"])) for v in steps.values())  # that every command was run on
         values = ", ".join(f"{k} {v:.2f}" for k, v in fitted.items())
         yield (
             f"growth of CPU time to {cases} cases of {classes} classes, exponent",

@@ -7,10 +7,10 @@ annotates all of them. Every command runs in this process with one process of it
 ``check``, ``variant``, the start of a training up to its first batch, ``compare --dry-run``, ``pseudo-label`` with a network
 that costs nothing (what is left is the bookkeeping), ``evaluate`` with all metrics and ``report``.
 
-Growth: CPU time, because the machine may be shared, and in units of a fixed calculation that is timed before and after,
-because its clock is not steady. Each command has run on ten cases before, whose time, what does not depend on the cases,
-is taken off; the exponent is that of the cases by least squares, over the numbers of cases for which what is fixed is not
-most of it. The bar is 1.1. Where there are not two, or the cases add less than half a second of CPU, nothing is fitted.
+Growth: CPU time, because the machine may be shared. Each command has run on ten cases before, whose time, what does not
+depend on the cases, is taken off; the exponent is that of the cases by least squares, over the numbers of cases for which
+what is fixed is not most of it. The bar is 1.1. Where there are not two, or the cases add less than half a second of CPU,
+nothing is fitted.
 Memory: what 20 cases of 96 x 96 x 96 voxels need more than 4 do, in volumes (float32); the bar is 3, for 16 volumes more.
 Classes: a scan predicted with 117 classes by nnU-Net's predictor and by ``predict`` from preprocessed files, and its
 pseudo labels; CPU time and peak memory of each in a process of its own, the labels compared.
@@ -23,7 +23,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -39,7 +38,7 @@ QUICK_SECONDS = 0.5  # of CPU for the most cases: too little for a fit
 WARM = 10  # cases of the run before the timed ones
 SIDE = 16
 VOLUMES, VOLUME_SIDE = (4, 20), 96
-MANY_CLASSES, MANY_SHAPE, MANY_SCAN = 117, (32, 96, 96), (44, 128, 128)
+MANY_CLASSES, MANY_SHAPE, MANY_SCAN = 117, (40, 112, 112), (55, 150, 150)
 WAYS = ("stock", "predict", "pseudo_label")
 TRAINER, CONFIGURATION = "nnUNetTrainerPartial", "3d_fullres"
 
@@ -77,6 +76,7 @@ def set_folders(folder: Path) -> None:
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         (folder / name).mkdir(exist_ok=True)
         os.environ[name] = str(folder / name)
+    os.environ.pop("nnUNet_n_proc_DA", None)  # nnU-Net's planner takes it for a number of threads, and fails with 0
 
 
 # ------------------------------------------------------------------ measuring
@@ -87,25 +87,14 @@ def cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
-def reference_seconds() -> float:
-    """CPU time of a fixed calculation: how fast this machine is at the moment."""
-    start, values = time.process_time(), np.random.default_rng(0).random(200_000)
-    for _ in range(4):
-        np.sort(values)
-        sum({i: str(i) for i in range(20_000)})
-    return time.process_time() - start
-
-
 def measured(function: Callable[[], object]) -> dict:
-    """CPU seconds, the same in units of the reference, and MiB at the peak on top of what was held before."""
-    before, held = reference_seconds(), resident_mib("VmRSS")
+    """CPU seconds, and MiB at the peak on top of what was held before."""
+    held = resident_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # peak resident memory counts from here; proc(5)
     start = cpu_seconds()
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         function()
-    seconds = cpu_seconds() - start
-    units = seconds / ((before + reference_seconds()) / 2)
-    return {"cpu_seconds": round(seconds, 3), "units": round(units, 2), "peak_mib": round(resident_mib("VmHWM") - held, 1)}
+    return {"cpu_seconds": round(cpu_seconds() - start, 3), "peak_mib": round(resident_mib("VmHWM") - held, 1)}
 
 
 def resident_mib(field: str) -> float:
@@ -113,12 +102,12 @@ def resident_mib(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def exponent(cases: list, units: list, fixed: float) -> float | None:
+def exponent(cases: list, seconds: list, fixed: float) -> float | None:
     """Of the growth with the cases beyond the first ``WARM``, whose time is ``fixed``.
 
     Of numbers of cases for which what is fixed is not most of it: the rest would be its noise. None for fewer than two.
     """
-    points = [(n - WARM, u - fixed) for n, u in zip(cases, units) if u > 2 * fixed]
+    points = [(n - WARM, i - fixed) for n, i in zip(cases, seconds) if i > 2 * fixed]
     return round(float(np.polyfit(*np.log(np.array(points).T), 1)[0]), 3) if len(points) > 1 else None
 
 
@@ -370,9 +359,9 @@ def growth(arguments: argparse.Namespace):
 def summary(rows: dict) -> dict:
     """A command's figures by number of cases, and the exponent of its growth."""
     cases = [i for i in rows if i != WARM]
-    result = {key: {str(k): v[key] for k, v in rows.items()} for key in ("cpu_seconds", "units", "peak_mib")}
-    slow = cases and rows[cases[-1]]["cpu_seconds"] - rows[WARM]["cpu_seconds"] >= QUICK_SECONDS
-    fitted = exponent(cases, [rows[i]["units"] for i in cases], rows[WARM]["units"]) if slow else None
+    result = {key: {str(k): v[key] for k, v in rows.items()} for key in ("cpu_seconds", "peak_mib")}
+    seconds, fixed = [rows[i]["cpu_seconds"] for i in cases], rows[WARM]["cpu_seconds"]
+    fitted = exponent(cases, seconds, fixed) if cases and seconds[-1] - fixed >= QUICK_SECONDS else None
     return {**result, "exponent": fitted}
 
 
@@ -421,6 +410,8 @@ def many_classes(_: argparse.Namespace):
 
 def many_classes_by(way: str, folder: Path) -> dict:
     import torch
+    from nnunetv2.inference import export_prediction, predict_from_raw_data  # noqa: F401 (imported before it is measured)
+    from nnunetv2.preprocessing.resampling import default_resampling  # noqa: F401
 
     from nnunet_partial.inference import predict, pseudo_labels
 
