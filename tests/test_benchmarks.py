@@ -137,7 +137,7 @@ def test_growth_and_memory_are_measured_on_every_command(run_all, tmp_path):
     import subprocess
 
     out = tmp_path / "scale.json"
-    options = ("--cases", "12", "--classes", "3", "--volumes", "1", "2", "--volume-side", "16", "--only", "growth", "volumes")
+    options = ("--cases", "12", "--classes", "3", "--volumes", "3", "4", "--volume-side", "16", "--only", "growth", "volumes")
     command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), *options, "--out", str(out)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
