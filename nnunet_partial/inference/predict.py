@@ -63,6 +63,8 @@ def predict_cases(
     images = preprocessed_images(folder, content, configuration)
     files = find_model(model, fold, annotations.classes, content, configuration, checkpoint)
     cases = sorted(all_cases(folder, annotations) if cases is None else cases)
+    if not cases:
+        raise UserError(f"{folder}: there is no case to predict. Correct its splits_final.json, or choose other --cases.")
     for case in cases:
         require_case(images, case)
     ending = dataset_json["file_ending"]

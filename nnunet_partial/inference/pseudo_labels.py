@@ -122,6 +122,8 @@ def pseudo_label(
     dataset_json = read_json(folder / "dataset.json")
     annotations = Annotations.from_dataset_json(dataset_json, str(folder / "dataset.json"))
     cases = sorted(training_cases(folder, annotations, fold) if cases is None else cases)
+    if not cases:
+        raise UserError(f"{folder}: there is no case to label in fold {fold}. Correct its splits_final.json, or name --cases.")
     task = _task(
         folder,
         dataset_json,

@@ -130,7 +130,7 @@ def _keep_annotated_probabilities(file: Path, values: Sequence[int]) -> None:
 
 def _relabel(file: str, output_file: str, image_reader_writer, label_map: Mapping[int, int]) -> None:
     segmentation, properties = image_reader_writer.read_seg(file)
-    relabelled = np.zeros(segmentation.shape, dtype=np.uint8)
+    relabelled = np.zeros(segmentation.shape, dtype=np.uint8 if max(label_map.values(), default=0) < 256 else np.uint16)
     for old, new in label_map.items():
         relabelled[segmentation == old] = new
     write_segmentation(relabelled[0], output_file, image_reader_writer, properties)

@@ -16,7 +16,7 @@ import os
 import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
-from nnunet_partial.labels import Annotations, CaseAnnotation
+from nnunet_partial.labels import Annotations
 from nnunet_partial.outputs import are_same, stamp
 
 PROVENANCE = "provenance.json"
@@ -257,7 +257,7 @@ class LabelDirectory:
         """The annotated sets of ``truth``, with the pseudo classes added where this directory has them."""
         if not truth.is_partial:
             return truth
-        cases = {k: CaseAnnotation(v.source, self._union(truth, k)) for k, v in truth.cases.items()}
+        cases = {k: replace(v, annotated=self._union(truth, k)) for k, v in truth.cases.items()}
         return Annotations(truth.classes, cases, truth.ignore_label, truth.file)
 
     def _union(self, truth: Annotations, case: str) -> tuple:

@@ -1,6 +1,8 @@
-"""Cross-validation splits in which every source is spread over every fold."""
+"""Cross-validation splits in which every source is spread over every fold, and a patient stays in one."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,29 +17,112 @@ NUM_FOLDS = 5
 SEED = 12345
 
 
-def stratified_splits(annotations: Annotations, cases: Sequence[str]) -> list:
-    """nnU-Net's ``splits_final.json`` content: five folds, stratified by source.
+@dataclass(frozen=True)
+class _Unit:
+    """Cases that stay together: those of one patient, else a single case. ``teaches``: (source, class) of all of them."""
 
-    A plain split may leave a small source out of a fold's validation set, and with it its organs. Cases that annotate
-    nothing can validate nothing: they are training cases of every fold.
+    cases: tuple
+    sources: frozenset
+    teaches: frozenset
+
+
+def stratified_splits(annotations: Annotations, cases: Sequence[str]) -> list:
+    """nnU-Net's ``splits_final.json`` content: five folds of patients, stratified by source.
+
+    A plain split may leave a small source out of a fold's validation set, and with it its organs. Cases of one
+    ``patient`` (see :mod:`nnunet_partial.labels`) are in one fold. Whatever class a source annotates is taught in
+    every fold by at least one of its training cases: what a single patient teaches is in training always, wherever
+    that leaves five patients to validate on. Cases that annotate nothing can validate nothing: they are training
+    cases of every fold, but not of the one that validates on their patient.
     """
     cases = sorted(cases)
-    annotated = [i for i in cases if annotations.of(i).annotated]
-    unlabelled = [i for i in cases if not annotations.of(i).annotated]
-    if len(annotated) < NUM_FOLDS:
+    units = _units(annotations, cases)
+    labelled = [i for i in units if i.teaches]
+    if len(labelled) < NUM_FOLDS:
         raise UserError(
-            f"{annotations.file}: {NUM_FOLDS} folds need at least {NUM_FOLDS} annotated cases, found "
-            f"{len(annotated)}. Train with fold 'all', or write splits_final.json yourself."
+            f"{annotations.file}: {NUM_FOLDS} folds need annotated cases of at least {NUM_FOLDS} patients, found "
+            f"{len(labelled)}. Train with fold 'all', or write splits_final.json yourself."
         )
-    sources = [annotations.of(i).source for i in annotated]
-    folds = _folds(annotated, sources)
+    fold_of = {case: fold for unit, fold in zip(labelled, _folds(labelled)) for case in unit.cases}
     return [
         {
-            "train": sorted([i for i, f in zip(annotated, folds) if f != fold] + unlabelled),
-            "val": [i for i, f in zip(annotated, folds) if f == fold],
+            "train": [i for i in cases if fold_of.get(i) != fold],
+            "val": [i for i in cases if fold_of.get(i) == fold and annotations.of(i).annotated],
         }
         for fold in range(NUM_FOLDS)
     ]
+
+
+def _units(annotations: Annotations, cases: Sequence[str]) -> list:
+    groups: dict = {}
+    for case in cases:
+        patient = annotations.of(case).patient
+        groups.setdefault((case, None) if patient is None else ("", patient), []).append(case)
+    return [_unit(annotations, i) for i in groups.values()]
+
+
+def _unit(annotations: Annotations, cases: Sequence[str]) -> _Unit:
+    entries = [i for i in map(annotations.of, cases) if i.annotated]
+    teaches = frozenset((i.source, name) for i in entries for name in i.annotated)
+    return _Unit(tuple(cases), frozenset(i.source for i in entries), teaches)
+
+
+def _folds(units: Sequence[_Unit]) -> list:
+    """Fold in which each unit validates; None: in none."""
+    counts = Counter(i for unit in units for i in unit.teaches)
+    single = [n for n, unit in enumerate(units) if any(counts[i] == 1 for i in unit.teaches)]
+    always_training = set(single[: len(units) - NUM_FOLDS])
+    validating = [n for n in range(len(units)) if n not in always_training]
+    folds: list = [None] * len(units)
+    for n, fold in zip(validating, _stratified_folds([units[n] for n in validating])):
+        folds[n] = fold
+    return _taught_everywhere(units, folds)
+
+
+def _stratified_folds(units: Sequence[_Unit]) -> list:
+    """A unit of several sources counts for the smallest. Sources of fewer than five units share one stratum: they cannot
+    be in every fold anyway."""
+    sizes = Counter(i for unit in units for i in unit.sources)
+    sources = [min(unit.sources, key=lambda name: (sizes[name], name)) for unit in units]
+    counts = Counter(sources)
+    strata = [i if counts[i] >= NUM_FOLDS else "" for i in sources]
+    if 0 < strata.count("") < NUM_FOLDS:  # too few even together: they join the largest source
+        largest = max(counts, key=lambda name: (counts[name], name))
+        strata = [i or largest for i in strata]
+    if len(set(strata)) == 1:
+        strata = [""] * len(strata)
+    folds = np.zeros(len(units), dtype=int)
+    splitter = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=SEED)
+    for fold, (_, validation) in enumerate(splitter.split(strata, strata)):
+        folds[validation] = fold
+    return folds.tolist()
+
+
+def _taught_everywhere(units: Sequence[_Unit], folds: list) -> list:
+    """A small source may have fallen into one fold with all that it has: one of its units goes to another."""
+    teachers: dict = {}
+    for n, unit in enumerate(units):
+        for pair in unit.teaches:
+            teachers.setdefault(pair, []).append(n)
+    for pair in sorted(i for i, those in teachers.items() if len(those) > 1):
+        if _in_one_fold(teachers[pair], folds):
+            _move(teachers[pair][-1], units, folds, teachers)
+    return folds
+
+
+def _in_one_fold(numbers: Sequence[int], folds: Sequence[int | None]) -> bool:
+    used = {folds[n] for n in numbers}
+    return len(used) == 1 and None not in used
+
+
+def _move(number: int, units: Sequence[_Unit], folds: list, teachers: Mapping[tuple, Sequence[int]]) -> None:
+    """A unit to the smallest fold in which it is not with all others that teach one of its classes, else to none."""
+    left = folds[number]
+    for fold in sorted(set(range(NUM_FOLDS)) - {left}, key=lambda i: (folds.count(i), i)):
+        folds[number] = fold
+        if not any(_in_one_fold(teachers[i], folds) for i in units[number].teaches if len(teachers[i]) > 1):
+            return
+    folds[number] = None
 
 
 def training_cases(folder: Path, annotations: Annotations, fold: int | str) -> list:
@@ -56,7 +141,15 @@ def all_cases(folder: Path, annotations: Annotations) -> list:
     """Every case of a preprocessed dataset."""
     if annotations.is_partial:
         return list(annotations.cases)
-    return sorted(i.name[: -len(".nii.gz")] for i in (folder / "gt_segmentations").glob("*.nii.gz"))
+    ending = read_json(folder / "dataset.json")["file_ending"]
+    files = (folder / "gt_segmentations").glob(f"*{ending}")
+    cases = sorted(i.name[: -len(ending)] for i in files if not i.name.startswith("."))
+    if not cases:
+        raise UserError(
+            f"{folder / 'gt_segmentations'} holds no label file CASE{ending}, so the cases of this dataset are unknown. "
+            f"Preprocess it again: nnUNetv2_plan_and_preprocess -d {folder.name[7:10]}"
+        )
+    return cases
 
 
 def _split(folder: Path, annotations: Annotations, fold: int | str) -> dict:
@@ -69,18 +162,3 @@ def _split(folder: Path, annotations: Annotations, fold: int | str) -> dict:
     if not str(fold).isdigit() or int(fold) >= len(splits):
         raise UserError(f"--fold {fold}: {file} has the folds 0 to {len(splits) - 1}; 'all' takes every case.")
     return splits[int(fold)]
-
-
-def _folds(cases: Sequence[str], sources: Sequence[str]) -> list:
-    """Fold of each case. Sources of fewer than five cases share one stratum: they cannot be in every fold anyway."""
-    counts = {i: sources.count(i) for i in set(sources)}
-    strata = [i if counts[i] >= NUM_FOLDS else "" for i in sources]
-    if 0 < strata.count("") < NUM_FOLDS:  # too few even together: they join the largest source
-        strata = [i or max(counts, key=lambda name: (counts[name], name)) for i in strata]
-    if len(set(strata)) == 1:
-        strata = [""] * len(strata)
-    folds = np.zeros(len(cases), dtype=int)
-    splitter = StratifiedKFold(n_splits=NUM_FOLDS, shuffle=True, random_state=SEED)
-    for fold, (_, validation) in enumerate(splitter.split(cases, strata)):
-        folds[validation] = fold
-    return folds.tolist()
