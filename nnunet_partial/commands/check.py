@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-DESCRIPTION = """Look at every image and label of a raw dataset: contract, geometry, orientation, Hounsfield units,
-empty labels, organs on the wrong side, unusual volumes, images that occur twice or in a test set. Writes check.txt,
+DESCRIPTION = """Look at every image and label of a raw dataset: contract, geometry, orientation, Hounsfield units, NaN,
+slices that jump, empty labels, cases that show less than their source, organs on the wrong side, labels that do not lie on
+their organs, unusual volumes, images that occur twice or in a test set. Writes check.txt,
 check.json and check.png. Exit code 1 if something is wrong enough to spoil a training."""
 EXAMPLE = "nnunet_partial check 501 --against 601"
 

@@ -17,8 +17,13 @@ DESCRIPTION = """Merge nnU-Net raw datasets that annotate different organs into 
                               '*' stands for all that are neither listed nor mapped. Every label must be accounted for.
 --unlabelled [NAME=]ID        takes the images of dataset ID without labels; NAME is unlabelledID by default.
 
+Sources that cut a structure differently (kidney beside left_kidney, liver beside liver and tumor) are refused with the
+options that settle it. Cases of one patient stay in one fold; patients are known from a source's dataset.json, from
+names as ACDC, BraTS and BIDS give them (patient001_frame01), from images that are the same, and from --patients.
+
 Images are not copied: dataset.json refers to them where they lie, relative to nnUNet_raw where possible. Labels are
-written anew. A dataset made by merge can be a source again; its sources are then called NAME-SOURCE."""
+written anew, with the axes of their image. A dataset made by merge can be a source again; its sources are then called
+NAME-SOURCE."""
 EXAMPLE = """nnunet_partial merge --dataset-id 501 --name AbdomenPartial \\
            --source lits=101:liver --map lits:tumor=liver --source kits=102:kidney --map "kits:*=kidney" \\
            --source nih=103:pancreas --unlabelled 110"""
@@ -42,15 +47,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow-absent", action="store_true", help="accept a source that annotates a class which none of its label files holds"
     )
     parser.add_argument(
+        "--allow-parts",
+        action="store_true",
+        help="accept classes that are parts of each other by their names, because they do not overlap here",
+    )
+    parser.add_argument(
+        "--patients", metavar="FILE", help="CSV with the columns case (SOURCE_CASE) and patient, for cases of one patient"
+    )
+    parser.add_argument(
+        "--replace-not-finite",
+        type=float,
+        metavar="VALUE",
+        help="copy images that hold NaN or infinite voxels, which are an error otherwise, with VALUE in their place",
+    )
+    parser.add_argument(
         "--headers-only",
         action="store_true",
-        help="do not read the images' voxels: faster, but truncated and duplicate images go unnoticed",
+        help="do not read the images' voxels: faster, but truncated and duplicate images and NaN go unnoticed",
     )
     parser.add_argument("--processes", type=int, metavar="N", help="number of processes (default: all cores)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     from nnunet_partial import api
+    from nnunet_partial.data.merge.patients import read_patients
 
     classes = None if arguments.classes is None else _names(arguments.classes, f"--classes {arguments.classes}")
     result = api.merge(
@@ -61,6 +81,9 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.headers_only,
         arguments.allow_absent,
         arguments.processes,
+        allow_parts=arguments.allow_parts,
+        patients=None if arguments.patients is None else read_patients(arguments.patients),
+        replace_not_finite=arguments.replace_not_finite,
     )
     for warning in result.warnings:
         print(f"nnunet_partial: warning: {warning}", file=sys.stderr)
@@ -140,4 +163,7 @@ def _summary(result) -> str:
     for source in annotations.sources:
         count = sum(i.source == source for i in annotations.cases.values())
         lines.append(f"  {source}: {count} cases, annotated: {', '.join(annotations.classes_of_source(source)) or 'nothing'}")
+    patients = [i.patient for i in annotations.cases.values() if i.patient is not None]
+    if patients:
+        lines.append(f"patients: {len(set(patients))} known, of {len(patients)} cases")
     return "\n".join(lines)

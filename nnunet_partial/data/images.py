@@ -6,7 +6,6 @@ the missing part of a truncated NIfTI file with zeros and says nothing. Every fi
 """
 
 import gzip
-import hashlib
 import io
 import math
 import os
@@ -64,6 +63,13 @@ class Geometry:
     def shape_zyx(self) -> tuple:
         """Shape of the array of voxels."""
         return self.size_xyz[::-1]
+
+    @property
+    def orientation(self) -> str:
+        """``LPS``: the axes of the file run towards the patient's left, back and head, as ITK names it; empty in 2D."""
+        if self.dimensions < 3:
+            return ""
+        return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(self.spatial().direction)
 
     def spatial(self) -> "Geometry":
         """Without the fourth axis, along which one file may hold several channels."""
@@ -135,12 +141,28 @@ def require_same_geometry(geometry: Geometry, file: PathLike, other: Geometry, o
 
 def read_image(path: PathLike) -> "sitk.Image":
     """An image with its voxels. A truncated NIfTI file is an error here, unlike in SimpleITK."""
+    return read_image_and_count(path)[0]
+
+
+def read_image_and_count(path: PathLike) -> tuple:
+    """``(image, number of its voxels that are NaN or infinite in the file)``, as :func:`read_image`.
+
+    The file's own voxels are counted: SimpleITK reads such voxels of a NIfTI file as 0, without a word.
+    """
     path = _existing_file(path)
-    if _is_nifti(path):
-        for _ in _nifti_voxels(path):
-            pass
+    count = sum(_count_not_finite(i) for i in _nifti_voxels(path)) if _is_nifti(path) else None
     with _reading(path):
-        return sitk.ReadImage(path)
+        image = sitk.ReadImage(path)
+    return image, _count_not_finite(sitk.GetArrayViewFromImage(image)) if count is None else count
+
+
+def not_finite(path: PathLike) -> np.ndarray:
+    """Which voxels of an image file are NaN or infinite, flat, in the order of the file (that of a SimpleITK array)."""
+    return np.concatenate([~np.isfinite(i) for i in _voxels(_existing_file(path))])
+
+
+def _count_not_finite(values: np.ndarray) -> int:
+    return values.size - int(np.count_nonzero(np.isfinite(values))) if values.dtype.kind == "f" else 0
 
 
 def read_label(path: PathLike) -> tuple:
@@ -288,18 +310,6 @@ def _require_labels(path: Path, labels: np.ndarray, reader_writer) -> None:
     counts = sum(np.bincount(i.ravel(), minlength=2**16) for i in values)
     if axes[0] != axes[1] or not np.array_equal(counts, np.bincount(labels.ravel(), minlength=2**16)):
         raise UserError("it holds other labels than it was given")
-
-
-def content_hash(path: PathLike) -> str:
-    """Hash of the voxel values of an image in their order in the file, whatever type, compression and header hold them.
-
-    Reads the whole file, in pieces, so that it also raises :class:`UserError` for a truncated one.
-    """
-    path = _existing_file(path)
-    digest = hashlib.blake2b(digest_size=16)
-    for piece in _voxels(path):
-        digest.update(np.ascontiguousarray(piece, dtype=np.float32).data)
-    return digest.hexdigest()
 
 
 def _smallest_type(label: np.ndarray) -> type:

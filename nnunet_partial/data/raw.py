@@ -38,6 +38,16 @@ class RawDataset:
     def json_file(self) -> str:
         return str(self.folder / "dataset.json")
 
+    @property
+    def is_ct(self) -> bool:
+        """Whether the first channel is CT, as nnU-Net decides it by the name."""
+        return self.channel_names[0].casefold() == "ct"
+
+    @property
+    def reorients(self) -> bool:
+        """Whether nnU-Net's reader brings files to one order of axes."""
+        return str(self.content.get("overwrite_image_reader_writer")).endswith("WithReorient")
+
     def annotations(self) -> Annotations | None:
         """The contract of a partially labelled dataset, checked against the cases; None for an ordinary one."""
         if "nnunet_partial" not in self.content:

@@ -20,7 +20,8 @@ import numpy as np
 from scipy import ndimage
 
 from nnunet_partial import paths
-from nnunet_partial.data.images import present_values, read_label, require_same_geometry
+from nnunet_partial.data.grids import read_label_on
+from nnunet_partial.data.images import present_values, read_label
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, all_metrics
@@ -471,8 +472,8 @@ def _source(case: str, known_truth: LabelMap) -> str:
 
 def evaluate_case(job: CaseJob) -> list:
     """The rows of one case. Raises UserError for files that cannot be read, do not fit, or hold unknown values."""
-    (pred, pred_geometry), (truth, geometry) = read_label(job.pred), read_label(job.truth)
-    require_same_geometry(pred_geometry, job.pred, geometry, job.truth)
+    pred, geometry = read_label(job.pred)
+    truth = read_label_on(job.truth, geometry, job.pred)  # the same voxels along other axes are the same truth
     job.pred_labels.check(pred, job.pred)
     job.truth_labels.check(truth, job.truth, job.case)
     if job.truth_labels.ignore is not None:

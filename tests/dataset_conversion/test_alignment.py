@@ -5,7 +5,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunet_partial.data.conversion import AS_STORED, alignment
-from nnunet_partial.data.conversion.grids import reordering
+from nnunet_partial.data.grids import reordering
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError

@@ -123,7 +123,119 @@ def test_duplicates_also_when_mirrored_or_stored_in_another_order(dataset, src):
     shutil.rmtree(folder)
     found, text = findings(dataset(number=3))
     assert ("error", "duplicate", "lits_010") in found and ("error", "duplicate", "lits_011") in found
-    assert "the same image as lits_000" in text and "the same voxels as, in another order, lits_000" in text
+    assert "the same image as lits_000" in text and "the same voxels, in another order, as lits_000" in text
+
+
+def test_duplicate_that_a_window_has_clipped(dataset, src):
+    folder = dataset(number=3)
+    shutil.copy(src / "segmentation-0.nii.gz", src / "segmentation-10.nii.gz")
+    image = sitk.ReadImage(str(src / "volume-0.nii.gz"))
+    sitk.WriteImage(sitk.Clamp(image, image.GetPixelID(), -300, 500), str(src / "volume-10.nii.gz"))
+    shutil.rmtree(folder)
+    found, text = findings(dataset(number=3))
+    assert ("error", "duplicate", "lits_010") in found
+    assert "the same scan, with other values clipped, as lits_000" in text
+
+
+def changed(function):
+    """``function(hu, label)`` (z, y, x) -> both changed; geometry and type of the image are kept unless it is float."""
+
+    def change(ct, label):
+        arrays = function(sitk.GetArrayFromImage(ct), sitk.GetArrayFromImage(label))
+        images = [sitk.GetImageFromArray(np.ascontiguousarray(i)) for i in arrays]
+        for image in images:
+            image.CopyInformation(ct)
+        return tuple(images)
+
+    return change
+
+
+def test_label_that_is_mirrored_and_its_image_is_not(dataset):
+    found, text = findings(dataset({3: changed(lambda hu, label: (hu, np.flip(label, 2)))}))
+    assert ("warning", "placement", "lits_003") in found and {i[2] for i in found} == {"lits_003"}
+    assert "mirrored from left to right the label would lie on its organs" in text
+
+
+def test_label_of_another_place(dataset):
+    found, text = findings(dataset({3: changed(lambda hu, label: (hu, np.roll(label, (6, 7), (1, 2))))}))
+    assert ("warning", "placement", "lits_003") in found and {i[2] for i in found} == {"lits_003"}
+    assert re.search(r"\d+% of liver have nearly one grey value, where \d+% are usual", text)
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_nan_and_infinite_voxels(ending, dataset, src):
+    folder = dataset(number=3)
+    image = sitk.Cast(sitk.ReadImage(str(src / "volume-1.nii.gz")), sitk.sitkFloat32)
+    image[3, 3, 3], image[4, 4, 4] = float("nan"), float("inf")
+    file = src / f"volume-1{ending}"
+    sitk.WriteImage(image, str(file))
+    content = json.loads((folder / "dataset.json").read_text())
+    content["dataset"]["lits_001"]["images"] = [str(file)]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    found, text = findings(folder)
+    assert found == [("error", "intensity", "lits_001")] and "2 voxels are NaN or infinite" in text
+
+
+def raised(first, last, by=1024):
+    """The slices ``first`` to ``last`` of an image, from the feet, lie higher, as if their intercept had been lost."""
+
+    def change(hu, label):
+        hu = hu.astype(np.int32)
+        hu[first:last] += by
+        return hu.astype(np.int16), label
+
+    return changed(change)
+
+
+def test_slices_that_lost_their_rescale_intercept(dataset):
+    found, text = findings(dataset({1: raised(10, None), 2: raised(7, 8, -1000)}, number=4))
+    assert [i for i in found if i[1] == "intensity"] == [("error", "intensity", "lits_001"), ("error", "intensity", "lits_002")]
+    jumps = [(int(hu), int(number)) for hu, number in re.findall(r"([+-]\d+) HU after slice (\d+)", text)]
+    assert [n for _, n in jumps] == [10, 7, 8]
+    assert [hu for hu, _ in jumps] == pytest.approx([1024, -1000, 1000], abs=20)  # and what the body changes by itself
+
+
+def test_empty_slices_are_padding():
+    hu = np.random.default_rng(0).integers(-100, 300, (8, 10, 10))
+    assert inspection.slice_jumps(hu) == ()
+    hu[:3] = -3024
+    assert inspection.slice_jumps(hu) == ()
+
+
+def test_case_that_annotates_less_than_its_source(src, run, tools):
+    for case in range(7):
+        patient = phantoms.make_patient([11, case], tools.tiny["kits"])
+        values = {**LIVER, phantoms.KIDNEY: 2, phantoms.KIDNEY_TUMOUR: 2, phantoms.PANCREAS: 3}
+        sitk.WriteImage(patient.ct_image(), str(src / f"{case}_ct.nii.gz"))
+        sitk.WriteImage(patient.label_image(values if case != 4 else LIVER), str(src / f"{case}_seg.nii.gz"))
+    folder = run(
+        "generic", src, "--image-glob", "*_ct.nii.gz", "--label-glob", "*_seg.nii.gz", "--labels", "liver=1,kidney=2,pancreas=3"
+    ).folder
+    found, text = findings(folder)
+    assert found == [("warning", "annotated", "4")] and "shows liver alone, where nearly all" in text
+
+
+def test_label_along_other_axes_than_its_image(dataset):
+    """Right with the reader that the converters name, an error with a reader that takes files as they are."""
+    folder = dataset(number=3)
+    file = folder / "labelsTr" / "lits_001.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "SAR"), str(file))
+    assert findings(folder)[0] == []
+    content = json.loads((folder / "dataset.json").read_text())
+    del content["overwrite_image_reader_writer"]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    found, text = findings(folder)
+    assert found == [("error", "contract", "")] and "store the same grid along other axes (LPS and SAR)" in text
+
+
+def test_nothing_to_check_is_an_error(dataset, tmp_path, capsys):
+    folder = dataset(number=2)
+    content = json.loads((folder / "dataset.json").read_text())
+    content = {**content, "numTraining": 0, "dataset": {}, "nnunet_partial": {"version": 1, "cases": {}}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["check", "7", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "has no training case" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_leakage_into_a_test_set(dataset, src, run, tmp_path):

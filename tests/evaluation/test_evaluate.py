@@ -291,6 +291,17 @@ def test_other_geometry(abdomen, change, message):
         evaluate(abdomen)
 
 
+@pytest.mark.parametrize("order", ["RAS", "SPR", "ILA"])
+def test_truth_along_other_axes_is_compared_in_the_world(abdomen, order):
+    """The same voxels in another order: every figure as before, distances in the right spacing included."""
+    expected = evaluate(abdomen)
+    file = abdomen / "raw" / "Dataset501_Abdomen" / "labelsTr" / "lits_0.nii.gz"
+    image = sitk.ReadImage(str(file))
+    assert len(set(image.GetSpacing())) > 1
+    sitk.WriteImage(sitk.DICOMOrient(image, order), str(file))
+    assert evaluate(abdomen) == expected
+
+
 def test_other_size(abdomen):
     write(label_map()[:-1], abdomen / "pred" / "lits_0.nii.gz")
     with pytest.raises(UserError, match="differ in size"):

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from nnunet_partial.data import images
+from nnunet_partial.data.grids import read_label_on
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
@@ -30,7 +33,7 @@ def dataset_problems(raw: RawDataset, processes: int | None = None, progress: bo
     annotations = raw.annotations()
     declared = tuple(sorted({value for values in raw.labels.values() for value in values}))
     jobs = [
-        _Job(case, declared if annotations is None else annotations.values(case.name), raw.json_file)
+        _Job(case, declared if annotations is None else annotations.values(case.name), raw.json_file, raw.reorients)
         for case in raw.cases.values()
     ]
     return [i for i in map_cases(_problem, jobs, processes, "checking", progress) if i]
@@ -41,6 +44,7 @@ class _Job:
     case: RawCase
     allowed: tuple
     json_file: str
+    reorients: bool
 
 
 def _problem(job: _Job) -> str | None:
@@ -57,8 +61,7 @@ def _check_case(job: _Job) -> None:
     geometry = images.read_geometry(first).spatial()
     for channel in others:
         images.require_same_geometry(geometry, first, images.read_geometry(channel).spatial(), channel)
-    label, label_geometry = images.read_label(case.label)
-    images.require_same_geometry(geometry, first, label_geometry, case.label)
+    label = _label(job, geometry, first)
     surplus = [i for i in images.present_values(label) if i not in job.allowed]
     if surplus:
         raise UserError(
@@ -66,3 +69,16 @@ def _check_case(job: _Job) -> None:
             f"{case.name} have only {', '.join(map(str, job.allowed))} ('labels', '{KEY}.cases'). Correct "
             "the file, or merge again."
         )
+
+
+def _label(job: _Job, geometry: images.Geometry, image: str) -> np.ndarray:
+    """The label map. The order of its axes may differ from the image's only where nnU-Net's reader brings both together."""
+    label = read_label_on(job.case.label, geometry, image)
+    own = images.read_geometry(job.case.label)
+    if not job.reorients and geometry.difference(own):
+        raise UserError(
+            f"{image} and {job.case.label} store the same grid along other axes ({geometry.orientation} and "
+            f"{own.orientation}), which nnU-Net's reader does not bring together: nnunet_partial merge writes the label along "
+            'the axes of its image, or add "overwrite_image_reader_writer": "SimpleITKIOWithReorient" to dataset.json.'
+        )
+    return label

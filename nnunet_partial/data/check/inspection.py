@@ -5,20 +5,23 @@ themselves: are they what their header and dataset.json say? Every image is read
 are mm in DICOM's frame (x left, y back, z head), arrays (z, y, x) along these axes whatever the file's order.
 """
 
-import hashlib
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial.data import images
+from nnunet_partial.data.check import placement
 from nnunet_partial.data.check.dataset import dataset_problems
+from nnunet_partial.data.fingerprint import NOT_FINITE, Fingerprint, fingerprint, patient_axes
 from nnunet_partial.data.parallel import map_cases
+from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
 from nnunet_partial.labels import CaseAnnotation
@@ -28,6 +31,7 @@ SPINE_HALF_WIDTH_MM = 40
 _BODY_GRID = 128  # the middle of the body needs no more voxels along an edge
 WRONG_SIDE_MM = 5  # an organ this far on the wrong side of the middle of the body
 OUTLIER_FACTOR, OUTLIER_DEVIATIONS, OUTLIER_CASES = 2.0, 3.5, 6
+JUMP_HU = 200  # between neighbouring slices, in three quarters of their voxels and the same way
 SIDES = {
     "right": (
         "liver",
@@ -47,23 +51,25 @@ class Facts:
     """What was measured on one case.
 
     ``volumes_ml`` and ``centres_mm`` per class that the label holds; centres and ``bone_y_mm``, the mean place of
-    bone near the midline, count from the middle of the body. ``content``: hash of the voxels along the patient's
-    axes; ``bag``: of the voxel values in any order, equal for mirrored copies.
+    bone near the midline, count from the middle of the body. ``print``: what identifies the voxels; empty if unreadable.
+    ``evenness``: how uniform the image is below each class, in place and mirrored (:mod:`placement`); CT alone.
+    ``jumps``: (number of a slice from the feet, HU by which the next one lies higher), where nearly all voxels do.
     """
 
     case: str
     source: str
     annotated: tuple
-    size_xyz: tuple
-    spacing_mm: tuple
-    orientation: str
-    percentiles: tuple  # 0.5, 50 and 99.5 % of the first channel
-    whole_numbers: bool
-    content: str
-    bag: str
+    size_xyz: tuple = ()
+    spacing_mm: tuple = ()
+    orientation: str = ""
+    percentiles: tuple = ()  # 0.5, 50 and 99.5 % of the first channel
+    whole_numbers: bool = False
+    print: Fingerprint = Fingerprint("", "", "", 0)
     volumes_ml: Mapping[str, float] = field(default_factory=dict)
     centres_mm: Mapping[str, tuple] = field(default_factory=dict)
     bone_y_mm: float | None = None
+    evenness: Mapping[str, placement.Evenness] = field(default_factory=dict)
+    jumps: tuple = ()
     problem: str | None = None
 
 
@@ -104,17 +110,16 @@ def inspect(folder: Path, against: Sequence[Path] = (), processes: int | None = 
     images with it. Raises :class:`UserError` when dataset.json itself is not usable.
     """
     raw = read_raw_dataset(folder)
+    if not raw.cases:
+        raise UserError(f"{raw.folder} has no training case, so there is nothing to check. Convert or merge it again.")
     annotations = raw.annotations()
     classes = tuple(name for name, values in raw.labels.items() if len(values) == 1 and values[0] > 0 and name != "ignore")
     values = {name: raw.labels[name][0] for name in classes}
     everything = CaseAnnotation("", classes)
-    jobs = [
-        Job(case, values, annotations.of(case.name) if annotations else everything, raw.channel_names[0])
-        for case in raw.cases.values()
-    ]
+    jobs = [Job(case, values, annotations.of(case.name) if annotations else everything, raw.is_ct) for case in raw.cases.values()]
     facts = tuple(map_cases(measure, jobs, processes, "looking"))
-    others = {Path(i).name: _prints(_images(Path(i)), processes) for i in against}
-    others["imagesTs"] = _prints(_test_images(raw), processes)
+    others = {Path(i).name: _prints(_images(Path(i)), raw.is_ct, processes) for i in against}
+    others["imagesTs"] = _prints(_test_images(raw), raw.is_ct, processes)
     findings = [Finding("error", "contract", "", i) for i in dataset_problems(raw, processes)]
     findings += list(judge(facts, raw)) + list(shared_images(facts, others)) + list(conversion_notes(folder))
     return Inspection(raw.folder.name, classes, raw.channel_names, facts, tuple(findings))
@@ -128,7 +133,7 @@ class Job:
     case: RawCase
     values: Mapping[str, int]
     annotation: CaseAnnotation
-    channel: str
+    is_ct: bool
 
 
 def measure(job: Job) -> Facts:
@@ -136,75 +141,54 @@ def measure(job: Job) -> Facts:
     try:
         return _measure(job)
     except UserError as error:
-        return Facts(
-            job.case.name, job.annotation.source, job.annotation.annotated, (), (), "", (), False, "", "", problem=str(error)
-        )
+        return Facts(job.case.name, job.annotation.source, job.annotation.annotated, problem=str(error))
 
 
 def _measure(job: Job) -> Facts:
     image = patient_axes(images.read_image(job.case.images[0]))
     geometry = images.read_geometry(job.case.images[0])
     array = sitk.GetArrayViewFromImage(image)
-    content, bag = fingerprint(job.case.images)
-    low, middle, high = np.percentile(array.reshape(-1)[::7].astype(np.float32), (0.5, 50, 99.5))
-    middle_mm, bone_y_mm = _body(array, image, job.channel)
-    volumes, centres = {}, {}
-    if job.case.label is not None and image.GetDimension() == 3:
-        volumes, centres = _organs(job, image, middle_mm)
-    whole = bool(np.equal(np.mod(array.reshape(-1)[::101], 1), 0).all())
+    flat = array.reshape(-1)
+    grey = flat[::7][np.isfinite(flat[::7])].astype(np.float32)
+    low, middle, high = np.percentile(grey, (0.5, 50, 99.5)) if grey.size else (0.0,) * 3
+    middle_mm, bone_y_mm = _body(array, image, job.is_ct)
+    label = _label(job, image)
+    volumes, centres = ({}, {}) if label is None else _organs(job, label, image, middle_mm)
+    in_3d_ct = job.is_ct and image.GetDimension() == 3
     return Facts(
         job.case.name,
         job.annotation.source,
         job.annotation.annotated,
         geometry.size_xyz,
         geometry.spacing_mm,
-        orientation(geometry),
+        geometry.orientation,
         (float(low), float(middle), float(high)),
-        whole,
-        content,
-        bag,
+        bool((grey[::14] % 1 == 0).all()),
+        fingerprint(job.case.images, job.is_ct),
         volumes,
         centres,
         bone_y_mm,
+        placement.evenness(array, label, job.values) if in_3d_ct and label is not None else {},
+        slice_jumps(array) if in_3d_ct else (),
     )
 
 
-def patient_axes(image: "sitk.Image") -> "sitk.Image":
-    """The image with its axes along the patient's left, back and head; 2D and 4D images as they are."""
-    return sitk.DICOMOrient(image, "LPS") if image.GetDimension() == 3 else image
-
-
-def orientation(geometry: images.Geometry) -> str:
-    """``LPS``: the axes of the file run towards the patient's left, back and head, as ITK names it; empty in 2D."""
-    if geometry.dimensions < 3:
-        return ""
-    return sitk.DICOMOrientImageFilter.GetOrientationFromDirectionCosines(geometry.spatial().direction)
-
-
-def fingerprint(files: Sequence[str]) -> tuple:
-    """``(hash of the voxels along the patient's axes, hash of the voxel values in any order)`` of an image and its
-    channels.
+def slice_jumps(array: np.ndarray) -> tuple:
+    """``(slice, HU)`` where the next slice of ``array`` (z, y, x) lies higher by more than ``JUMP_HU`` in three quarters of the
+    voxels, or lower. Slices that are empty (one value) are padding and not compared.
     """
-    digest, total = hashlib.blake2b(digest_size=16), 0
-    for file in files:
-        image = patient_axes(images.read_image(file))
-        digest.update(str(image.GetSize()).encode())
-        for part in sitk.GetArrayViewFromImage(image):
-            values = np.ascontiguousarray(part, np.float32) + np.float32(0)
-            digest.update(values.data)
-            total += _bag(values.view(np.uint32))
-    return digest.hexdigest(), f"{total % 2**64:016x}"
+    steps = tuple(max(1, n // _BODY_GRID) for n in array.shape[1:])
+    slices = array[:, :: steps[0], :: steps[1]].reshape(len(array), -1).astype(np.float32)
+    filled = slices.min(1) < slices.max(1)
+    quarters = [np.percentile(b - a, (25, 50, 75)) for a, b in zip(slices, slices[1:])]
+    return tuple(
+        (number, float(middle))
+        for number, (low, middle, high) in enumerate(quarters)
+        if (low > JUMP_HU or high < -JUMP_HU) and filled[number] and filled[number + 1]
+    )
 
 
-def _bag(bits: np.ndarray) -> int:
-    """Sum of a hash of every value (splitmix64's finaliser): the same whatever the order of the values."""
-    z = bits.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return int((z ^ (z >> np.uint64(31))).sum(dtype=np.uint64))
-
-
-def _body(array: np.ndarray, image: "sitk.Image", channel: str) -> tuple:
+def _body(array: np.ndarray, image: "sitk.Image", is_ct: bool) -> tuple:
     """``(middle of the body (x, y, z), mean y of bone near the midline from there or None)``; the image's middle if
     it is no CT.
     """
@@ -215,7 +199,7 @@ def _body(array: np.ndarray, image: "sitk.Image", channel: str) -> tuple:
     step = np.array([max(1, n // _BODY_GRID) for n in array.shape])
     coarse = array[:: step[0], :: step[1], :: step[2]]
     body = np.argwhere(coarse > BODY_HU)
-    if channel != "CT" or len(body) < 100:
+    if not is_ct or len(body) < 100:
         return tuple(middle), None
     middle[:2] = (origin + spacing * (body.mean(0) * step)[::-1])[:2]
     bone = origin + spacing * (np.argwhere(coarse > BONE_HU) * step)[:, ::-1]
@@ -223,20 +207,25 @@ def _body(array: np.ndarray, image: "sitk.Image", channel: str) -> tuple:
     return tuple(middle), float(bone[:, 1].mean() - middle[1]) if len(bone) > 20 else None
 
 
-def _organs(job: Job, image: "sitk.Image", middle_mm: tuple) -> tuple:
+def _label(job: Job, image: "sitk.Image") -> np.ndarray | None:
+    """The label map (z, y, x) along the patient's axes; None in 2D, and where it does not fit its image, which the check of
+    the contract tells."""
+    if job.case.label is None or image.GetDimension() != 3:
+        return None
+    values, geometry = images.read_label(job.case.label)
+    label = sitk.GetImageFromArray(values)
+    if label.GetDimension() != 3:
+        return None
+    label.SetDirection(geometry.direction)
+    label = sitk.GetArrayFromImage(patient_axes(label))
+    return label if label.shape == image.GetSize()[::-1] else None
+
+
+def _organs(job: Job, label: np.ndarray, image: "sitk.Image", middle_mm: tuple) -> tuple:
     """``(volume, centre from the middle of the body)`` of every class in the label."""
     from scipy import ndimage
 
-    label, geometry = images.read_label(job.case.label)
-    if geometry.size_xyz != images.read_geometry(job.case.images[0]).spatial().size_xyz:
-        return {}, {}  # told by the check of the contract
-    label_image = sitk.GetImageFromArray(label)
-    label_image.SetSpacing(geometry.spacing_mm)
-    label_image.SetOrigin(geometry.origin_mm)
-    label_image.SetDirection(geometry.direction)
-    label_image = patient_axes(label_image)
-    label = sitk.GetArrayViewFromImage(label_image)
-    spacing, origin = np.array(label_image.GetSpacing()), np.array(label_image.GetOrigin())
+    spacing, origin = np.array(image.GetSpacing()), np.array(image.GetOrigin())
     boxes = ndimage.find_objects(label)
     volumes, centres = {}, {}
     for name, value in job.values.items():
@@ -251,6 +240,12 @@ def _organs(job: Job, image: "sitk.Image", middle_mm: tuple) -> tuple:
 
 # -------------------------------------------------------------------------------------------------------------- judging
 
+_SAME_SCAN = {
+    "content": "the same image as",
+    "bag": "the same voxels, in another order, as",
+    "tissue": "the same scan, with other values clipped, as",
+}
+
 
 def judge(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
     """Findings about single cases and about what cases of one dataset should have in common."""
@@ -258,9 +253,11 @@ def judge(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
     yield from (Finding("error", "unreadable", i.case, i.problem) for i in facts if i.problem is not None)
     yield from _orientations(readable, raw)
     for case in readable:
-        yield from _intensities(case, raw.channel_names[0])
+        yield from _intensities(case, raw.is_ct)
         yield from _empty(case)
         yield from _anatomy(case)
+    yield from _placements(readable)
+    yield from _annotated_less(readable)
     yield from _spacings(readable)
     yield from _volumes(readable)
     yield from _duplicates(readable)
@@ -268,8 +265,7 @@ def judge(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
 
 def _orientations(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
     counts = Counter(i.orientation for i in facts if i.orientation)
-    reader = str(raw.content.get("overwrite_image_reader_writer"))
-    if len(counts) > 1 and not reader.endswith("WithReorient"):
+    if len(counts) > 1 and not raw.reorients:
         yield Finding(
             "error",
             "orientation",
@@ -279,24 +275,42 @@ def _orientations(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
             '"overwrite_image_reader_writer": "SimpleITKIOWithReorient" to dataset.json',
         )
     elif len(counts) > 1:
-        yield Finding("note", "orientation", "", f"orientations {_counted(counts)}, brought together by {reader}")
+        yield Finding("note", "orientation", "", f"orientations {_counted(counts)}, brought together by the reader")
 
 
 def _counted(counts: Counter) -> str:
     return ", ".join(f"{name} {n}" for name, n in counts.most_common())
 
 
-def _intensities(case: Facts, channel: str) -> Iterator[Finding]:
+def _intensities(case: Facts, is_ct: bool) -> Iterator[Finding]:
     low, _, high = case.percentiles
+    if case.print.not_finite:
+        yield Finding(
+            "error",
+            "intensity",
+            case.case,
+            f"{case.print.not_finite} voxels are NaN or infinite ({NOT_FINITE}): mend the image, or merge with "
+            "--replace-not-finite VALUE",
+        )
     if low == high:
         yield Finding("error", "intensity", case.case, f"the image is constant ({low:g})")
-    elif channel == "CT" and low > -200:
+    elif is_ct and low > -200:
         likely = "a crop without air" if low < 0 else "8 bit pictures" if high <= 255 else "values that count from 0 for air"
         yield Finding(
             "warning",
             "intensity",
             case.case,
             f"values {low:g} to {high:g} are not Hounsfield units with air around the body: {likely}?",
+        )
+    if case.jumps:
+        places = ", ".join(f"{hu:+.0f} HU after slice {number + 1}" for number, hu in case.jumps[:4])
+        more = f" and {len(case.jumps) - 4} more" if len(case.jumps) > 4 else ""
+        yield Finding(
+            "error",
+            "intensity",
+            case.case,
+            f"the values of nearly all voxels jump from one slice to the next, {places}{more} (counted from the feet): was the "
+            "rescale slope or intercept of some slices lost? Convert it again from DICOM",
         )
 
 
@@ -330,6 +344,35 @@ def _anatomy(case: Facts) -> Iterator[Finding]:
         yield Finding("warning", "anatomy", case.case, "the kidney lies above the liver: upside down?")
 
 
+def _placements(facts: Sequence[Facts]) -> Iterator[Finding]:
+    for case in facts:
+        direction = placement.mirrored(case.evenness)
+        if direction is not None:
+            yield Finding(
+                "warning",
+                "placement",
+                case.case,
+                f"mirrored from {direction} the label would lie on its organs, as it is it does not: is it mirrored?",
+            )
+    for source in dict.fromkeys(i.source for i in facts):
+        for case, name, share, usual in placement.misplaced({i.case: i.evenness for i in facts if i.source == source}):
+            yield Finding(
+                "warning",
+                "placement",
+                case,
+                f"{share:.0%} of {name} have nearly one grey value, where {usual:.0%} are usual: is the label shifted, mirrored "
+                "or of another image?",
+            )
+
+
+def _annotated_less(facts: Sequence[Facts]) -> Iterator[Finding]:
+    shown = [Shown(i.case, i.source, i.annotated, tuple(i.volumes_ml)) for i in facts if len(i.size_xyz) == 3]
+    for case in far_from_source(shown):
+        yield Finding("warning", "annotated", case.case, case.in_words())
+    for source in sparse_sources(shown):
+        yield Finding("warning", "annotated", "", source.in_words())
+
+
 def _spacings(facts: Sequence[Facts]) -> Iterator[Finding]:
     placeholders = [i for i in facts if i.spacing_mm in ((1.0, 1.0, 1.0), (1.0, 1.0))]
     if 0 < len(placeholders) < len(facts):
@@ -351,25 +394,27 @@ def _volumes(facts: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _duplicates(facts: Sequence[Facts]) -> Iterator[Finding]:
-    for key, words in (("content", "the same image as"), ("bag", "the same voxels as, in another order,")):
+    told = set()
+    for kind, words in _SAME_SCAN.items():
         groups: dict = {}
         for case in facts:
-            groups.setdefault(getattr(case, key), []).append(case)
+            groups.setdefault(getattr(case.print, kind), []).append(case.case)
+        groups.pop("", None)
         for first, *others in groups.values():
             for other in others:
-                if key == "content" or other.content != first.content:
-                    yield Finding("error", "duplicate", other.case, f"{words} {first.case}")
+                if (first, other) not in told:
+                    told.add((first, other))
+                    yield Finding("error", "duplicate", other, f"{words} {first}")
 
 
-def shared_images(facts: Sequence[Facts], others: Mapping[str, Mapping[str, tuple]]) -> Iterator[Finding]:
+def shared_images(facts: Sequence[Facts], others: Mapping[str, Mapping[str, Fingerprint]]) -> Iterator[Finding]:
     """Images that other datasets (name -> case -> fingerprint) hold too: leakage if one trains and the other tests."""
     for name, cases in others.items():
-        contents, bags = ({v[i]: k for k, v in cases.items()} for i in (0, 1))
+        known = {key: case for case, found in cases.items() for key in found.keys}
         for case in facts:
-            if case.problem is None and case.content in contents:
-                yield Finding("error", "leakage", case.case, f"the same image as {contents[case.content]} of {name}")
-            elif case.problem is None and case.bag in bags:
-                yield Finding("error", "leakage", case.case, f"the same voxels, in another order, as {bags[case.bag]} of {name}")
+            key = next((i for i in case.print.keys if i in known), None)
+            if key is not None:
+                yield Finding("error", "leakage", case.case, f"{_SAME_SCAN[key[0]]} {known[key]} of {name}")
 
 
 def conversion_notes(folder: Path) -> Iterator[Finding]:
@@ -385,7 +430,10 @@ def conversion_notes(folder: Path) -> Iterator[Finding]:
 
 def _images(folder: Path) -> dict:
     raw = read_raw_dataset(folder, labelled=False)
-    return {**{k: tuple(v.images) for k, v in raw.cases.items()}, **_test_images(raw)}
+    found = {**{k: tuple(v.images) for k, v in raw.cases.items()}, **_test_images(raw)}
+    if not found:
+        raise UserError(f"--against {raw.folder.name}: {raw.folder} has no image to compare with. Name another dataset.")
+    return found
 
 
 def _test_images(raw: RawDataset) -> dict:
@@ -399,8 +447,9 @@ def _test_images(raw: RawDataset) -> dict:
     return {k: tuple(v) for k, v in found.items()}
 
 
-def _prints(files: Mapping[str, tuple], processes: int | None) -> dict:
-    return dict(zip(files, map_cases(fingerprint, list(files.values()), processes, "comparing", progress=bool(files))))
+def _prints(files: Mapping[str, tuple], is_ct: bool, processes: int | None) -> dict:
+    read = partial(fingerprint, is_ct=is_ct)
+    return dict(zip(files, map_cases(read, list(files.values()), processes, "comparing", progress=bool(files))))
 
 
 # -------------------------------------------------------------------------------------------------------------- telling

@@ -6,7 +6,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial.data import images
-from nnunet_partial.data.check.inspection import Inspection, patient_axes
+from nnunet_partial.data.check.inspection import Inspection
+from nnunet_partial.data.fingerprint import patient_axes
 from nnunet_partial.data.raw import RawCase, RawDataset
 from nnunet_partial.files import PathLike, atomic_path
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_partial.data import images
-from nnunet_partial.data.conversion import dicom, grids, views, voxels
+from nnunet_partial.data import grids, images
+from nnunet_partial.data.conversion import dicom, views, voxels
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_partial.data import images
-from nnunet_partial.data.conversion import alignment, grids, sheared, voxels
+from nnunet_partial.data import grids, images
+from nnunet_partial.data.conversion import alignment, sheared, voxels
 from nnunet_partial.data.conversion.cases import Case, forget
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.conversion.views import header_conflict

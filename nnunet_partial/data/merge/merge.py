@@ -11,15 +11,21 @@ import shutil
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 
 from nnunet_partial import __version__, paths
 from nnunet_partial.data import images
-from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec
+from nnunet_partial.data.fingerprint import NOT_FINITE, connected, fingerprint
+from nnunet_partial.data.grids import read_label_on
+from nnunet_partial.data.merge.granularity import check_granularity, words
+from nnunet_partial.data.merge.patients import joined, known_patients
+from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec, some
 from nnunet_partial.data.parallel import map_cases
+from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import write_json
 from nnunet_partial.labels import KEY, Annotations, CaseAnnotation
@@ -28,6 +34,7 @@ PROVENANCE_KEY = "nnunet_partial_provenance"
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 PICTURE_ENDINGS = (".png", ".bmp")
 NIBABEL_ENDINGS = (".nii.gz", ".nii")
+_REORIENTING = {i: i + "WithReorient" for i in ("SimpleITKIO", "NibabelIO")}
 _TEMPORARY = ".merging-"
 
 
@@ -49,31 +56,60 @@ def merge_datasets(
     allow_absent: bool = False,
     processes: int | None = None,
     progress: bool = True,
+    allow_parts: bool = False,
+    patients: Mapping[str, str] | None = None,
+    replace_not_finite: float | None = None,
 ) -> MergeResult:
     """Write nnUNet_raw/Dataset``dataset_id``_``name`` from ``sources``.
 
     ``classes``: all classes in the order of their values 1 .. K; None: in the order in which the sources mention them.
-    ``headers_only``: read the images' headers alone; neither truncated images nor equal ones are noticed then.
+    ``headers_only``: read the images' headers alone; neither truncated images, nor equal ones, nor NaN are noticed then.
     ``allow_absent``: whether a source may annotate a class that no label file of it holds.
+    ``allow_parts``: whether sources may cut a structure differently (see :mod:`granularity`).
+    ``patients``: case of the merged dataset -> patient, where neither source nor name tells it, or wrongly.
+    ``replace_not_finite``: images with NaN or infinite voxels, else an error, are copied with this value in their place.
     Raises :class:`UserError` for input that collides or contradicts itself; nothing is left behind then.
     """
+    if headers_only and replace_not_finite is not None:
+        raise UserError("--replace-not-finite needs the images' voxels: leave --headers-only out.")
     folder = _free_folder(dataset_id, name)
     loaded = _load_sources(sources)
     merged_classes = _merged_classes(loaded, classes)
+    if not allow_parts:
+        check_granularity(loaded)
     cases = _unique_cases(loaded)
+    known = known_patients(loaded, patients or {})
     content, warnings = _dataset_json(loaded, merged_classes, cases, folder), _split_class_warnings(loaded)
     annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
     with _temporary_folder(folder) as temporary:
         values = annotations.labels()
-        files = [str(temporary / content["dataset"][case.name]["label"]) for case in cases]
-        jobs = [_Job(case, values, file, headers_only) for case, file in zip(cases, files)]
-        done = map_cases(_merge_case, jobs, processes, "merging", progress)
-        warnings += _check_presence(cases, done, values, allow_absent)
-        same_images = _same_images(cases, done)
-        warnings += _same_image_warnings(same_images)
+        jobs = [
+            _Job(i, values, str(temporary), content["file_ending"], loaded[0].raw.is_ct, headers_only, replace_not_finite)
+            for i in cases
+        ]
+        done = dict(zip((i.name for i in cases), map_cases(_merge_case, jobs, processes, "merging", progress)))
+        warnings += _check_presence(cases, list(done.values()), values, allow_absent) + _far_cases(annotations, done)
+        annotations, more = _with_patients(annotations, known, done)
+        same_images = [i for i in connected({k: v.keys for k, v in done.items()}) if len(i) > 1]
+        warnings += _same_image_warnings(same_images) + more + _use_copies(content, done)
+        content[KEY] = annotations.to_json()
         content[PROVENANCE_KEY]["same_image"] = same_images
+        _name_reader(content, {i.orientation for i in done.values()} - {""})
         write_json(content, temporary / "dataset.json")
     return MergeResult(folder, annotations, tuple(warnings))
+
+
+def _with_patients(annotations: Annotations, known: Mapping[str, str], done: Mapping[str, "_Done"]) -> tuple:
+    patients, warnings = joined(known, {k: v.keys for k, v in done.items()})
+    cases = {k: replace(v, patient=patients.get(k)) for k, v in annotations.cases.items()}
+    return Annotations(annotations.classes, cases, annotations.ignore_label, annotations.file), warnings
+
+
+def _name_reader(content: dict, orientations: set) -> None:
+    """Files whose axes differ in order need the reader that brings them together; the plain one reads them as they are."""
+    reader = content.get("overwrite_image_reader_writer", "SimpleITKIO")
+    if len(orientations) > 1 and reader in _REORIENTING:
+        content["overwrite_image_reader_writer"] = _REORIENTING[reader]
 
 
 def reader_and_ending(loaded: Sequence[Source]) -> tuple:
@@ -99,6 +135,9 @@ def reader_and_ending(loaded: Sequence[Source]) -> tuple:
 def _explicit_reader(loaded: Sequence[Source]) -> str | None:
     readers = {i.raw.content.get("overwrite_image_reader_writer", "None"): i for i in loaded}
     readers.pop("None", None)
+    for plain, reorienting in _REORIENTING.items():
+        if reorienting in readers:  # reads whatever the plain one reads
+            readers.pop(plain, None)
     if len(readers) > 1:
         (first, a), (second, b) = list(readers.items())[:2]
         raise UserError(
@@ -122,37 +161,77 @@ def _explicit_reader(loaded: Sequence[Source]) -> str | None:
 class _Job:
     case: MergedCase
     values: Mapping[str, int]
-    output: str
+    folder: str
+    ending: str
+    is_ct: bool
     headers_only: bool
+    replace_not_finite: float | None
 
 
 @dataclass(frozen=True)
 class _Done:
+    """``values`` in the label file; ``keys`` that identify the image; ``copies``: number of a channel -> its file, below
+    the merged dataset, for images that had to be written anew."""
+
     values: tuple
-    content: tuple
+    keys: tuple
+    orientation: str
+    copies: Mapping[int, str]
 
 
 def _merge_case(job: _Job) -> _Done:
     """Check one case, write its label file; return the values in it and what identifies its image."""
-    case = job.case
-    geometry = images.read_geometry(case.raw.images[0]).spatial()
-    for channel in case.raw.images[1:]:
-        images.require_same_geometry(geometry, case.raw.images[0], images.read_geometry(channel).spatial(), channel)
+    case, files = job.case, job.case.raw.images
+    first = images.read_geometry(files[0])
+    geometry = first.spatial()
+    for channel in files[1:]:
+        images.require_same_geometry(geometry, files[0], images.read_geometry(channel).spatial(), channel)
     label = _merged_label(case, job.values, geometry)
-    images.write_label(label, geometry, job.output)
-    if job.headers_only:
-        content = tuple(os.path.realpath(i) for i in case.raw.images)
-    else:
-        content = tuple(images.content_hash(i) for i in case.raw.images)
-    return _Done(images.present_values(label), content)
+    images.write_label(label, geometry, os.path.join(job.folder, "labelsTr", case.name + job.ending))
+    keys, copies = tuple(("file", os.path.realpath(i)) for i in files), {}
+    if not job.headers_only:
+        found = fingerprint(files, job.is_ct)
+        keys, copies = found.keys, _finite_copies(job) if found.not_finite else {}
+    return _Done(images.present_values(label), keys, first.orientation, copies)
+
+
+def _finite_copies(job: _Job) -> dict:
+    """Copies of those images of a case that hold NaN or infinite voxels, with the value that was asked for instead."""
+    copies = {}
+    for number, file in enumerate(job.case.raw.images):
+        image = images.read_image(file)
+        array = sitk.GetArrayFromImage(image)
+        wrong = images.not_finite(file).reshape(array.shape)
+        if wrong.any() and job.replace_not_finite is None:
+            raise UserError(
+                f"image {file} of case {job.case.name} holds {np.count_nonzero(wrong)} voxels that are NaN or infinite: "
+                f"{NOT_FINITE}. Mend the file, leave the case out with --cases, or add "
+                "--replace-not-finite VALUE (-1024 is air in CT), which copies such images."
+            )
+        if wrong.any():
+            array[wrong] = job.replace_not_finite
+            mended = sitk.GetImageFromArray(array, isVector=image.GetNumberOfComponentsPerPixel() > 1)
+            mended.CopyInformation(image)
+            copies[number] = f"imagesTr/{job.case.name}_{number:04d}{job.ending}"
+            images.write_image(mended, os.path.join(job.folder, copies[number]))
+    return copies
+
+
+def _use_copies(content: dict, done: Mapping[str, _Done]) -> list:
+    copied = {case: i.copies for case, i in done.items() if i.copies}
+    for case, copies in copied.items():
+        for number, file in copies.items():
+            content["dataset"][case]["images"][number] = file
+    if not copied:
+        return []
+    return [f"{len(copied)} cases have images with NaN or infinite voxels, copied with these replaced: {some(copied)}."]
 
 
 def _merged_label(case: MergedCase, values: Mapping[str, int], geometry: images.Geometry) -> np.ndarray:
     dtype = np.uint8 if max(values.values()) < 256 else np.uint16
     if not case.targets:
         return np.zeros(geometry.shape_zyx, dtype)
-    label, label_geometry = images.read_label(case.raw.label)
-    images.require_same_geometry(geometry, case.raw.images[0], label_geometry, case.raw.label)
+    label = read_label_on(case.raw.label, geometry, case.raw.images[0])
     present = images.present_values(label)
     unknown = [i for i in present if i not in case.targets]
     if unknown:
@@ -208,9 +287,11 @@ def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tu
     mentioned = tuple(dict.fromkeys(name for source in loaded for name in source.classes))
     if not mentioned:
         raise UserError("no source annotates anything. Give at least one dataset with labels as --source.")
+    for name in mentioned:
+        _check_class_name(name)
     by_key: dict = {}
     for name in mentioned:
-        other = by_key.setdefault(re.sub(r"[\s_-]", "", name.casefold()), name)
+        other = by_key.setdefault(words(name) or name, name)
         if other != name:
             raise UserError(
                 f"the sources have the classes {other!r} and {name!r}, which look like the same organ. "
@@ -225,6 +306,16 @@ def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tu
             f"unknown, missing or repeated. Classes of the sources: {','.join(mentioned)}"
         )
     return tuple(order)
+
+
+def _check_class_name(name: str) -> None:
+    """Commands separate names by commas, and write NAME=VALUE, SOURCE:NAME and A+B."""
+    wrong = next((i for i in ",=+:*" if i in name), None)
+    if wrong or name != name.strip() or not name:
+        what = f"holds {wrong!r}" if wrong else "is empty, or begins or ends with a space"
+        raise UserError(
+            f"class {name!r} {what}, so that no command could name it. Rename that label in the source's dataset.json."
+        )
 
 
 def _unique_cases(loaded: Sequence[Source]) -> list:
@@ -327,12 +418,21 @@ def _check_presence(cases: Sequence[MergedCase], done: Sequence[_Done], values: 
     return warnings
 
 
-def _same_images(cases: Sequence[MergedCase], done: Sequence[_Done]) -> list:
-    """Names of the cases that hold the same image, group by group."""
+def _far_cases(annotations: Annotations, done: Mapping[str, _Done]) -> list:
+    """Per source: cases that show much less than the others, as the first of them is told."""
+    names = dict(enumerate(annotations.classes, 1))
+    shown = [
+        Shown(case, entry.source, entry.annotated, [names[i] for i in done[case].values if i in names])
+        for case, entry in (annotations.cases or {}).items()
+    ]
     groups: dict = {}
-    for case, result in zip(cases, done):
-        groups.setdefault(result.content, []).append(case.name)
-    return [i for i in groups.values() if len(i) > 1]
+    for case in far_from_source(shown):
+        groups.setdefault(case.source, []).append(case)
+    return [
+        f"source {source}: {len(cases)} cases annotate less than they declare, it seems ({some(i.case for i in cases)}): "
+        f"{cases[0].case} {cases[0].in_words()}"
+        for source, cases in groups.items()
+    ] + [i.in_words() for i in sparse_sources(shown)]
 
 
 def _same_image_warnings(groups: Sequence[Sequence[str]]) -> list:
@@ -340,8 +440,8 @@ def _same_image_warnings(groups: Sequence[Sequence[str]]) -> list:
         return []
     shown = "; ".join(" = ".join(i) for i in groups[:5]) + ("; ..." if len(groups) > 5 else "")
     return [
-        f"{len(groups)} images belong to several cases: {shown}. In different folds they leak from training into "
-        "validation; keep them together in splits_final.json, or drop one."
+        f"{len(groups)} images belong to several cases: {shown}. They count as one patient, whom this package's splits keep "
+        "together; splits made elsewhere must do so too, or images leak from training into validation."
     ]
 
 

@@ -58,6 +58,8 @@ class Source:
             )
         self.spec = spec
         self.raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
+        if not self.raw.cases:
+            raise UserError(f"source {spec.name}: {self.raw.folder} has no training case. Fill it, or leave that source out.")
         self.annotations = self.raw.annotations() if spec.labelled else None
         self.targets = label_targets(spec, self.raw) if spec.labelled else {}
         self.cases = [self._merged_case(case) for case in self._chosen_cases()]
@@ -95,7 +97,7 @@ class Source:
         if unknown or not self.spec.cases:
             raise UserError(
                 f"source {self.spec.name}: {self.raw.folder} has no case "
-                f"{unknown[0] if unknown else 'chosen'!r}. Its cases: {_some(self.raw.cases)}."
+                f"{unknown[0] if unknown else 'chosen'!r}. Its cases: {some(self.raw.cases)}."
             )
         return [self.raw.cases[i] for i in dict.fromkeys(self.spec.cases)]
 
@@ -217,6 +219,7 @@ def _perhaps(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def _some(names) -> str:
+def some(names) -> str:
+    """The first five of some names, and how many there are."""
     names = list(names)
     return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

@@ -17,6 +17,7 @@ import SimpleITK as sitk
 
 from nnunet_partial import cli
 from nnunet_partial.data import images
+from nnunet_partial.data.check import inspection
 from nnunet_partial.data.check.dataset import check_dataset
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
@@ -193,7 +194,9 @@ def test_merged_dataset_can_be_merged_again(three, raw):
     assert cases["abd_kits_case1"]["annotated"] == ["organ"] and cases["abd_nih_case0"]["annotated"] == []
     assert images.present_values(label(raw, "abd_kits_case1")) == (0, 2)
     assert images.present_values(label(raw, "abd_nih_case0")) == (0,)
-    assert cases["abd_free_case0"] == {"source": "abd-free", "annotated": []}
+    # the scan is in both sources: one patient, who keeps the name that the first merge gave
+    assert cases["abd_free_case0"] == {"source": "abd-free", "annotated": [], "patient": "Dataset400_First:nih_case0"}
+    assert cases["abd_nih_case0"]["patient"] == "Dataset400_First:nih_case0"
     assert cases["s_case0"] == {"source": "s", "annotated": ["spleen"]}
     # every path still leads to the first dataset's images
     assert content["dataset"]["abd_lits_case0"]["images"] == ["../Dataset101_LiTS/imagesTr/case0_0000.nii.gz"]
@@ -495,7 +498,7 @@ DAMAGE = {
     ),
     "another direction": (
         lambda f, w, lab: w(lab((1,)), f / "labelsTr/case0.nii.gz", direction=(-1, 0, 0, 0, -1, 0, 0, 0, 1)),
-        "differ in direction",
+        "differ in origin",
     ),
     "sheared": (
         lambda f, w, lab: _shear(f / "imagesTr/case0_0000.nii.gz"),
@@ -790,3 +793,185 @@ def test_a_source_whose_contract_knows_one_source_keeps_the_name_it_is_given(wri
     edit_json(folder, nnunet_partial={"version": 1, "cases": contract})
     merge("--source lits=101:liver")
     assert dataset_json(raw)["nnunet_partial"]["cases"]["lits_case0"] == {"source": "lits", "annotated": ["liver"]}
+
+
+def test_sources_of_different_granularity_are_refused_with_options_that_settle_it(write_source, raw, capfd, label_of):
+    write_source(101, "LR", {"left_kidney": 1, "right_kidney": 2})
+    write_source(102, "Kid", {"kidney": 1})
+    error = refused(capfd, raw, "--source lr=101 --source kid=102")
+    assert "source kid has the class 'kidney' where source lr tells 'left_kidney' and 'right_kidney' apart" in error
+    coarse = re.search(r"make it one class: (.*?); or", error)[1]
+    fine = re.search(r"teach nothing of it: (.*?); or", error)[1]
+    assert coarse == "--map lr:left_kidney,right_kidney=kidney" and fine == "--map kid:kidney=background"
+    merge("--source lr=101 --source kid=102", coarse)
+    assert dataset_json(raw)["labels"] == {"background": 0, "kidney": 1}
+    np.testing.assert_array_equal(label(raw, "lr_case0"), label_of((1, 2)) > 0)
+
+
+def test_granularity_of_listed_classes_and_of_a_source_that_teaches_nothing_of_it(write_source, raw, capfd):
+    write_source(101, "LT", {"liver": 1, "tumor": 2})
+    write_source(102, "Liv", {"liver": 1, "spleen": 2})
+    error = refused(capfd, raw, "--source lt=101:liver,tumor --source liv=102")
+    assert "--source lt=101:liver --map lt:tumor=liver;" in error and "--map liv:liver=background" in error
+    merge("--source lt=101:liver,tumor --source liv=102 --map liv:liver=background")
+    assert dataset_json(raw)["nnunet_partial"]["cases"]["liv_case0"]["annotated"] == ["spleen"]
+
+
+def test_parts_that_do_not_overlap_can_be_kept(write_source, raw):
+    write_source(101, "LT", {"liver": 1, "tumor": 2})
+    write_source(102, "Liv", {"liver": 1})
+    merge("--source lt=101 --source liv=102 --allow-parts")
+    assert dataset_json(raw)["labels"] == {"background": 0, "liver": 1, "tumor": 2}
+
+
+@pytest.mark.parametrize("first, second", [("kidney_left", "left kidney"), ("tumour", "Tumors"), ("lk", "LeftKidney")])
+def test_one_organ_in_other_words(write_source, raw, capfd, first, second):
+    write_source(101, "A", {first: 1})
+    write_source(102, "B", {second: 1})
+    assert "look like the same organ" in refused(capfd, raw, "--source a=101 --source b=102")
+
+
+@pytest.mark.parametrize("name, what", [("a,b", "','"), ("a=b", "'='"), ("a+b", "'+'"), ("*", "'*'"), (" liver", "begins")])
+def test_classes_that_no_command_could_name(write_source, raw, capfd, name, what):
+    write_source(101, "A", {name: 1})
+    error = refused(capfd, raw, "--source a=101")
+    assert f"class {name!r}" in error and what in error and "Rename that label in the source's dataset.json" in error
+    # mapped to another name it does no harm
+    merge("--source a=101:liver --map a:*=liver")
+
+
+def test_label_along_other_axes_than_its_image_is_reordered(write_source, raw, label_of):
+    folder = write_source(101, "A", {"liver": 1, "spleen": 2})
+    file = folder / "labelsTr" / "case1.nii.gz"
+    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "SAR"), str(file), True)
+    merge("--source a=101")
+    np.testing.assert_array_equal(label(raw, "a_case1"), label_of((1, 2), 1))
+    images.check_same_geometry(folder / "imagesTr/case1_0000.nii.gz", raw / "Dataset501_Merged/labelsTr/a_case1.nii.gz")
+
+
+@pytest.mark.parametrize(
+    "readers, expected",
+    [
+        ((None, None), "SimpleITKIOWithReorient"),
+        (("NibabelIO", None), "NibabelIOWithReorient"),
+        (("SimpleITKIO", "SimpleITKIOWithReorient"), "SimpleITKIOWithReorient"),
+    ],
+)
+def test_files_with_other_axes_get_the_reader_that_brings_them_together(write_source, raw, readers, expected):
+    for n, reader in enumerate(readers):
+        content = {} if reader is None else {"overwrite_image_reader_writer": reader}
+        folder = write_source(101 + n, f"S{n}", {f"organ{n}": 1}, **content)
+        for file in folder.rglob("*.nii.gz") if n else ():
+            sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "RAS"), str(file), True)
+    merge("--source a=101 --source b=102")
+    assert dataset_json(raw)["overwrite_image_reader_writer"] == expected
+    found = inspection.inspect(raw / "Dataset501_Merged", processes=1).findings
+    assert [i.level for i in found if i.kind == "orientation"] == ["note"]
+
+
+def with_nan(folder, ending=".nii.gz"):
+    file = folder / "imagesTr" / f"case1_0000{ending}"
+    image = sitk.ReadImage(str(file))
+    values = sitk.GetArrayFromImage(image)
+    values[3, 4, 5], values[6, 7, 8] = np.nan, np.inf
+    other = sitk.GetImageFromArray(values)
+    other.CopyInformation(image)
+    sitk.WriteImage(other, str(file), True)
+    return file, values
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".mha"])
+def test_nan_in_an_image_is_refused_or_replaced_in_a_copy(write_source, raw, capfd, ending):
+    folder = write_source(101, "A", {"liver": 1}, ending=ending)
+    file, values = with_nan(folder, ending)
+    before = file.read_bytes()
+    error = refused(capfd, raw, "--source a=101")
+    assert f"image {file} of case a_case1 holds 2 voxels that are NaN or infinite" in error
+    assert "--replace-not-finite" in error
+    merge("--source a=101 --replace-not-finite=-1024")
+    assert "1 cases have images with NaN or infinite voxels, copied with these replaced: a_case1" in capfd.readouterr().err
+    content = dataset_json(raw)["dataset"]
+    assert content["a_case0"]["images"] == [f"../Dataset101_A/imagesTr/case0_0000{ending}"]
+    assert content["a_case1"]["images"] == [f"imagesTr/a_case1_0000{ending}"]
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(raw / "Dataset501_Merged/imagesTr" / f"a_case1_0000{ending}")))
+    np.testing.assert_array_equal(written, np.where(np.isfinite(values), values, -1024))
+    assert file.read_bytes() == before
+    check_dataset(raw / "Dataset501_Merged", 1, False)
+
+
+def test_replacing_needs_the_voxels(write_source, raw, capfd):
+    write_source(101, "A", {"liver": 1})
+    assert "leave --headers-only out" in refused(capfd, raw, "--source a=101 --headers-only --replace-not-finite 0")
+
+
+def patients(raw):
+    return {k: v["patient"] for k, v in dataset_json(raw)["nnunet_partial"]["cases"].items() if "patient" in v}
+
+
+def test_patients_of_names_of_images_and_of_a_file(write_source, raw, tmp_path, write_image, capsys):
+    acdc = write_source(101, "ACDC", {"heart": 1}, cases=3)
+    for n, name in enumerate(("patient001_frame01", "patient001_frame12", "other")):
+        os.rename(acdc / "imagesTr" / f"case{n}_0000.nii.gz", acdc / "imagesTr" / f"{name}_0000.nii.gz")
+        os.rename(acdc / "labelsTr" / f"case{n}.nii.gz", acdc / "labelsTr" / f"{name}.nii.gz")
+    other = write_source(102, "B", {"liver": 1}, cases=4)
+    for n, name in enumerate(("patient001_frame01", "other")):  # the same scans, stored along other axes, in another type
+        image = sitk.DICOMOrient(sitk.ReadImage(str(acdc / "imagesTr" / f"{name}_0000.nii.gz"), sitk.sitkFloat64), "RSA")
+        sitk.WriteImage(image, str(other / "imagesTr" / f"case{n}_0000.nii.gz"))
+        file = other / "labelsTr" / f"case{n}.nii.gz"
+        sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), "RSA"), str(file))
+    (tmp_path / "p.csv").write_text("case,patient\nb_case2,p7\nb_case3,p7\n")
+    merge("--source a=101 --source b=102 --patients", str(tmp_path / "p.csv"))
+    assert patients(raw) == {
+        "a_patient001_frame01": "Dataset101_ACDC:patient001",
+        "a_patient001_frame12": "Dataset101_ACDC:patient001",
+        "b_case0": "Dataset101_ACDC:patient001",
+        "a_other": "a_other",
+        "b_case1": "a_other",
+        "b_case2": "p7",
+        "b_case3": "p7",
+    }
+    assert "patients: 3 known, of 7 cases" in capsys.readouterr().out
+
+
+def test_patients_of_a_contract_are_kept_and_those_of_other_datasets_are_others(write_source, raw, edit_json):
+    for n in (101, 102):
+        folder = write_source(n, f"S{n}", {"liver": 1})
+        cases = {f"case{i}": {"source": "s", "annotated": ["liver"], "patient": "7"} for i in (0, 1)}
+        edit_json(folder, nnunet_partial={"version": 1, "cases": cases})
+    merge("--source a=101 --source b=102")
+    assert patients(raw) == {f"{s}_case{i}": f"Dataset{d}_S{d}:7" for s, d in (("a", 101), ("b", 102)) for i in (0, 1)}
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("case,patient\nnobody,p\n", "there is no case 'nobody' in the merged dataset. Cases are called SOURCE_CASE: a_case0"),
+        ("case,patient\na_case0,\n", "row 2: 'case' and 'patient' must both be given"),
+        ("a_case0,p\n", "holds no row"),
+        ("case,patient\na_case0,p\na_case0,q\n", "case a_case0 has two patients, p and q"),
+    ],
+)
+def test_unusable_file_of_patients(write_source, raw, capfd, tmp_path, text, expected):
+    write_source(101, "A", {"liver": 1})
+    (tmp_path / "p.csv").write_text(text)
+    assert expected in refused(capfd, raw, "--source a=101 --patients", str(tmp_path / "p.csv"))
+
+
+def test_case_that_shows_less_than_its_source_is_told(write_source, raw, capsys, write_image):
+    folder = write_source(101, "A", {"liver": 1, "spleen": 2, "kidney": 3}, cases=6)
+    file = folder / "labelsTr" / "case4.nii.gz"
+    image = sitk.ReadImage(str(file))
+    sitk.WriteImage(image * sitk.Cast(image == 1, image.GetPixelID()), str(file))
+    merge("--source a=101")
+    err = capsys.readouterr().err
+    assert "source a: 1 cases annotate less than they declare, it seems (a_case4): a_case4 shows liver alone" in err
+
+
+def test_source_of_more_than_255_classes(write_source, raw, write_image, edit_json):
+    folder = write_source(101, "Many", {"c1": 1}, cases=1)
+    edit_json(folder, labels={"background": 0, **{f"c{i}": i for i in range(1, 301)}})
+    values = np.arange(24**3).reshape(24, 24, 24) % 301
+    write_image(values.astype(np.uint16), folder / "labelsTr" / "case0.nii.gz")
+    merge("--source a=101")
+    np.testing.assert_array_equal(label(raw, "a_case0"), values)
+    assert images.read_label(raw / "Dataset501_Merged/labelsTr/a_case0.nii.gz")[0].dtype == np.uint16

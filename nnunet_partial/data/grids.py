@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_partial.data.images import Geometry
+from nnunet_partial.data.images import Geometry, read_label, require_same_geometry
+from nnunet_partial.files import PathLike
 
 ROUNDING_VOXELS = 0.5  # headers that differ by less at every corner of the volume mean the same grid
 
@@ -31,8 +32,30 @@ def is_same(first: Geometry, second: Geometry) -> bool:
 
 
 def reordering(given: Geometry, wanted: Geometry) -> Reordering | None:
-    """How voxels on the grid ``given`` are brought into the order of ``wanted``, if both are the same voxels in space;
-    None where they are not. Nothing is interpolated."""
+    """How voxels on the grid ``given`` are brought into the order of ``wanted``, if both are the same voxels in space up to
+    rounding; None where they are not. Nothing is interpolated."""
+    found = _turned(given, wanted)
+    return found[0] if found is not None and is_same(found[1], wanted) else None
+
+
+def read_label_on(path: PathLike, geometry: Geometry, file: PathLike) -> np.ndarray:
+    """The label map of a label file on the grid ``geometry`` of ``file``.
+
+    A file that stores the same grid along other axes is reordered, which loses nothing. Raises
+    :class:`~nnunet_partial.errors.UserError` for every other grid, and as :func:`images.read_label`.
+    """
+    label, own = read_label(path)
+    if own.difference(geometry) is None:
+        return label
+    found = _turned(own, geometry)
+    if found is None or found[1].size_xyz != geometry.size_xyz:
+        require_same_geometry(geometry, file, own, path)
+    require_same_geometry(geometry, file, found[1], path)  # told along the axes of the image
+    return found[0].apply(label)
+
+
+def _turned(given: Geometry, wanted: Geometry) -> tuple | None:
+    """``(reordering, the grid that it gives)`` for the axes of ``given`` to run like those of ``wanted``, wherever they lie."""
     if given.dimensions != 3 or wanted.dimensions != 3:
         return None
     axes_given, axes_wanted = (np.reshape(i.direction, (3, 3)) for i in (given, wanted))
@@ -46,9 +69,8 @@ def reordering(given: Geometry, wanted: Geometry) -> Reordering | None:
     reached = [(n - 1) * s * (sign < 0) for n, s, sign in zip(size, spacing, signs)]
     origin = np.array(given.origin_mm) + axes_given[:, order] @ reached
     result = Geometry(size, spacing, tuple(origin.tolist()), tuple((axes_given[:, order] * signs).ravel().tolist()))
-    if not is_same(result, wanted):
-        return None
-    return Reordering(tuple(2 - int(order[2 - a]) for a in range(3)), tuple(2 - i for i in (2, 1, 0) if signs[i] < 0))
+    axes = tuple(2 - int(order[2 - a]) for a in range(3))
+    return Reordering(axes, tuple(2 - i for i in (2, 1, 0) if signs[i] < 0)), result
 
 
 def corner_distance(first: Geometry, second: Geometry) -> float:
