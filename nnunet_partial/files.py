@@ -9,6 +9,7 @@ import pickle
 import platform
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import warnings
@@ -16,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nnunet_partial.errors import FULL_DISK, UserError
 
@@ -276,16 +277,35 @@ def sha256(file: PathLike) -> str:
     return digest.hexdigest()
 
 
-def load_checkpoint(path: PathLike, map_location: Any = "cpu", mmap: bool = False) -> dict:
+def open_lock(path: PathLike):
+    """A lock file, opened to be locked, made if need be; its content is left alone.
+
+    A link in its place is not followed: whoever may write the folder could else have any file of the user opened. Raises
+    :class:`UserError` for a link, and for anything else that is not a file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        handle = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO) or os.path.islink(path):
+            raise UserError(f"the lock {path} is not a file of its own, but a link or a folder. Remove it.") from None
+        raise
+    if not stat.S_ISREG(os.fstat(handle.fileno()).st_mode):
+        handle.close()
+        raise UserError(f"the lock {path} is not a file. Remove it.")
+    return handle
+
+
+def load_checkpoint(path: PathLike | IO[bytes], map_location: Any = "cpu", mmap: bool = False) -> dict:
     """Read an nnU-Net checkpoint without unpickling arbitrary objects (``weights_only=True``).
 
     Stock nnU-Net stores numpy scalars in its training log; these and nothing else are allowed beside torch's own
-    types. ``mmap`` leaves tensors on the disk until they are used, which is
+    types. ``path`` may be a stream. ``mmap`` leaves tensors on the disk until they are used, which is
     fast when only the log is wanted. Raises :class:`UserError` for a missing, damaged or unsafe file.
     """
     import torch
 
-    if not os.path.isfile(path):
+    if not hasattr(path, "read") and not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist.")
     try:
         # torch warns about pickle protocols that it may not support; if so, it fails as well

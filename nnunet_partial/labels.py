@@ -33,6 +33,52 @@ def check_source_name(name: str) -> str:
     return name
 
 
+def check_file_name(name: Any, what: str) -> str:
+    """``name``, if it can be a file's or folder's own name: printable, without ``/`` or ``\\``, no ``.`` or ``-`` in front.
+
+    Names in files of others would otherwise lead outside the folder that is written, or be taken for options. Raises
+    :class:`UserError`, which begins with ``what``.
+    """
+    if not isinstance(name, str) or not name or not name.isprintable() or name[0] in ".- " or set(name) & set("/\\"):
+        raise UserError(
+            f"{what} {ascii(name)[:80]} is not usable as the name of a file: it must be printable, without / and \\, and not "
+            "begin with a dot, a hyphen or a space. Rename it."
+        )
+    return name
+
+
+def check_case_names(names: Iterable, file: str) -> None:
+    """Raises :class:`UserError` for the first case whose name cannot be a file's."""
+    for name in names:
+        check_file_name(name, f"{file}: case")
+
+
+def check_dataset_names(dataset_json: Any, file: str) -> None:
+    """Raises :class:`UserError` for names in a dataset.json that cannot be shown, or would become paths: classes, channels,
+    cases and the ending of files."""
+    if not isinstance(dataset_json, Mapping):
+        raise UserError(f"{file} is not a dataset.json, found {str(dataset_json)[:80]}. Convert the dataset again.")
+    for key in ("labels", "channel_names"):
+        names = dataset_json.get(key)
+        shown = (names if key == "labels" else names.values()) if isinstance(names, Mapping) else ()
+        wrong = next((i for i in shown if not isinstance(i, str) or not i or not i.isprintable()), None)
+        if wrong is not None:
+            raise UserError(f"{file}: {key} has the name {ascii(wrong)[:80]}, which cannot be shown. Rename it.")
+    ending = dataset_json.get("file_ending", ".nii.gz")
+    if not isinstance(ending, str) or not re.fullmatch(r"(\.[A-Za-z0-9]+)+", ending):
+        raise UserError(f"{file}: file_ending {ascii(ending)[:80]} must be a dot and letters, such as .nii.gz. Correct it.")
+    reader = dataset_json.get("overwrite_image_reader_writer", "None")
+    if not isinstance(reader, str) or not reader.isidentifier():
+        raise UserError(f"{file}: overwrite_image_reader_writer {ascii(reader)[:80]} is no name of a class. Leave it out.")
+    if isinstance(dataset_json.get("dataset"), Mapping):
+        check_case_names(dataset_json["dataset"], file)
+
+
+def drawn(name: Any) -> str:
+    """A name as text for matplotlib, which would take what stands between two ``$`` for mathematics."""
+    return str(name).replace("$", r"\$")
+
+
 @dataclass(frozen=True)
 class CaseAnnotation:
     """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes.
@@ -84,6 +130,7 @@ class Annotations:
                 f"{file}: the key {KEY!r} must be {{'version': {VERSION}, 'cases': {{...}}}}, found "
                 f"{str(contract)[:80]}. Write it with nnunet_partial merge."
             )
+        check_case_names(contract["cases"], file)
         order = {name: i for i, name in enumerate(classes)}
         cases = {name: _read_case(name, entry, order, file) for name, entry in contract["cases"].items()}
         if "dataset" in dataset_json:
@@ -157,6 +204,7 @@ class Annotations:
 
 def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.json") -> tuple:
     """``(names of the classes 1 .. K, value of the ignore label or None)``. Region-based labels are refused."""
+    check_dataset_names(dataset_json, file)
     labels = dataset_json.get("labels")
     if not isinstance(labels, dict) or "background" not in labels:
         raise UserError(f"{file}: 'labels' must map 'background' to 0 and every class to its value, found {str(labels)[:80]}.")

@@ -33,7 +33,7 @@ def dataset_folders(dataset_id: int, *variables: str) -> list:
 def dataset_name(dataset: int | str) -> str:
     """``501`` or ``"501"`` or ``"Dataset501_X"`` -> ``"Dataset501_X"``. Raises :class:`UserError` if there is none or several."""
     text = str(dataset)
-    if re.fullmatch(r"Dataset\d{3}_.+", text):
+    if re.fullmatch(r"Dataset\d{3}_[^/\\\0]+", text):
         return text
     if not text.isdigit():
         raise UserError(f"dataset {text!r} is neither a number nor a name such as Dataset501_AbdomenPartial.")

@@ -53,6 +53,7 @@ class MSKDSettings:
     teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
     sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
     teacher_checkpoint: str = setting("checkpoint_final.pth", "file name of the teachers' checkpoints")
+    trust: bool = setting(False, "build the teachers' networks whatever classes their plans name; only for models you trust")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """``nnunet_partial coarse-to-fine prepare|train|predict``."""
 
-from nnunet_partial.commands import device
+from nnunet_partial.commands import device, trusting
 
 DESCRIPTION = """Find the organs in the whole scan at low resolution, then segment their box in one pass.
 
@@ -68,6 +68,7 @@ def _add_models(parser, *stages):
     parser.add_argument("--fold", default="0", help="of the models (default: 0)")
     parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
     device.add_argument(parser)
+    trusting.add_argument(parser)
 
 
 def run(arguments):
@@ -174,4 +175,5 @@ def _load(arguments, stage):
         arguments.checkpoint,
         torch.device(device.chosen(arguments)),
         arguments.trainer,
+        arguments.trust,
     )

@@ -1,5 +1,6 @@
 """``nnunet_partial compare``."""
 
+from nnunet_partial.commands import trusting
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration.compare.methods import METHODS
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
@@ -78,6 +79,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="predictions, figures, logs and report.html")
     add_executor_options(parser)
+    trusting.add_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
 
 
@@ -126,6 +128,7 @@ def _options(arguments):
         arguments.atso_generations,
         arguments.atso_fine_tune_epochs,
         arguments.efficiency,
+        arguments.trust,
     )
 
 
@@ -178,4 +181,5 @@ def _demo_options(arguments):
         atso_generations=min(arguments.atso_generations, 2),
         atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1,
         efficiency=arguments.efficiency,
+        trust=arguments.trust,
     )

@@ -1,6 +1,6 @@
 """``nnunet_partial efficiency``."""
 
-from nnunet_partial.commands import device
+from nnunet_partial.commands import device, trusting
 
 DESCRIPTION = """Measure what prediction costs, model beside model: wall time, peak memory, the areas under the
 GPU-memory-time and CPU-time curves (the measures of the FLARE challenge), parameters and multiply-accumulates.
@@ -30,6 +30,7 @@ def add_arguments(parser):
     )
     parser.add_argument("--cases", type=int, metavar="N", help="only the first N cases")
     device.add_argument(parser)
+    trusting.add_argument(parser)
 
 
 def run(arguments):
@@ -53,6 +54,7 @@ def _contenders(arguments):
         "checkpoint": arguments.checkpoint,
         "trainer": arguments.trainer,
         "mirroring": not arguments.disable_tta,
+        "trusted": arguments.trust,
     }
     result = []
     if arguments.coarse_to_fine:

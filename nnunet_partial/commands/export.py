@@ -1,6 +1,6 @@
 """``nnunet_partial export``."""
 
-from nnunet_partial.commands import model
+from nnunet_partial.commands import model, trusting
 
 DESCRIPTION = """Write a model that stock nnU-Net runs without this package: a folder
 DatasetNNN_X/TRAINER__PLANS__CONFIGURATION below --out, for nnUNetv2_predict_from_modelfolder or nnUNet_results, and a
@@ -25,6 +25,7 @@ def add_arguments(parser):
     parser.add_argument("--zip", metavar="FILE", help="zip to write")
     parser.add_argument("--onnx", metavar="FILE", help="ONNX file to write, of one fold")
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
+    trusting.add_argument(parser)
 
 
 def run(arguments):
@@ -43,6 +44,7 @@ def run(arguments):
         folds=arguments.folds,
         checkpoint=arguments.checkpoint,
         overwrite=arguments.overwrite,
+        trusted=arguments.trust,
     )
     if arguments.out:
         folder = Path(arguments.out) / name
@@ -63,5 +65,5 @@ def _write_onnx(arguments):
     folds = arguments.folds or ["0"]
     if len(folds) != 1:
         raise UserError(f"--onnx takes one fold, found {' '.join(folds)}.")
-    difference = export_model_onnx(model.folder(arguments), arguments.onnx, folds[0], arguments.checkpoint)
+    difference = export_model_onnx(model.folder(arguments), arguments.onnx, folds[0], arguments.checkpoint, arguments.trust)
     print(f"wrote {arguments.onnx}, which differs from torch by {difference:.2g}")

@@ -1,6 +1,6 @@
 """``nnunet_partial predict``."""
 
-from nnunet_partial.commands import device
+from nnunet_partial.commands import device, trusting
 
 DESCRIPTION = """Segment a dataset's own cases with any trained model, from their preprocessed files: nothing is read,
 resampled or normalised again, and the masks lie on the scans' own voxels.
@@ -30,6 +30,7 @@ def add_arguments(parser):
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--overwrite", action="store_true", help="segment cases again that are there")
     device.add_argument(parser)
+    trusting.add_argument(parser)
 
 
 def run(arguments):
@@ -47,6 +48,7 @@ def run(arguments):
         mirroring=not arguments.disable_tta,
         device=device.chosen(arguments),
         overwrite=arguments.overwrite,
+        trusted=arguments.trust,
     )
     print(f"wrote {len(done)} masks to {arguments.out}")
 

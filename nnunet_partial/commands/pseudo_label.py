@@ -1,6 +1,6 @@
 """``nnunet_partial pseudo-label``."""
 
-from nnunet_partial.commands import device
+from nnunet_partial.commands import device, trusting
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
 know them, in preprocessed space.
@@ -49,6 +49,7 @@ def add_arguments(parser):
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
     device.add_argument(parser)
+    trusting.add_argument(parser)
     parser.add_argument("--overwrite", action="store_true", help="do cases again that were made from something else")
 
 
@@ -69,6 +70,7 @@ def run(arguments):
         overwrite=arguments.overwrite,
         cases=_cases(arguments),
         super_classes=_super_classes(arguments),
+        trusted=arguments.trust,
     )
     print(
         f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "

@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_partial.data import images
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.labels import Annotations
+from nnunet_partial.labels import Annotations, check_case_names, check_dataset_names
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ def read_raw_dataset(folder: PathLike, labelled: bool = True) -> RawDataset:
     for key in ("labels", "numTraining", "file_ending"):
         if not isinstance(content, dict) or key not in content:
             raise UserError(f"{file}: the key {key!r} is missing. nnU-Net requires it; see its documentation of dataset.json.")
+    check_dataset_names(content, file)
     channels = _channel_names(content, file)
     if "dataset" in content:
         cases = _referenced_cases(folder, content["dataset"], file)
@@ -87,6 +88,7 @@ def read_raw_dataset(folder: PathLike, labelled: bool = True) -> RawDataset:
             f"{file}: 'numTraining' is {content['numTraining']} but {len(cases)} training cases are there. "
             "Restore the missing files, or correct the number."
         )
+    check_case_names(cases, file)
     for case in cases.values():
         _check_files(case, len(channels), labelled, folder, content["file_ending"])
     return RawDataset(folder, content, _labels(content["labels"], file), channels, content["file_ending"], cases)

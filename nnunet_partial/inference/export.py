@@ -5,12 +5,11 @@ configuration, the mirroring axes and the name of a trainer that stock nnU-Net h
 pickled objects.
 """
 
-import io
 import os
 import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,10 @@ from nnunet_partial.files import (
     temporary_folder,
     write_json,
 )
+from nnunet_partial.labels import check_file_name
+from nnunet_partial.networks.models import build_network
 from nnunet_partial.settings import KEY
+from nnunet_partial.trust import check_model, find_trainer
 
 CHECKPOINT = "checkpoint_final.pth"
 STOCK_TRAINER = "nnUNetTrainer"
@@ -45,20 +47,21 @@ def export_model(
     folds: Sequence[int | str] | None = None,
     checkpoint: str = CHECKPOINT,
     overwrite: bool = False,
+    trusted: bool = False,
 ) -> str:
     """Export a model folder; return ``DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``, its place below ``out`` and in the
     zip.
 
     ``model``: a folder with plans.json, dataset.json and fold_N. ``folds``: all that hold ``checkpoint`` by default
-    (``fold_all`` only where there is no other). ``zip_file`` is what ``nnUNetv2_install_pretrained_model_from_zip``
-    takes. Both appear complete or not at all, and the same model gives the same bytes: what a killed export has finished
-    already stays. Raises :class:`UserError` for a model that stock nnU-Net cannot run, for damaged files, and for a target
-    that holds something else, unless ``overwrite``.
+    (``fold_all`` only where there is no other). ``trusted``: the user vouches for the architecture that its plans name.
+    ``zip_file`` is what ``nnUNetv2_install_pretrained_model_from_zip`` takes. Both appear complete or not at all, and the
+    same model gives the same bytes: what a killed export has finished already stays. Raises :class:`UserError` for a model
+    that stock nnU-Net cannot run, for damaged files, and for a target that holds something else, unless ``overwrite``.
     """
     if out is None and zip_file is None:
         raise UserError("say where to export to: --out DIR, --zip FILE, or both.")
     model = Path(model)
-    plans, dataset_json = (read_json(model / i, "A model folder holds it.") for i in ("plans.json", "dataset.json"))
+    plans, dataset_json, _ = check_model(model, trusted=trusted)
     files = find_checkpoints(model, folds, checkpoint)
     contents = {fold: load_checkpoint(file) for fold, file in files.items()}
     trainer, configuration = _common_values(contents, files)
@@ -138,6 +141,8 @@ def _common_values(contents: Mapping[str, Mapping], files: Mapping[str, Path]) -
                 f"checkpoint {files[fold]} names no trainer or no configuration; it is not one of nnU-Net "
                 f"v2. Export a model that nnUNetv2_train wrote."
             )
+    for fold, content in contents.items():  # they become a part of the exported folder's name
+        check_file_name(content["init_args"]["configuration"], f"checkpoint {files[fold]}: configuration")
     values = {fold: (i["trainer_name"], i["init_args"]["configuration"]) for fold, i in contents.items()}
     if len(set(values.values())) > 1:
         described = ", ".join(f"fold {k} with {v[0]}, {v[1]}" for k, v in values.items())
@@ -151,16 +156,8 @@ def _common_values(contents: Mapping[str, Mapping], files: Mapping[str, Path]) -
 def stock_trainer_name(trainer: str, model: Path) -> str:
     """Name of a trainer of stock nnU-Net that builds the same architecture as ``trainer``."""
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    try:
-        with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches
-            cls = recursive_find_trainer_class_by_name(trainer)
-    except RuntimeError:
-        raise UserError(
-            f"the trainer {trainer} of {model} is not found, so its architecture is unknown. Install what "
-            f"it comes from, or add its folder to nnUNet_extTrainer."
-        ) from None
+    cls = find_trainer(trainer, str(model))
     if cls.build_network_architecture is nnUNetTrainer.build_network_architecture:
         return STOCK_TRAINER
     if cls.__module__.startswith("nnunetv2."):
@@ -175,24 +172,15 @@ def _check_weights(
     contents: Mapping[Path, Mapping], plans: Mapping[str, Any], dataset_json: Mapping[str, Any], configuration: str, trainer: str
 ) -> None:
     """Load the weights into the network that stock nnU-Net will build, as it will do it."""
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    manager = PlansManager(_without_own_key(plans))
-    planned = manager.get_configuration(configuration)
-    if planned.network_arch_class_name.startswith("nnunet_partial."):
-        raise UserError(
-            f"the plans name the architecture {planned.network_arch_class_name}, which stock nnU-Net does "
-            f"not have. Predict with this model where nnunet_partial is installed."
-        )
-    network = recursive_find_trainer_class_by_name(trainer).build_network_architecture(
-        manager,
-        planned,
-        determine_num_input_channels(manager, planned, dataset_json),
-        manager.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
-    )
+    where = next(iter(contents)).parent.parent / "plans.json"
+    for architecture in (i.get("architecture", {}) for i in plans["configurations"].values()):
+        name = architecture.get("network_class_name", "")
+        if name.startswith("nnunet_partial."):
+            raise UserError(
+                f"the plans name the architecture {name}, which stock nnU-Net does "
+                f"not have. Predict with this model where nnunet_partial is installed."
+            )
+    network = build_network(_without_own_key(plans), configuration, dataset_json, trainer, where)[0]
     for file, content in contents.items():
         try:
             network.load_state_dict(content["network_weights"])

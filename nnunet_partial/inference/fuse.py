@@ -17,8 +17,10 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import read_dataset_json
 from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.pseudo_labels import merge_claims
-from nnunet_partial.labels import foreground_classes
+from nnunet_partial.labels import check_case_names, check_dataset_names, foreground_classes
 from nnunet_partial.outputs import Records, is_same
+from nnunet_partial.safe_read import load_npz, load_pickle
+from nnunet_partial.trust import check_plans
 
 REQUEST = "fusion.json"  # in the folder of the label maps: what they are made from
 _REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
@@ -43,7 +45,9 @@ class Predictions:
                 f"{', '.join(classes)}."
             )
         values = np.array([0, *(classes.index(i) + 1 for i in own)], dtype=np.int16)
-        return cls(folder, read_json(folder / "plans.json", _REMEDY), values)
+        plans = read_json(folder / "plans.json", _REMEDY)
+        check_plans(plans, folder / "plans.json", networks=False)  # only the writer of images is taken from them
+        return cls(folder, plans, values)
 
     def probabilities(self, case: str) -> Path:
         """The file with the probabilities of a case."""
@@ -63,8 +67,7 @@ class Predictions:
 
     def claim(self, case: str) -> tuple:
         """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
-        with np.load(self.probabilities(case)) as content:
-            probabilities = content["probabilities"]
+        probabilities = load_npz(self.probabilities(case), ["probabilities"], _REMEDY)["probabilities"]
         if len(probabilities) != len(self.values):
             raise UserError(
                 f"{self.folder / case}.npz has {len(probabilities)} classes, {self.folder / 'dataset.json'} "
@@ -90,6 +93,7 @@ def fuse(
     fused from other folders. Raises :class:`UserError`, also for an ``out`` that holds anything else.
     """
     content, file = read_dataset_json(dataset)
+    check_dataset_names(content, str(file))
     classes, out = foreground_classes(content, file)[0], Path(out)
     models = [Predictions.read(i, classes) for i in folders]
     ending = content["file_ending"]
@@ -157,10 +161,9 @@ def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
 
 def _reader_and_properties(model: Predictions, case: str) -> tuple:
     """nnU-Net's writer and what it needs to know of a case: it may store images along other axes than it reads them."""
-    from batchgenerators.utilities.file_and_folder_operations import load_pickle
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     file = model.folder / f"{case}.pkl"
     if not file.is_file():
         raise UserError(f"{file} does not exist. {_REMEDY}")
-    return PlansManager(dict(model.plans)).image_reader_writer_class(), load_pickle(str(file))
+    return PlansManager(dict(model.plans)).image_reader_writer_class(), load_pickle(file, _REMEDY)

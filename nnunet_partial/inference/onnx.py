@@ -61,19 +61,21 @@ def export_onnx(
     return difference
 
 
-def export_model_onnx(folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = "checkpoint_final.pth") -> float:
+def export_model_onnx(
+    folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = "checkpoint_final.pth", trusted: bool = False
+) -> float:
     """:func:`export_onnx` of the network of an nnU-Net model folder, checked on the patch of its plans.
 
     What must be done to an image first is written into the file's properties: ``spacing_mm``, ``normalization_schemes``,
-    ``foreground_intensity_properties``, ``transpose_forward`` (JSON); and ``labels``, what the classes are. Raises
-    :class:`UserError` for a model that is missing.
+    ``foreground_intensity_properties``, ``transpose_forward`` (JSON); and ``labels``, what the classes are.
+    ``trusted``: the user vouches for its architecture. Raises :class:`UserError` for a model that is missing.
     """
     file = find_checkpoint(Path(folder), fold, checkpoint)
     if file is None:
         raise UserError(f"{folder} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train, or name another fold.")
     model = file.parent.parent
     dataset_json = read_json(model / "dataset.json", "A model folder holds it.")
-    loaded = load_network(ModelFiles(model.name, model, file, ()))
+    loaded = load_network(ModelFiles(model.name, model, file, (), trusted))
     planned, plans = loaded.configuration, loaded.plans
     properties = {
         "labels": dataset_json["labels"],

@@ -45,6 +45,7 @@ def predict_cases(
     mirroring: bool = True,
     device: str = "cpu",
     overwrite: bool = False,
+    trusted: bool = False,
     progress: bool = True,
 ) -> list:
     """Write one mask a case, in its scan's geometry and the dataset's label values; return the cases that were done.
@@ -53,6 +54,7 @@ def predict_cases(
                    know some of the dataset's classes only, as a teacher does, and comes from any trainer
     ``cases``      names (None: every case of the dataset)
     ``overwrite``  do cases again that are in ``out``; without it they are skipped, or an error if made by something else
+    ``trusted``    the user vouches for the architecture that the model's plans name
     A case whose preprocessed image has changed since, or whose mask is not what was written, is done again. Raises
     :class:`UserError` for anything missing or unfit, before predicting.
     """
@@ -61,7 +63,7 @@ def predict_cases(
     annotations = Annotations.from_dataset_json(dataset_json, str(folder / "dataset.json"))
     content = read_json(paths.plans_file(folder.name, plans))
     images = preprocessed_images(folder, content, configuration)
-    files = find_model(model, fold, annotations.classes, content, configuration, checkpoint)
+    files = find_model(model, fold, annotations.classes, content, configuration, checkpoint, trusted)
     cases = sorted(all_cases(folder, annotations) if cases is None else cases)
     if not cases:
         raise UserError(f"{folder}: there is no case to predict. Correct its splits_final.json, or choose other --cases.")

@@ -14,9 +14,10 @@ import torch
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.labels import foreground_classes
+from nnunet_partial.labels import check_file_name, foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.networks.onednn import use_onednn_convolutions
+from nnunet_partial.trust import check_plans
 
 CHECKPOINT = "checkpoint_final.pth"
 
@@ -28,6 +29,7 @@ def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: s
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    check_plans(plans, folder / f"{plans.get('plans_name', 'plans')}.json", networks=False)
     name = plans["plans_name"]
     if plans["configurations"].get(configuration) is None:
         raise UserError(f"plans {name} have no configuration {configuration!r}. They have: {', '.join(plans['configurations'])}.")
@@ -41,6 +43,7 @@ def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: s
 
 def require_case(images: Path, case: str) -> None:
     """Raises :class:`UserError` for a case that is not among the preprocessed ones."""
+    check_file_name(case, f"{images}: case")
     if not (images / f"{case}_seg.b2nd").is_file():
         raise UserError(f"{images / case}_seg.b2nd does not exist. Preprocess the dataset again.")
 
@@ -52,9 +55,9 @@ def case_file(images: Path, case: str) -> Path:
 
 def load_case(images: Path, case: str) -> tuple:
     """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunet_partial.data.preprocessed.cases import SafeDatasetBlosc2
 
-    data, seg, _, properties = nnUNetDatasetBlosc2(str(images), [case]).load_case(case)
+    data, seg, _, properties = SafeDatasetBlosc2(str(images), [case]).load_case(case)
     return np.asarray(data[:]), np.array(seg[:]), properties
 
 
@@ -65,11 +68,13 @@ def find_model(
     plans: Mapping[str, Any],
     configuration: str,
     checkpoint: str = CHECKPOINT,
+    trusted: bool = False,
 ) -> ModelFiles:
     """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads JSON only.
 
     ``folder``  an nnU-Net model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder
     ``classes`` what it may segment; it need not know all of them
+    ``trusted`` the user vouches for the architecture that its plans name
     raises      :class:`UserError` for a model that is missing, saw other images or knows other classes
     """
     file = find_checkpoint(Path(folder), fold, checkpoint)
@@ -92,7 +97,7 @@ def find_model(
     unknown = [i for i in known if i not in classes]
     if unknown:
         raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: {', '.join(classes)}.")
-    return ModelFiles(model.name, model, file, known)
+    return ModelFiles(model.name, model, file, known, trusted)
 
 
 def load_predictor(files: ModelFiles, device: torch.device, mirroring: bool = True):

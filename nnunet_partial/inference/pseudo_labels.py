@@ -105,6 +105,7 @@ def pseudo_label(
     overwrite: bool = False,
     cases: Sequence[str] | None = None,
     super_classes: Mapping[str, Sequence[str]] = (),
+    trusted: bool = False,
     progress: bool = True,
 ) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
@@ -115,6 +116,7 @@ def pseudo_label(
     ``overwrite``          do cases again that were made from other models or labels; otherwise they are an error
     ``cases``              label these cases instead of those of the fold
     ``super_classes``      name -> classes: the most probable super-class wins a voxel, then its most probable member
+    ``trusted``            the user vouches for the architectures that the models' plans name
     Cases that are done are skipped; one whose preprocessed image has changed since, or whose files are not what was written,
     is done again. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
@@ -137,6 +139,7 @@ def pseudo_label(
         largest_component,
         mirroring,
         check_super_classes(dict(super_classes), annotations.classes),
+        trusted,
     )
     todo = _todo(task, cases, overwrite)
     finished = task.out / label_directory.PROVENANCE
@@ -160,11 +163,12 @@ def _task(
     largest_component: Sequence[str] | None,
     mirroring: bool,
     super_classes: Mapping[str, Sequence[str]],
+    trusted: bool,
 ) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
     images = preprocessed_images(folder, plans, configuration)
-    files = _find_models(sources, annotations, plans, configuration, fold, checkpoint)
+    files = _find_models(sources, annotations, plans, configuration, fold, checkpoint, trusted)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
         raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: {', '.join(annotations.classes)}.")
@@ -183,14 +187,21 @@ def _task(
 
 
 def _find_models(
-    sources: Sequence[str], annotations: Annotations, plans: Mapping[str, Any], configuration: str, fold: Any, checkpoint: str
+    sources: Sequence[str],
+    annotations: Annotations,
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: Any,
+    checkpoint: str,
+    trusted: bool,
 ) -> list:
     found = []
     for source in sources:
         if source == TEACHERS:
-            found += find_teachers(annotations, read_block(plans, "mskd", MSKDSettings), plans, configuration, fold)
+            settings = read_block(plans, "mskd", MSKDSettings)
+            found += find_teachers(annotations, settings, plans, configuration, fold, trusted)
         else:
-            found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint))
+            found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint, trusted))
     return found
 
 

@@ -9,7 +9,8 @@ from torch import nn
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.files import PathLike
+from nnunet_partial.trust import check_model, find_trainer
 
 # what must agree for a model to see another's patches as it saw its own
 _PREPROCESSING = (
@@ -24,12 +25,17 @@ _PREPROCESSING = (
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """Where a model lies, and what it knows. ``classes``: its foreground classes in the order of its outputs 1 .. n."""
+    """Where a model lies, and what it knows.
+
+    ``classes``: its foreground classes in the order of its outputs 1 .. n. ``trusted``: the user vouches for the architecture
+    that its plans name, whatever it is.
+    """
 
     source: str
     folder: Path
     checkpoint: Path
     classes: tuple
+    trusted: bool = False
 
 
 def find_checkpoint(folder: Path, fold: Any, name: str) -> Path | None:
@@ -77,24 +83,45 @@ class LoadedNetwork:
     mirroring_axes: tuple | None
 
 
-def load_network(files: ModelFiles) -> LoadedNetwork:
-    """Build a network as nnU-Net's predictor does, with the weights of its checkpoint.
+def build_network(
+    plans: Mapping[str, Any], configuration: str, dataset_json: Mapping[str, Any], trainer: str, file: PathLike
+) -> tuple:
+    """``(network without deep supervision, plans manager, configuration manager)`` of checked plans, as nnU-Net builds it.
 
-    The trainer is asked for its architecture only, never instantiated: its constructor would make folders.
+    The trainer is asked for its architecture only, never instantiated: its constructor would make folders. ``file`` is what
+    errors name. Raises :class:`UserError` for plans that no network can be built from.
     """
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    checkpoint = load_checkpoint(files.checkpoint)
-    plans, dataset_json = PlansManager(str(files.folder / "plans.json")), read_json(files.folder / "dataset.json")
-    configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
-    network = recursive_find_trainer_class_by_name(checkpoint["trainer_name"]).build_network_architecture(
-        plans,
-        configuration,
-        determine_num_input_channels(plans, configuration, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads,
-        enable_deep_supervision=False,
+    build = find_trainer(trainer, str(file)).build_network_architecture
+    try:
+        manager = PlansManager(dict(plans))
+        planned = manager.get_configuration(configuration)
+        network = build(
+            manager,
+            planned,
+            determine_num_input_channels(manager, planned, dataset_json),
+            manager.get_label_manager(dict(dataset_json)).num_segmentation_heads,
+            enable_deep_supervision=False,
+        )
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # whatever a constructor raises for arguments that it cannot use
+        raise UserError(
+            f"{file}: its network cannot be built ({type(error).__name__}: {error}). Copy the model again."
+        ) from error
+    return network, manager, planned
+
+
+def load_network(files: ModelFiles) -> LoadedNetwork:
+    """Build a network as nnU-Net's predictor does, with the weights of its checkpoint.
+
+    Raises :class:`UserError` for files that name what may not be imported (:mod:`nnunet_partial.trust`).
+    """
+    plans, dataset_json, checkpoint = check_model(files.folder, files.checkpoint, files.trusted)
+    network, manager, configuration = build_network(
+        plans, checkpoint["init_args"]["configuration"], dataset_json, checkpoint["trainer_name"], files.folder / "plans.json"
     )
     try:
         network.load_state_dict(checkpoint["network_weights"])
@@ -105,7 +132,7 @@ def load_network(files: ModelFiles) -> LoadedNetwork:
         ) from None
     return LoadedNetwork(
         network,
-        plans,
+        manager,
         configuration,
         dataset_json,
         checkpoint["trainer_name"],

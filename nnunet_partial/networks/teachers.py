@@ -20,14 +20,19 @@ TEACHER_TRAINER = "nnUNetTrainerIndividual"
 
 
 def find_teachers(
-    annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any], configuration: str, fold: Any
+    annotations: Annotations,
+    settings: MSKDSettings,
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: Any,
+    trusted: bool = False,
 ) -> list:
     """One :class:`ModelFiles` per source, checked against the student's plans. Raises UserError for the first that is
-    missing or does not fit, with the command that trains it. Reads JSON only."""
+    missing or does not fit, with the command that trains it. Reads JSON only. ``trusted``: as the setting mskd.trust."""
     _check_sources(annotations, settings)
     sources = settings.sources if settings.sources is not None else annotations.annotated_sources
     configuration = teachers_configuration(plans, configuration)
-    return [_find_teacher(i, annotations, settings, plans, configuration, fold) for i in sources]
+    return [_find_teacher(i, annotations, settings, plans, configuration, fold, trusted) for i in sources]
 
 
 def teachers_configuration(plans: Mapping[str, Any], configuration: str) -> str:
@@ -51,7 +56,13 @@ def _check_sources(annotations: Annotations, settings: MSKDSettings) -> None:
 
 
 def _find_teacher(
-    source: str, annotations: Annotations, settings: MSKDSettings, plans: Mapping[str, Any], configuration: str, fold: Any
+    source: str,
+    annotations: Annotations,
+    settings: MSKDSettings,
+    plans: Mapping[str, Any],
+    configuration: str,
+    fold: Any,
+    trusted: bool,
 ) -> ModelFiles:
     given = settings.teachers.get(source)
     candidates = [Path(given)] if given else conventional_folders(source, plans, configuration)
@@ -60,7 +71,7 @@ def _find_teacher(
         if checkpoint is not None:
             model = checkpoint.parent.parent
             classes = _check_fit(source, model, annotations, plans, configuration)
-            return ModelFiles(source, model, checkpoint, classes)
+            return ModelFiles(source, model, checkpoint, classes, trusted or settings.trust)
     raise UserError(
         f"the teacher of source {source!r} is missing: no fold_{fold}/{settings.teacher_checkpoint} in "
         f"{' or '.join(map(str, candidates))}. "

@@ -5,7 +5,6 @@ CT", 2022 (https://arxiv.org/abs/2211.05942), figures 3 and 4. Teacher 1 is ``Re
 teacher 2 ``ResidualUSENet(..., "trilinear")``, the student ``ResidualUSENet(..., "transposed", mobile=True)``.
 """
 
-import pydoc
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.networks.meta import meta_copy
+from nnunet_partial.trust import locate
 
 UPSAMPLINGS = ("transposed", "trilinear")
 PAPER_FEATURES = (32, 64, 128, 256, 512)
@@ -285,7 +285,7 @@ class ResidualUSENet(nn.Module):
                 f"nnUNetPlans."
             )
         for name in configuration.network_arch_init_kwargs_req_import:
-            planned[name] = pydoc.locate(planned[name]) if planned.get(name) else None
+            planned[name] = locate(planned[name]) if planned.get(name) else None
         dim, n_stages = convert_conv_op_to_dim(planned["conv_op"]), len(planned["features_per_stage"])
         arguments = {
             "features": list(planned["features_per_stage"]),

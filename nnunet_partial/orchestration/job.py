@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import open_lock, read_json, write_json
 
 JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
 # What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
@@ -178,7 +178,7 @@ def has_gpu(environment: Mapping[str, str]) -> bool:
 @contextmanager
 def locked(file: Path) -> Iterator:
     """Hold the lock ``file``, waiting for it; yields the open file."""
-    with open(file, "w") as handle:
+    with open_lock(file) as handle:
         _flock(handle, blocking=True)
         yield handle
 
@@ -186,7 +186,7 @@ def locked(file: Path) -> Iterator:
 def try_lock(file: Path):
     """The open and locked ``file``, or None where another process holds it. Closing it gives it back."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle = open(file, "w")
+    handle = open_lock(file)
     if _flock(handle, blocking=False):
         return handle
     handle.close()

@@ -103,7 +103,6 @@ class nnUNetTrainerATSO(PartialTrainer):
     def check_labels(self, labels, cases: Sequence[str]) -> None:
         pseudo = self._pseudo_labelled(cases)
         super().check_labels(labels, pseudo)
-        labels.require_readable(pseudo, self._labels_remedy)
 
     def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
         return [i for i in cases if self._is_complete(i)]

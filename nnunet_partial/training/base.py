@@ -6,6 +6,7 @@ what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`Parti
 ``self.network`` is what is deployed, unless ``deployed_average`` names an average.
 """
 
+import functools
 import io
 import os
 import random
@@ -20,6 +21,8 @@ from unittest import mock
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
+from nnunetv2.run import run_training
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -32,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.annotated import AnnotatedLookup
+from nnunet_partial.data.preprocessed.cases import require_readable, safe_dataset_class
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
 from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
@@ -229,6 +233,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         is_ddp, self.is_ddp = self.is_ddp, False
         try:
             super().initialize()
+            check_pretrained_weights()
         finally:
             self.is_ddp = is_ddp
         if self.is_ddp:
@@ -243,6 +248,15 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.loss = self._build_loss()
         self._set_averages(self.build_averages())
         self.on_networks_built()
+
+    @property
+    def dataset_class(self) -> type | None:
+        """nnU-Net's class of the preprocessed data, which nnU-Net sets, read without running what its files hold."""
+        return self._dataset_class
+
+    @dataset_class.setter
+    def dataset_class(self, value: type | None) -> None:
+        self._dataset_class = safe_dataset_class(value)
 
     def build_peers(self) -> dict:
         """Further networks that are trained beside ``self.network``: name -> module on the device."""
@@ -441,7 +455,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """Check and load everything that a step needs. A finished training may be continued with more epochs."""
         if self.labels is None:
             self.labels = self._find_labels()
-        cases = self.do_split()[0]
+        cases, validating = self.do_split()
+        require_readable(self.preprocessed_dataset_folder, sorted({*cases, *validating}))
         self.check_cases(cases)
         self.untaught = self._find_untaught(cases)
         if self.labels is not None:
@@ -488,6 +503,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def check_labels(self, labels: LabelDirectory, cases: Sequence[str]) -> None:
         """Check that the label directory holds what this method needs of its training cases. Raises UserError."""
         labels.require_cases(cases, self._labels_remedy)
+        labels.require_readable(cases, self._labels_remedy)
 
     def load_frozen(self) -> None:
         """Load what is frozen (teachers). Raises UserError."""
@@ -638,6 +654,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             return
         with (
             mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder),
+            # of a cascade's next stage
+            mock.patch.object(nnunet_module, "infer_dataset_class", lambda i: safe_dataset_class(infer_dataset_class(i))),
             self.deployed_as_network() as network,
             onednn_convolutions(unwrap(network)),
         ):
@@ -656,7 +674,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if buffer.tell() == 0:  # another rank writes it, or checkpointing is disabled
             return
         buffer.seek(0)
-        checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
+        checkpoint = load_checkpoint(buffer)
         checkpoint["network_weights"] = self.deployed_weights()
         checkpoint[CHECKPOINT_KEY] = self.extra_state()
         save_checkpoint(checkpoint, filename)
@@ -681,7 +699,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.initialize()
         with exit_on_user_error():
             checkpoint = load_checkpoint(filename_or_checkpoint, map_location=self.device)
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(filename_or_checkpoint)  # the same file, which has been found to run nothing
         # nnU-Net writes checkpoint_latest before it looks whether that epoch was the best
         self._best_ema = max(self.logger.get_value("ema_fg_dice", None), default=None)
         progress.register_terms(self.logger, self.loss_terms)
@@ -712,6 +730,24 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             except ValueError as error:
                 where = f" in the settings of {self.settings_name}" if self.settings_name else ""
                 raise UserError(f"{self.output_folder}: {error} Set it back{where}, or train from the start.") from None
+
+
+def check_pretrained_weights() -> None:
+    """From now on nnU-Net reads the file of ``-pretrained_weights``, which it unpickles, only if it holds nothing but weights.
+
+    nnU-Net tells a trainer nothing of that file, so its function of this process is wrapped, once.
+    """
+    if hasattr(run_training.load_pretrained_weights, "__wrapped__"):
+        return
+    load = run_training.load_pretrained_weights
+
+    @functools.wraps(load)
+    def checked(network: nn.Module, fname: str, *args: Any, **kwargs: Any) -> None:
+        with exit_on_user_error():
+            load_checkpoint(fname)
+        load(network, fname, *args, **kwargs)
+
+    run_training.load_pretrained_weights = checked
 
 
 def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 
 from nnunet_partial.files import atomic_path
+from nnunet_partial.labels import drawn
 
 
 def key(term: str) -> str:
@@ -47,7 +48,7 @@ def plot_terms(logger, terms: Sequence[str], classes: Sequence[str], output_fold
     for term in terms:
         loss_axis.plot(logging[key(term)], label=term)
     for i, name in enumerate(classes):
-        dice_axis.plot([epoch[i] for epoch in logging["dice_per_class_or_region"]], label=name)
+        dice_axis.plot([epoch[i] for epoch in logging["dice_per_class_or_region"]], label=drawn(name))
     loss_axis.set(xlabel="epoch", ylabel="weighted loss term (training)")
     dice_axis.set(xlabel="epoch", ylabel="pseudo Dice where annotated (validation)", ylim=(0, 1))
     for axis in (loss_axis, dice_axis):

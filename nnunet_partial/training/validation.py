@@ -24,6 +24,7 @@ from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.files import atomic_path
 from nnunet_partial.labels import Annotations
 from nnunet_partial.outputs import require_whole
+from nnunet_partial.safe_read import load_npz
 
 ALL_CLASSES_FOLDER = "validation_all_classes"
 
@@ -117,7 +118,7 @@ def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: s
 def _keep_annotated_probabilities(file: Path, values: Sequence[int]) -> None:
     """Background gets the highest probability of all classes that are not annotated, they get 0: the argmax, also of an
     ensemble's single member, is then the annotated part of the complete argmax."""
-    content = dict(np.load(file))
+    content = load_npz(file)
     probabilities = content["probabilities"]
     unknown = [i for i in range(len(probabilities)) if i not in values]
     if not unknown:

@@ -10,6 +10,7 @@ from nnunet_partial.data.check.inspection import Inspection
 from nnunet_partial.data.fingerprint import patient_axes
 from nnunet_partial.data.raw import RawCase, RawDataset
 from nnunet_partial.files import PathLike, atomic_path
+from nnunet_partial.labels import drawn
 
 SHOWN = 8
 # Okabe and Ito's: told apart by all
@@ -22,7 +23,7 @@ def draw(inspection: Inspection, raw: RawDataset, path: PathLike) -> None:
 
     figure = Figure(figsize=(11.7, 8.3), dpi=110, layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.9))
-    figure.suptitle(f"{inspection.name}: {len(inspection.facts)} cases", fontsize=12)
+    figure.suptitle(f"{drawn(inspection.name)}: {len(inspection.facts)} cases", fontsize=12)
     matrix, volumes, spacings = top.subplots(1, 3)
     _draw_matrix(inspection, matrix)
     _draw_volumes(inspection, volumes)
@@ -64,8 +65,8 @@ def _draw_matrix(inspection: Inspection, axis) -> None:
         for (row, column), count in np.ndenumerate(counts):
             colour = "black" if count < counts.max() / 3 else "white"
             axis.text(column, row, count, ha="center", va="center", fontsize=7, color=colour)
-    axis.set_xticks(range(len(inspection.classes)), inspection.classes, rotation=60, ha="right", fontsize=6)
-    axis.set_yticks(range(len(sources)), [i or "all" for i in sources], fontsize=7)
+    axis.set_xticks(range(len(inspection.classes)), [drawn(i) for i in inspection.classes], rotation=60, ha="right", fontsize=6)
+    axis.set_yticks(range(len(sources)), [drawn(i or "all") for i in sources], fontsize=7)
     axis.set_title("annotated cases per source", fontsize=9)
 
 
@@ -79,7 +80,7 @@ def _draw_volumes(inspection: Inspection, axis) -> None:
         axis.scatter(column + shift, [i.volumes_ml[name] for i in cases], s=6, c=colours)
     if names:
         axis.set_yscale("log")
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
+    axis.set_xticks(range(len(names)), [drawn(i) for i in names], rotation=60, ha="right", fontsize=6)
     axis.tick_params(axis="y", labelsize=6)
     axis.set_title("volume in ml (outliers orange)", fontsize=9)
 
@@ -89,7 +90,7 @@ def _draw_spacings(inspection: Inspection, axis) -> None:
     sources = list(dict.fromkeys(i.source for i in readable))
     for number, source in enumerate(sources):
         spacings = np.array([i.spacing_mm for i in readable if i.source == source])
-        axis.scatter(spacings.min(1), spacings.max(1), s=8, color=COLOURS[number % len(COLOURS)], label=source or "all")
+        axis.scatter(spacings.min(1), spacings.max(1), s=8, color=COLOURS[number % len(COLOURS)], label=drawn(source or "all"))
     axis.set_xlabel("smallest voxel edge in mm", fontsize=7)
     axis.set_ylabel("largest", fontsize=7)
     axis.tick_params(labelsize=6)
@@ -109,14 +110,16 @@ def _draw_case(inspection: Inspection, case: RawCase, raw: RawDataset, axis) -> 
         (i for level in ("error", "warning") for i in inspection.findings if i.case == case.name and i.level == level), None
     )
     axis.set_title(
-        case.name + (f"\n{worst.kind}: {worst.text[:46]}" if worst else ""), fontsize=6, color="#d55e00" if worst else "black"
+        drawn(case.name + (f"\n{worst.kind}: {worst.text[:46]}" if worst else "")),
+        fontsize=6,
+        color="#d55e00" if worst else "black",
     )
 
 
 def _draw_legend(inspection: Inspection, figure) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=name) for i, name in enumerate(inspection.classes[:24])]
+    lines = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=drawn(name)) for i, name in enumerate(inspection.classes[:24])]
     if lines:
         figure.legend(
             handles=lines,

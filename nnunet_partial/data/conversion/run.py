@@ -30,7 +30,7 @@ from nnunet_partial.data.conversion.voxels import OutputError
 from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
 from nnunet_partial.data.parallel import default_processes
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, replace_folder, restore_folder, write_json
+from nnunet_partial.files import open_lock, read_json, replace_folder, restore_folder, write_json
 
 READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
 
@@ -250,7 +250,7 @@ def _lock(final: Path) -> Iterator[None]:
     path = final.with_name(f".converting-{final.name}.lock")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        handle = open(path, "w")
+        handle = open_lock(path)
     except OSError as error:
         raise UserError(f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
     with handle:

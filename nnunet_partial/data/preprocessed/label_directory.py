@@ -12,7 +12,6 @@ labels of a case are replaced. Training reads a directory only once provenance.j
 are label directories of different cases reads as one.
 """
 
-import os
 import pickle
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,9 +22,10 @@ from typing import Any
 import numpy as np
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path, read_json, write_json
-from nnunet_partial.labels import Annotations
+from nnunet_partial.files import PathLike, atomic_path, open_lock, read_json, write_json
+from nnunet_partial.labels import Annotations, check_case_names, check_file_name
 from nnunet_partial.outputs import are_same, stamp
+from nnunet_partial.safe_read import load_pickle, open_array
 
 PROVENANCE = "provenance.json"
 LOCK = ".lock"
@@ -44,7 +44,7 @@ def writing(folder: PathLike) -> Iterator[None]:
     folder = Path(folder)
     with _unwritable(folder):
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        handle = open(folder / LOCK, "w")
+        handle = open_lock(folder / LOCK)
     with handle:
         _lock(handle, folder)
         for leftover in (*folder.glob(".tmp-*"), *(folder / "records").glob(".tmp-*")):
@@ -90,6 +90,7 @@ def write_case(
     from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
     folder = Path(folder)
+    check_file_name(case, "case")
     discard_case(folder, case)
     blocks, chunks = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
     with atomic_path(folder / f"{case}_seg.b2nd") as temporary:
@@ -177,6 +178,7 @@ class LabelDirectory:
             if content["version"] != VERSION:
                 raise UserError(f"{file} has version {content['version']!r}, expected {VERSION}. {remedy}")
             cases = content["cases"]
+            check_case_names(cases, str(file))
             return cls(
                 folder,
                 content["dataset"],
@@ -235,7 +237,9 @@ class LabelDirectory:
             try:
                 seg, _ = load_labels(self.folder_of(case), case)
                 seg[tuple(i - 1 for i in seg.shape)]
-            except Exception as error:  # blosc2 and pickle raise many kinds for damaged files
+            except UserError as error:
+                raise UserError(f"{error} {remedy}") from None
+            except Exception as error:  # blosc2 raises many kinds for damaged files
                 raise UserError(
                     f"{self.folder_of(case) / case}_seg.b2nd or its .pkl cannot be read "
                     f"({type(error).__name__}: {error}). Remove {self.folder_of(case)} and make it again. "
@@ -320,9 +324,4 @@ def _parts(folder: Path) -> list:
 
 def load_labels(folder: PathLike, case: str) -> tuple:
     """Labels (1, *S), left on disk until they are indexed, and properties of one case of a label directory."""
-    import blosc2
-
-    mmap = {} if os.name == "nt" else {"mmap_mode": "r"}  # as nnU-Net opens its own files
-    seg = blosc2.open(urlpath=str(Path(folder) / f"{case}_seg.b2nd"), mode="r", dparams={"nthreads": 1}, **mmap)
-    with open(Path(folder) / f"{case}.pkl", "rb") as handle:
-        return seg, pickle.load(handle)
+    return open_array(Path(folder) / f"{case}_seg.b2nd"), load_pickle(Path(folder) / f"{case}.pkl")

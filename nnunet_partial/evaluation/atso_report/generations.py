@@ -16,8 +16,11 @@ import numpy as np
 
 from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, load_labels, read_record
+from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.metrics import dice
 from nnunet_partial.files import PathLike, read_json, read_names, write_json
+from nnunet_partial.labels import check_file_name
+from nnunet_partial.trust import check_plans
 
 CHANGES = ("generation", "case", "class", "dice_to_previous", "dice_to_m0", "dice_to_truth")
 SCORES = ("generation", "model", "set", "class", "cases", "dice")
@@ -80,6 +83,7 @@ class Run:
     def __init__(self, folder: PathLike):
         self.folder = Path(folder).absolute()
         self.plan = read_json(self.folder / "plan.json", "Give the folder of a run of scripts/atso_loop.py.")
+        _check_plan(self.plan, self.folder / "plan.json")
         self.options, self.generations = self.plan["options"], self.plan["generations"]
         self.report = self.folder / "report"
 
@@ -103,6 +107,18 @@ class Run:
         """The test predictions of a model, if they are done."""
         folder = model["predictions"] and Path(model["predictions"])
         return folder if folder and (folder / "predict_from_raw_data_args.json").is_file() else None
+
+
+def _check_plan(plan: Any, file: Path) -> None:
+    """Raises :class:`UserError` unless the names in ``plan.json``, which become names of files, can be that."""
+    try:
+        names = [plan["dataset"], plan["returned_model"], plan["options"]["plans"], plan["options"]["configuration"]]
+        for generation in plan["generations"]:
+            names += [str(generation["generation"]), *generation["models"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} is not the plan of a run of scripts/atso_loop.py ({error!r}).") from None
+    for name in names:
+        check_file_name(name, f"{file}: name")
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
@@ -185,7 +201,10 @@ class PreprocessedSpace:
     def __init__(self, run: Run):
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        plans = PlansManager(str(paths.plans_file(run.plan["dataset"], run.options["plans"])))
+        file = paths.plans_file(run.plan["dataset"], run.options["plans"])
+        content = read_json(file)
+        check_plans(content, file, networks=False)
+        plans = PlansManager(content)
         self.configuration = plans.get_configuration(run.options["configuration"])
         self.transpose, self.reader = plans.transpose_forward, plans.image_reader_writer_class()
         dataset = read_json(paths.preprocessed_dataset(run.plan["dataset"]) / "dataset.json")

@@ -16,6 +16,8 @@ from nnunet_partial import paths
 from nnunet_partial.evaluation.atso_report import generations
 from nnunet_partial.evaluation.atso_report.generations import CHANGES, SCORES, SUMMARY, Run, mean, read_seg
 from nnunet_partial.files import PathLike, atomic_path, read_json, write_text
+from nnunet_partial.labels import drawn
+from nnunet_partial.safe_read import open_array
 
 TITLES = {
     "generation": "generation",
@@ -66,7 +68,7 @@ def write_page(
     o = run.options
     parts = [
         f"<h1>ATSO on {html.escape(run.plan['dataset'])}</h1>",
-        f"<p>{html.escape(o['strategy'])}, {o['generations']} generations, {o['subsets']} subset(s), "
+        f"<p>{html.escape(o['strategy'])}, {html.escape(str(o['generations']))} generations, {html.escape(str(o['subsets']))} subset(s), "
         f"{html.escape(o['configuration'])}, fold {html.escape(str(o['fold']))}, {html.escape(o['plans'])}. The run "
         f"returns the model {html.escape(run.plan['returned_model'])}.</p>",
         "<h2>Generations</h2>",
@@ -142,7 +144,7 @@ def draw_curves(summary: Sequence[Mapping[str, Any]], file: Path) -> Path | None
     if not columns:
         return None
     figure, axes = _figure_and_axes(figsize=(8, 4.5))
-    names = [str(row["generation"]) for row in summary]
+    names = [drawn(row["generation"]) for row in summary]
     for colour, column in zip(COLOURS, columns):
         points = [(i, 100 * row[column]) for i, row in enumerate(summary) if row[column] is not None]
         axes.plot(*zip(*points), marker="o", color=colour, label=TITLES[column])
@@ -167,16 +169,16 @@ def draw_cases(run: Run, changes: Sequence[Mapping[str, Any]], number: int) -> l
     """A picture of each most changed case, labels before and after: ``[(file, caption), ...]``."""
     by_name = {str(i["generation"]): i for i in run.generations}
     with_labels = [i for i in by_name if run.labels(by_name[i]) is not None]
-    drawn = []
+    pictures = []
     for generation, case, score in most_changed(changes, number):
         before = with_labels[with_labels.index(generation) - 1]
         segs = [read_seg(run.labels(by_name[i]), case) for i in (before, generation)]
         file = run.report / "pictures" / f"{generation}_{case}.png"
         text = f"{case}: labels of generation {before} and of {generation}, Dice between them {100 * score:.1f} %"
-        drawn.append((_draw_case(run, case, segs, (before, generation), file), text))
-    for old in set((run.report / "pictures").glob("*.png")) - {file for file, _ in drawn}:
+        pictures.append((_draw_case(run, case, segs, (before, generation), file), text))
+    for old in set((run.report / "pictures").glob("*.png")) - {file for file, _ in pictures}:
         old.unlink()  # of an earlier report
-    return drawn
+    return pictures
 
 
 def _draw_case(run: Run, case: str, segs: Sequence[np.ndarray], names: Sequence[str], file: Path) -> Path:
@@ -193,18 +195,16 @@ def _draw_case(run: Run, case: str, segs: Sequence[np.ndarray], names: Sequence[
             mask = seg[index] == value
             if mask.any() and not mask.all():
                 axis.contour(mask, levels=[0.5], colors=[COLOURS[(value - 1) % len(COLOURS)]], linewidths=1.5)
-        axis.set_title(f"generation {name}, slice {index}", fontsize="small")
+        axis.set_title(f"generation {drawn(name)}, slice {index}", fontsize="small")
         axis.axis("off")
     return _save(figure, file)
 
 
 def _image(run: Run, case: str) -> np.ndarray:
     """The first channel (*S) of the preprocessed image of a case."""
-    import blosc2
-
     plans = read_json(paths.plans_file(run.plan["dataset"], run.options["plans"]))
     configuration = plans["configurations"][run.options["configuration"]]
     while "data_identifier" not in configuration:
         configuration = plans["configurations"][configuration["inherits_from"]]
     folder = paths.preprocessed_dataset(run.plan["dataset"]) / configuration["data_identifier"]
-    return np.asarray(blosc2.open(urlpath=str(folder / f"{case}.b2nd"), mode="r")[0])
+    return np.asarray(open_array(folder / f"{case}.b2nd")[0])

@@ -15,6 +15,7 @@ from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
 from nnunet_partial.evaluation.report.charts import Picture, as_png, bare_figure, heading
 from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
 from nnunet_partial.evaluation.results import rows_by_class
+from nnunet_partial.labels import drawn
 
 TRUTH, PREDICTION = "#56b4e9", "#e69f00"  # light blue and orange: told apart by all, and bright on grey
 PLACES = ("best", "median", "worst")
@@ -215,7 +216,7 @@ def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], v
         return None
     box = _joint_crop(list(views.values()))
     panels = [
-        (f"{method}\n{values[method]:.3g}", _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
+        (f"{drawn(method)}\n{values[method]:.3g}", _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
         for method, view in views.items()
     ]
     figure = _draw(panels, (2.3, 2.6), min(5, len(panels)), 8)

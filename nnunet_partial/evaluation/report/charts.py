@@ -13,6 +13,7 @@ import numpy as np
 
 from nnunet_partial.evaluation.report.inputs import Model, finite
 from nnunet_partial.evaluation.results import COLUMNS, rows_by_class
+from nnunet_partial.labels import drawn
 
 # without the yellow, which is too pale on white
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
@@ -81,8 +82,8 @@ def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metr
     for number, (method, own) in enumerate(values.items()):
         at = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * width
         _boxes(axis, [own.get(name, []) for name in names], at, width, number, method)
-    axis.set_xticks(range(len(names)), names)
-    axis.set_ylabel(heading(metric))
+    axis.set_xticks(range(len(names)), [drawn(i) for i in names])
+    axis.set_ylabel(drawn(heading(metric)))
     axis.grid(axis="y", color="#dddddd")
     axis.set_axisbelow(True)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -106,7 +107,7 @@ def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float
     )
     for box in boxes["boxes"]:
         box.set(facecolor=colour, alpha=0.55, hatch=HATCHES[number % len(HATCHES)])
-    boxes["boxes"][0].set_label(method)
+    boxes["boxes"][0].set_label(drawn(method))
     for position, own in zip(at, values):
         spread = np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else np.zeros(len(own))
         axis.scatter(position + width * spread, own, s=9, color=colour, edgecolor="black", linewidth=0.3, zorder=3)
@@ -135,13 +136,13 @@ def training_curves(models: Sequence[Model]) -> list:
 
 
 def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
-    drawn = [i for i in models if i.curves.get("train_losses")]
-    if not drawn:
+    shown = [i for i in models if i.curves.get("train_losses")]
+    if not shown:
         return None
     figure = new_figure(11, 3.4)
     loss, dice = figure.subplots(1, 2)
-    for number, model in enumerate(drawn):
-        colour, label = COLOURS[number % len(COLOURS)], _model_label(model, drawn)
+    for number, model in enumerate(shown):
+        colour, label = COLOURS[number % len(COLOURS)], _model_label(model, shown)
         _line(loss, model.curves["train_losses"], f"{label} training", colour, "-")
         _line(loss, model.curves.get("val_losses", ()), f"{label} validation", colour, "--")
         _line(dice, model.curves.get("mean_fg_dice", ()), f"{label} epoch", colour, ":")
@@ -154,7 +155,7 @@ def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
     dice.set_ylim(0, 1)
     return Picture(
         as_svg(figure),
-        _curves_alt(method, drawn),
+        _curves_alt(method, shown),
         f"Training of {method}: loss (left) and nnU-Net's pseudo Dice on validation patches (right).",
     )
 
@@ -168,7 +169,7 @@ def _model_label(model: Model, among: Sequence[Model]) -> str:
 def _line(axis, values: Sequence, label: str, colour: str, style: str) -> None:
     known = [(epoch, value) for epoch, value in enumerate(values, 1) if finite(value)]
     if known:
-        axis.plot(*zip(*known), style, color=colour, label=label, marker="o" if len(known) == 1 else None)
+        axis.plot(*zip(*known), style, color=colour, label=drawn(label), marker="o" if len(known) == 1 else None)
 
 
 def _curves_alt(method: str, models: Sequence[Model]) -> str:

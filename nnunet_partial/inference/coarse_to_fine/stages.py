@@ -6,11 +6,10 @@ What a stage was trained on travels in dataset.json, which nnU-Net keeps beside 
                        "file_ending": ".nii.gz", "settings": {"coarse_size": [96, 96, 96], ...}}
 """
 
-import io
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, claim, read_json, sha256
 from nnunet_partial.inference.coarse_to_fine import passes as c2f
 from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
-from nnunet_partial.labels import foreground_classes
+from nnunet_partial.labels import check_file_name, foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network
 from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.outputs import Records
@@ -131,8 +130,10 @@ def load_stage(
     checkpoint: str = CHECKPOINT,
     device: torch.device = torch.device("cpu"),
     trainer: str = TRAINER,
+    trusted: bool = False,
 ) -> Stage:
     """A trained stage. ``model``: a model folder, or the id of a prepared dataset, whose model of ``trainer`` is taken.
+    ``trusted``: the user vouches for the architecture that its plans name.
 
     Raises :class:`UserError` for a model that is missing, with the command that trains it, or of another stage.
     """
@@ -148,8 +149,7 @@ def load_stage(
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     description = Description.read(dataset_json, folder / "dataset.json", stage)
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
-    with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches the trainer
-        loaded = load_network(ModelFiles(stage, folder, file, classes))
+    loaded = load_network(ModelFiles(stage, folder, file, classes, trusted))
     network = use_onednn_convolutions(loaded.network) if device.type == "cpu" else loaded.network
     return Stage(network, description, dataset_json["labels"], file, device)
 
@@ -240,7 +240,7 @@ def cases_of(folder: PathLike, file_ending: str) -> dict:
     for name in sorted(os.listdir(folder)):  # nnU-Net's own function starts a dozen processes for this
         match = pattern.fullmatch(name)
         if match and not name.startswith("."):
-            cases.setdefault(match[1], []).append(os.path.join(folder, name))
+            cases.setdefault(check_file_name(match[1], f"{folder}: case"), []).append(os.path.join(folder, name))
     if not cases:
         raise UserError(f"{folder} holds no image CASE_0000{file_ending}.")
     return cases

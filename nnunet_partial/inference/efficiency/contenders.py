@@ -33,7 +33,7 @@ from nnunet_partial.networks.models import ModelFiles, find_checkpoint
 @dataclass(frozen=True)
 class Contender:
     """``models``: one model folder for nnU-Net's sliding window; two (coarse, fine; folders or dataset ids) for coarse to
-    fine."""
+    fine. ``trusted``: the user vouches for the architectures that their plans name."""
 
     name: str
     models: tuple
@@ -41,6 +41,7 @@ class Contender:
     checkpoint: str = "checkpoint_final.pth"
     trainer: str = TRAINER
     mirroring: bool = True
+    trusted: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _together(costs: Sequence[Cost]) -> Cost:
 
 def _coarse_to_fine(contender: Contender, device: torch.device) -> tuple:
     stages = [
-        load_stage(model, stage, contender.fold, contender.checkpoint, device, contender.trainer)
+        load_stage(model, stage, contender.fold, contender.checkpoint, device, contender.trainer, contender.trusted)
         for model, stage in zip(contender.models, ("coarse", "fine"))
     ]
     ending = stages[1].description.file_ending
@@ -129,8 +130,8 @@ def _sliding_window(contender: Contender, device: torch.device) -> tuple:
     folder = checkpoint.parent.parent
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
-    with redirect_stdout(io.StringIO()):  # nnU-Net tells how it searches the trainer
-        predictor = load_predictor(ModelFiles(contender.name, folder, checkpoint, classes), device, contender.mirroring)
+    files = ModelFiles(contender.name, folder, checkpoint, classes, contender.trusted)
+    predictor = load_predictor(files, device, contender.mirroring)
     predictor.list_of_parameters = [predictor.network.state_dict()]  # of each fold; nnU-Net loads them before each case
     networks = [(predictor.network, len(dataset_json["channel_names"]), predictor.configuration_manager.patch_size)]
 

@@ -30,7 +30,13 @@ def parser() -> argparse.ArgumentParser:
     """All arguments."""
     made = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
     _add_what(made.add_argument_group("what is done (starting again needs the same)"))
-    add_executor_options(made.add_argument_group("how it is done (may change from start to start)"))
+    how = made.add_argument_group("how it is done (may change from start to start)")
+    add_executor_options(how)
+    how.add_argument(
+        "--trust",
+        action="store_true",
+        help="build the network of --initial-model whatever classes its plans.json names; only for models of people you trust",
+    )
     _add_verbs(made.add_argument_group("other than running"))
     return made
 

@@ -18,6 +18,7 @@ from nnunet_partial.orchestration.atso.journal import DISCARDED, DONE, FAILED, R
 from nnunet_partial.orchestration.atso.options import Options
 from nnunet_partial.orchestration.atso.stages import Planner, Stage
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
+from nnunet_partial.trust import check_model
 
 
 class Loop:
@@ -107,6 +108,8 @@ class Loop:
             files["super_classes"] = Path(self.options.super_classes)
         if self.options.initial_model and not self.layout.checkpoint("m0").is_file():
             raise UserError(f"--initial-model: {self.layout.checkpoint('m0')} does not exist. Train that model first.")
+        if self.options.initial_model:  # nnU-Net predicts with it, and unpickles it
+            check_model(self.layout.model("m0"), self.layout.checkpoint("m0"), self.options.trust)
         for name in ("test_images", "test_labels", "reference_truth"):
             folder = getattr(self.options, name)
             if folder and not Path(folder).is_dir():

@@ -24,6 +24,7 @@ class Options:
     ``filter``            leave out ``filter_share`` of the cases: those whose pseudo labels changed most since the last
                           generation, or are least certain
     ``test_images``, ``test_labels``, ``reference_truth``  read by prediction and report alone
+    ``trust``             the user vouches for the architecture of ``initial_model``; no result depends on it
     ``validation``        which models predict the fold's validation cases after training
     """
 
@@ -49,6 +50,7 @@ class Options:
     test_labels: str | None = None
     reference_truth: str | None = None
     validation: str = "final"
+    trust: bool = False
 
     def __post_init__(self):
         check_source_name(self.run)
@@ -86,8 +88,8 @@ class Options:
             raise UserError(f"--filter-share {self.filter_share} must lie between 0 and 1.")
 
     def to_json(self) -> dict:
-        """As the journal keeps it."""
-        return asdict(self)
+        """As the journal keeps it: what the result depends on."""
+        return {k: v for k, v in asdict(self).items() if k != "trust"}
 
     # ---- Algorithm 1 and its baselines
 

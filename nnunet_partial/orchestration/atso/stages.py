@@ -222,6 +222,7 @@ class Planner:
         argv += ["--super-classes", o.super_classes] if coarse else []
         argv += ["--largest-component"] if o.largest_component else []
         argv += ["--disable-tta"] if o.disable_tta else []
+        argv += ["--trust"] if o.trust and model == "m0" and o.initial_model else []
         return _stage(name, generation, argv, [out / "provenance.json"], [self.layout.checkpoint(model), cases], [out])
 
     def exclude(self, t: int) -> Stage:

@@ -17,9 +17,10 @@ from nnunet_partial.files import read_json, write_json
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.steps import Options, Planner, Step, waves
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
+from nnunet_partial.trust import check_model
 
 # what may differ when a comparison is started again
-MAY_CHANGE = ("methods", "seeds", "metric", "efficiency")
+MAY_CHANGE = ("methods", "seeds", "metric", "efficiency", "trust")
 
 
 class Comparison:
@@ -76,6 +77,8 @@ class Comparison:
         if self._result(step) is None:
             if step.taken is not None:
                 step.taken()
+                # nnU-Net will unpickle it, whoever made it
+                check_model(step.outputs[0].parent.parent, step.outputs[0], self.options.trust)
             return step.taken is not None
         if self._stamps(step) == self._kept_stamps(step):
             return self._predictions_are_whole(step)

@@ -34,6 +34,7 @@ class Options:
     ``folds``        folds to train; with a test set their models predict together, without one they validate
     ``test_images``, ``test_labels``  None: cross-validation on the annotated classes
     ``full_dataset`` the same cases with all labels, for the method ``full``
+    ``trust``        the user vouches for the architectures of models that are there already
     ``efficiency``   cases on which the cost of prediction is measured, 0 for none
     """
 
@@ -55,6 +56,7 @@ class Options:
     atso_generations: int = 5
     atso_fine_tune_epochs: int | None = None
     efficiency: int = 0
+    trust: bool = False
 
     def __post_init__(self):
         check_source_name(self.name)
@@ -225,6 +227,7 @@ class Planner:
             o.device,
             "--overwrite",
             *(["--disable-tta"] if o.disable_tta else []),
+            *(["--trust"] if o.trust else []),
         ]
         teachers = [
             paths.fold_folder(self.model(TEACHER, self.plans(seed, i)), fold) / FINAL for i in self.annotations.annotated_sources
@@ -516,6 +519,7 @@ class Planner:
             "--device",
             o.device,
             *(["--disable-tta"] if o.disable_tta else []),
+            *(["--trust"] if o.trust else []),
             *(j for name, folder in models.items() for j in ("--model", f"{name}={folder}")),
         ]
         self._add(
