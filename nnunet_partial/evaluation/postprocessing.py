@@ -24,6 +24,7 @@ from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, plain, read_json, write_json
 from nnunet_partial.labels import KEY, Annotations
+from nnunet_partial.trust import check_dataset_json, check_plans
 
 FILE, SUMMARY = "postprocessing.pkl", "postprocessing.json"
 
@@ -219,8 +220,10 @@ def _content(dataset_json: PathLike | Mapping[str, Any] | None, folder: PathLike
 def _reader(plans: PathLike | Mapping[str, Any] | None, folder: PathLike) -> Any:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    file = Path(folder) / "plans.json" if plans is None or isinstance(plans, Mapping) else plans
     if not isinstance(plans, Mapping):
-        plans = read_json(Path(folder) / "plans.json" if plans is None else plans, "Give the plans.json of the model.")
+        plans = read_json(file, "Give the plans.json of the model.")
+    check_plans(plans, file, networks=False)  # nothing but the reader is taken from them
     return PlansManager(dict(plans)).image_reader_writer_class()
 
 
@@ -245,7 +248,8 @@ def determine_for_model(model: PathLike, folds: Sequence[int | str], num_process
 
     model, folds = Path(model), tuple(folds)
     content = read_json(model / "dataset.json", "A model folder holds it.")
-    read_json(model / "plans.json", "A model folder holds it.")
+    check_dataset_json(content, model / "dataset.json")
+    check_plans(read_json(model / "plans.json", "A model folder holds it."), model / "plans.json", networks=False)
     for fold in folds:
         validation = model / f"fold_{fold}" / "validation"
         if not validation.is_dir() or not any(i.name.endswith(content["file_ending"]) for i in validation.iterdir()):

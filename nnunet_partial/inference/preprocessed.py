@@ -70,7 +70,7 @@ def find_model(
     checkpoint: str = CHECKPOINT,
     trusted: bool = False,
 ) -> ModelFiles:
-    """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads JSON only.
+    """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads no checkpoint.
 
     ``folder``  an nnU-Net model folder, of which fold ``fold`` is taken or else fold ``all``; or a fold's own folder
     ``classes`` what it may segment; it need not know all of them
@@ -85,6 +85,7 @@ def find_model(
         )
     model = file.parent.parent
     theirs = read_json(model / "plans.json", "A model folder holds it.")
+    check_plans(theirs, model / "plans.json", trusted)
     for name, found, expected in preprocessing_pairs(theirs, plans, configuration, model):
         if found != expected:
             raise UserError(

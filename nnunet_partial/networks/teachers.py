@@ -15,6 +15,7 @@ from nnunet_partial.labels import Annotations, foreground_classes
 from nnunet_partial.networks.features import FeatureTap
 from nnunet_partial.networks.models import ModelFiles, cascaded, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.settings import KEY, MSKDSettings
+from nnunet_partial.trust import check_plans
 
 TEACHER_TRAINER = "nnUNetTrainerIndividual"
 
@@ -28,7 +29,7 @@ def find_teachers(
     trusted: bool = False,
 ) -> list:
     """One :class:`ModelFiles` per source, checked against the student's plans. Raises UserError for the first that is
-    missing or does not fit, with the command that trains it. Reads JSON only. ``trusted``: as the setting mskd.trust."""
+    missing or does not fit, with the command that trains it. Reads no checkpoint. ``trusted``: as the setting mskd.trust."""
     _check_sources(annotations, settings)
     sources = settings.sources if settings.sources is not None else annotations.annotated_sources
     configuration = teachers_configuration(plans, configuration)
@@ -70,8 +71,9 @@ def _find_teacher(
         checkpoint = find_checkpoint(folder, fold, settings.teacher_checkpoint)
         if checkpoint is not None:
             model = checkpoint.parent.parent
-            classes = _check_fit(source, model, annotations, plans, configuration)
-            return ModelFiles(source, model, checkpoint, classes, trusted or settings.trust)
+            trusted = trusted or settings.trust
+            classes = _check_fit(source, model, annotations, plans, configuration, trusted)
+            return ModelFiles(source, model, checkpoint, classes, trusted)
     raise UserError(
         f"the teacher of source {source!r} is missing: no fold_{fold}/{settings.teacher_checkpoint} in "
         f"{' or '.join(map(str, candidates))}. "
@@ -109,10 +111,13 @@ def training_command(source: str, plans: Mapping[str, Any], configuration: str, 
     )
 
 
-def _check_fit(source: str, model: Path, annotations: Annotations, plans: Mapping[str, Any], configuration: str) -> tuple:
+def _check_fit(
+    source: str, model: Path, annotations: Annotations, plans: Mapping[str, Any], configuration: str, trusted: bool
+) -> tuple:
     """Foreground classes of the teacher, after checking that plans and classes fit the student's."""
     remedy = f"Train it on these plans: {training_command(source, plans, configuration, 0)}"
     teacher_plans = read_json(model / "plans.json", remedy)
+    check_plans(teacher_plans, model / "plans.json", trusted)
     classes, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
     trained = model.absolute().name.split("__")[-1]
     if cascaded(teacher_plans, trained):

@@ -1,0 +1,46 @@
+"""What can run code is done at one place each: unpickling, finding what plans name, building a network from plans, locks.
+
+A second place would be one that no check stands before.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLACES = {
+    "unpickles": (
+        r"pickle\.(load|loads|Unpickler)\b|\bUnpickler\(|file_and_folder_operations import .*load_pickle|allow_pickle=True",
+        {"safe_read.py"},
+    ),
+    "reads arrays of numpy": (r"\bnp\.load\(", {"safe_read.py", "data/preprocessed/cases.py"}),
+    "opens arrays of blosc2": (r"\bblosc2\.open\(", {"safe_read.py"}),
+    "reads checkpoints": (r"\btorch\.load\(|weights_only=False", {"files.py"}),
+    "finds what plans name": (r"\bpydoc\b|recursive_find_python_class", {"trust.py"}),
+    # doctor looks for the names of our own trainers
+    "finds trainers": (r"recursive_find_trainer_class_by_name", {"trust.py", "doctor.py"}),
+    # a trainer builds its own from the plans that nnUNetv2_train was given
+    "builds networks from plans": (
+        r"get_network_from_plans|(?<!is nnUNetTrainer\.)build_network_architecture\b(?! is )",
+        {"networks/models.py", "trainers/co_training.py", "trainers/cross_teaching.py"},
+    ),
+    "opens locks": (r"os\.O_CREAT", {"files.py"}),
+}
+
+
+def lines():
+    for file in sorted((ROOT / "nnunet_partial").rglob("*.py")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            yield file.relative_to(ROOT / "nnunet_partial").as_posix(), line
+
+
+@pytest.mark.parametrize("what", PLACES)
+def test_one_place(what):
+    pattern, places = PLACES[what]
+    assert {file for file, line in lines() if re.search(pattern, line)} == places
+
+
+def test_every_lock_is_opened_by_the_function_that_follows_no_links():
+    locking = {file for file, line in lines() if "fcntl.flock(" in line}
+    assert locking and locking == {file for file, line in lines() if "open_lock(" in line} - {"files.py"}
