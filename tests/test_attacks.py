@@ -571,3 +571,51 @@ def test_commands_with_a_link_in_the_place_of_their_lock(world, refused, link, l
     link(world.nnUNet_results / DATASET / "atso" / "atso_3d_fullres_fold0" / "loop.lock")
     refused(atso.main, looped(world, world.root / "model"), "loop.lock", "Remove it")
     assert Path(world.root / "precious").read_text() == "precious"
+
+
+# ------------------------------------------------------------------ names that are shown
+
+MATHEMATICS = "$x^{$"  # matplotlib stumbles over it
+MARKUP = "<script>alert(1)</script>"
+
+
+def test_names_in_pictures_are_no_mathematics(world, monkeypatch):
+    from nnunet_partial.evaluation.report import charts
+    from nnunet_partial.training import progress
+
+    content, raw = raw_with_case(world, "a$1$")
+    content["labels"] = {"background": 0, MATHEMATICS: 1}
+    write(content, raw / "dataset.json")
+    with pytest.raises(SystemExit, match="1"):  # the image is the same everywhere, which is a finding
+        cli.main(["check", "605", "--out", str(world.out), "--processes", "1"])
+    assert (world.out / "check.png").stat().st_size > 1000
+    rows = {f"method {MATHEMATICS}": [{"case": "1", "class": MATHEMATICS, "dice": 0.5}]}
+    assert MATHEMATICS in charts.box_plot(rows, [MATHEMATICS], "dice").alt
+    logged = {"loss/marginal": [1.0], "dice_per_class_or_region": [[0.5]]}
+    logger = SimpleNamespace(local_logger=SimpleNamespace(my_fantastic_logging=logged))
+    progress.plot_terms(logger, ["marginal"], [MATHEMATICS], str(world.out))
+    assert (world.out / "progress_terms.png").is_file()
+    for module in (charts, progress):  # the same picture without the escape
+        monkeypatch.setattr(module, "drawn", str)
+    with pytest.raises(ValueError, match="x"):
+        charts.box_plot(rows, [MATHEMATICS], "dice")
+    with pytest.raises(ValueError, match="x"):
+        progress.plot_terms(logger, ["marginal"], [MATHEMATICS], str(world.out))
+
+
+def test_names_on_the_page_of_a_run_are_no_markup(world):
+    from nnunet_partial.evaluation.atso_report.page import write_page
+
+    plan = {"dataset": MARKUP, "returned_model": MARKUP}
+    options = dict.fromkeys(("strategy", "generations", "subsets", "configuration", "fold", "plans"), MARKUP)
+    run = SimpleNamespace(plan=plan, options=options, report=world.out, generations=[], classes=[], labels=lambda i: None)
+    times = [{"stage": MARKUP, "state": MARKUP, "seconds": 1.0}]
+    scores = [{"generation": MARKUP, "model": MARKUP, "set": MARKUP, "class": MARKUP, "cases": MARKUP, "dice": 0.5}]
+    text = write_page(run, [], scores, [], times, 6).read_text()
+    assert "<script" not in text and text.count("&lt;script&gt;") >= 14
+
+
+@pytest.mark.parametrize("name", ("a\nb", "\ud800", "a\0", "\x1b[2J", ""))
+def test_classes_that_cannot_be_shown(name, world, refused):
+    write({**dataset_json(), "labels": {"background": 0, name: 1}}, world.folder / "dataset.json")
+    refused(cli.main, prediction(world, write_model(world.root / "model")), "dataset.json: labels has the name")
