@@ -39,7 +39,7 @@ def check_file_name(name: Any, what: str) -> str:
     Names in files of others would otherwise lead outside the folder that is written, or be taken for options. Raises
     :class:`UserError`, which begins with ``what``.
     """
-    if not isinstance(name, str) or not name or not name.isprintable() or name[0] in ".- " or set(name) & set("/\\"):
+    if not isinstance(name, str) or not name or not name.isprintable() or name[0] in ".- " or "/" in name or "\\" in name:
         raise UserError(
             f"{what} {ascii(name)[:80]} is not usable as the name of a file: it must be printable, without / and \\, and not "
             "begin with a dot, a hyphen or a space. Rename it."
@@ -55,7 +55,7 @@ def check_case_names(names: Iterable, file: str) -> None:
 
 def check_dataset_names(dataset_json: Any, file: str) -> None:
     """Raises :class:`UserError` for names in a dataset.json that cannot be shown, or would become paths: classes, channels,
-    cases and the ending of files."""
+    reader and the ending of files. The names of cases are checked where cases are read."""
     if not isinstance(dataset_json, Mapping):
         raise UserError(f"{file} is not a dataset.json, found {str(dataset_json)[:80]}. Convert the dataset again.")
     for key in ("labels", "channel_names"):
@@ -70,8 +70,6 @@ def check_dataset_names(dataset_json: Any, file: str) -> None:
     reader = dataset_json.get("overwrite_image_reader_writer", "None")
     if not isinstance(reader, str) or not reader.isidentifier():
         raise UserError(f"{file}: overwrite_image_reader_writer {ascii(reader)[:80]} is no name of a class. Leave it out.")
-    if isinstance(dataset_json.get("dataset"), Mapping):
-        check_case_names(dataset_json["dataset"], file)
 
 
 def drawn(name: Any) -> str:

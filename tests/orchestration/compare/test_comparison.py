@@ -19,6 +19,7 @@ import pytest
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration.compare import comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
 from nnunet_partial.orchestration.compare.steps import Options, Planner, waves
 from nnunet_partial.orchestration.executors import make_executor
@@ -102,9 +103,14 @@ class Place:
         ]
 
     def compare(self, *more, check=True, environment=(), **kwargs):
-        """In this process; its commands are processes of their own."""
+        """In this process; its commands are processes of their own. The stub's checkpoints are text, which no check would pass."""
         out, err, code = io.StringIO(), io.StringIO(), 0
-        with mock.patch.dict(os.environ, {**self.environment, **dict(environment)}), redirect_stdout(out), redirect_stderr(err):
+        with (
+            mock.patch.dict(os.environ, {**self.environment, **dict(environment)}),
+            mock.patch.object(comparison, "check_model") as self.checked,
+            redirect_stdout(out),
+            redirect_stderr(err),
+        ):
             try:
                 cli.main(self.argv(*more, **kwargs))
             except SystemExit as end:
@@ -411,8 +417,11 @@ def test_other_arguments_are_refused(copy):
 def test_a_model_that_is_trained_already_is_taken(copy):
     """In another folder of results, models of the same name and plans are not trained again."""
     copy.out = copy.folder / "other"
-    copy.compare()
+    copy.compare("--trust")
     assert not [i for i in copy.started() if i.startswith("nnUNetv2_train")]
+    models = sorted(i for i in (copy.folder / "nnUNet_results" / DATASET).glob("nnUNetTrainer*"))
+    calls = sorted(i.args for i in copy.checked.call_args_list)  # each is looked at before nnU-Net unpickles it
+    assert calls == [(i, i / "fold_0" / "checkpoint_final.pth", True) for i in models]
     assert len([i for i in copy.started() if i.startswith("nnUNetv2_predict")]) == 5
 
 
