@@ -1,9 +1,7 @@
 """Plans variants: other settings, network, batch or patch size; the same preprocessing."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from copy import deepcopy
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.methods import find_trainer_source, trainers_with_block
 from nnunet_partial.settings import BLOCKS, KEY, RunSettings, merged, unknown_blocks
+from nnunet_partial.trust import find_trainer
 
 # what a variant may change of nnU-Net's own configuration; everything else is a field of RunSettings
 NETWORK_CHANGES = ("features", "batch_size", "patch_size")
@@ -127,10 +126,7 @@ def declared_block(trainer: str) -> tuple:
     block = find_trainer_source(trainer).settings_name
     if block is None or block in BLOCKS:
         return block, BLOCKS.get(block or "")
-    from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
-
-    with redirect_stdout(StringIO()):  # it tells where it looks
-        found = recursive_find_trainer_class_by_name(trainer)
+    found: Any = find_trainer(trainer, "--trainer")
     return found.settings_name, found.settings_class
 
 
