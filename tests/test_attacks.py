@@ -28,6 +28,7 @@ from nnunet_partial.files import sha256
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import load_teacher
 from nnunet_partial.orchestration.atso import command as atso
+from nnunet_partial.trust import check_plans, find_trainer
 
 DATASET = "Dataset601_Strange"
 CASES = [f"lits_{i}" for i in range(5)]
@@ -337,6 +338,92 @@ def test_models_that_a_comparison_finds(world, refused):
     torch.save({**torch.load(file, weights_only=False), "logging": Payload(world.marker)}, file)
     assert variant == 0
     refused(cli.main, argv, "checkpoint_final.pth", "system")
+
+
+LAYERS = (
+    "os.system",
+    "exec",
+    "builtins.exec",
+    "subprocess.Popen",
+    "torch.hub.load",
+    "torch.load",
+    "torch.nn.modules.os.system",  # the same function, reached by an attribute of an allowed module
+    "torch.nn.modules.module.Module.load_state_dict",
+    "torch.nn.Module.__class__",
+    "torch.nn.functional.relu",
+    "dynamic_network_architectures.architectures.unet.np.load",
+    "dynamic_network_architectures.architectures.dinov2_eva.Dinov2PrimusEncL.load_pretrained_weights",
+    "nnunet_partial.networks.usenet.np.load",
+    "nnunetv2.run.run_training.run_training_entry",
+    "nnunet_partial.cli.main",
+    "torch.nn.there_is_no_such_layer",
+    ["os.system"],
+    {"deep": [{"deeper": "os.system"}]},
+    3,
+)
+
+
+@pytest.mark.parametrize("name", LAYERS, ids=str)
+@pytest.mark.parametrize("key", ("nonlin", "conv_op", "not_listed"))
+def test_layers_that_are_refused(name, key):
+    content = plans()
+    architecture = content["configurations"]["3d_fullres"]["architecture"]
+    architecture["arch_kwargs"][key] = name
+    if key == "not_listed" and (name in ("exec", 3)):  # a word or a number that nothing looks up
+        check_plans(content, "plans.json")
+        architecture["_kw_requires_import"].append(key)
+    with pytest.raises(UserError, match="plans.json: 3d_fullres: architecture.* could run code.*--trust"):
+        check_plans(content, "plans.json")
+    check_plans(content, "plans.json", trusted=True)
+
+
+@pytest.mark.parametrize("name", ("torch.nn.GELU", "torch.nn.modules.activation.ReLU", "torch.nn.Identity"))
+def test_layers_that_are_allowed(name):
+    content = plans()
+    content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["nonlin"] = name
+    check_plans(content, "plans.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    (
+        ("image_reader_writer", "os"),
+        ("image_reader_writer", "os.system"),
+        ("label_manager", "recursive_find_python_class"),
+        ("experiment_planner_used", "os"),
+        ("preprocessor_name", "load_pickle"),
+        ("normalization_schemes", ["ZScoreNormalization", "ABC"]),
+        ("normalization_schemes", [3]),
+        ("resampling_fn_seg", "np"),
+        ("resampling_fn_data", "os.system"),
+        ("resampling_fn_probabilities", "recursive_find_python_class"),
+        ("UNet_class_name", "os"),
+        ("dataset_name", "../x"),
+        ("data_identifier", "../x"),
+        ("previous_stage", "a/b"),
+        ("next_stage", ["3d_fullres", "../x"]),
+    ),
+)
+def test_other_names_of_plans(key, name):
+    content = plans()
+    (content if key in content else content["configurations"]["3d_fullres"])[key] = name
+    for trusted in (False, True):  # nnU-Net finds these in its own packages alone: there is nothing to trust
+        with pytest.raises(UserError, match="plans.json.*"):
+            check_plans(content, "plans.json", trusted=trusted)
+
+
+@pytest.mark.parametrize(
+    "content", ([], {}, {"configurations": []}, {"configurations": {"2d": 3}}, {"configurations": {"../x": {}}})
+)
+def test_plans_that_are_none(content):
+    with pytest.raises(UserError, match="plans.json"):
+        check_plans(content, "plans.json")
+
+
+@pytest.mark.parametrize("name", ("os", "os.system", "nnUNetPredictor", "NoSuchTrainer", 3, None, "nnUNetTrainer.x"))
+def test_trainers_that_are_none(name):
+    with pytest.raises(UserError, match="checkpoint x"):
+        find_trainer(name, "checkpoint x")
 
 
 # ------------------------------------------------------------------ models that users have
