@@ -19,7 +19,6 @@ from nnunet_partial.files import (
     PathLike,
     atomic_path,
     load_checkpoint,
-    read_json,
     replace_folder,
     restore_folder,
     save_checkpoint,

@@ -108,6 +108,7 @@ def fuse(
     there = [i.name[: -len(ending)] for i in masks] if kept == request else []
     done = {i for i in there if _is_done(records, models, i, out / (i + ending))}
     cases = sorted(_cases(models, done))
+    check_case_names(cases, str(models[0].folder))
     if overwrite and kept != request:
         for file in (*masks, out / REQUEST):
             file.unlink(missing_ok=True)
