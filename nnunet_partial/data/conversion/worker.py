@@ -167,7 +167,7 @@ def _onto_the_organs(job: Job, label: np.ndarray, header_differs: bool, claimed:
     notes = ("the header of the label disagrees with the image's, which was used",) if header_differs else ()
     if choice.mirror != case.label.mirrors[0]:
         notes += (f"the label was mirrored along {alignment.in_words(choice.mirror)}, because only so it lies on its organs",)
-    if choice.mirror == claimed != case.label.mirrors[0]:
+    if claimed is not None and choice.mirror == claimed != case.label.mirrors[0]:
         notes = (f"the label is mirrored along {alignment.in_words(claimed)}, as its own header says and the image confirms",)
     if choice.doubt is not None:
         notes += (
