@@ -153,12 +153,11 @@ def compare(options: "CompareOptions", executor: "Executor | None" = None) -> Pa
     from nnunet_partial.data.preprocessed.sharing import link_validation_images, share_splits
     from nnunet_partial.orchestration.compare.comparison import Comparison
     from nnunet_partial.orchestration.compare.steps import validation_images
-    from nnunet_partial.orchestration.executors import make_executor
 
     comparison = Comparison(options)
     share_splits(options.dataset, options.folds, options.full_dataset if "full" in options.methods else None)
     if options.cross_validation:
         for fold in options.folds:
             link_validation_images(options.dataset, fold, validation_images(options.out, fold))
-    comparison.executor = executor or make_executor("local", Path(options.out))
+    comparison.executor = executor
     return comparison.run()

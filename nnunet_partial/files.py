@@ -212,7 +212,7 @@ def write_text(text: str, path: PathLike) -> None:
 def write_texts(texts: Mapping[PathLike, str]) -> None:
     """Write texts that belong together: all are on the disk before the first gets its name, in the order given."""
     with ExitStack() as stack:
-        for path, text in reversed(texts.items()):  # the stack ends with what began first
+        for path, text in reversed(list(texts.items())):  # the stack ends with what began first
             with open(stack.enter_context(atomic_path(path)), "w", encoding="utf-8") as handle:
                 handle.write(text)
 

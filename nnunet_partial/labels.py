@@ -147,7 +147,7 @@ class Annotations:
     @property
     def sources(self) -> tuple:
         """Names of the sources, sorted."""
-        return tuple(sorted({i.source for i in self.cases.values()})) if self.is_partial else (FULLY_LABELLED_SOURCE,)
+        return tuple(sorted({i.source for i in self.cases.values()})) if self.cases is not None else (FULLY_LABELLED_SOURCE,)
 
     @property
     def annotated_sources(self) -> tuple:
@@ -156,7 +156,7 @@ class Annotations:
 
     def of(self, case: str) -> CaseAnnotation:
         """The annotation of one case. Raises :class:`UserError` for a case that the contract does not know."""
-        if not self.is_partial:
+        if self.cases is None:
             return CaseAnnotation(FULLY_LABELLED_SOURCE, self.classes)
         if case not in self.cases:
             raise UserError(
@@ -177,7 +177,7 @@ class Annotations:
 
     def classes_of_source(self, source: str) -> tuple:
         """Classes that at least one case of ``source`` annotates, in the order of their label values."""
-        if not self.is_partial:
+        if self.cases is None:
             return self.classes
         names = {n for i in self.cases.values() if i.source == source for n in i.annotated}
         return tuple(i for i in self.classes if i in names)

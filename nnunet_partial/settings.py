@@ -19,12 +19,20 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from nnunet_partial.errors import UserError
 
 KEY = "nnunet_partial"
-Block = TypeVar("Block")
+
+
+class _Dataclass(Protocol):
+    """Any dataclass, as the standard library knows them."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Block = TypeVar("Block", bound=_Dataclass)
 
 
 def setting(
@@ -34,7 +42,7 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] | None = None,
-):
+) -> Any:
     """A dataclass field with what a user needs to know about it: meaning, unit, and the allowed range or values."""
     metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
     if isinstance(default, (dict, list)):

@@ -59,7 +59,7 @@ def write_variant(
 
 def write_source_variants(
     dataset: int | str,
-    changes: Mapping[str, Any] = (),
+    changes: Mapping[str, Any] | None = None,
     base: str = "nnUNetPlans",
     configuration: str | None = None,
     overwrite: bool = False,
@@ -69,7 +69,7 @@ def write_source_variants(
     dataset_file = paths.preprocessed_dataset(dataset) / "dataset.json"
     annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
     return [
-        write_variant(dataset, i, {**dict(changes), "source": i}, base, configuration, overwrite, trainers)
+        write_variant(dataset, i, {**(changes or {}), "source": i}, base, configuration, overwrite, trainers)
         for i in annotations.annotated_sources
     ]
 

@@ -127,6 +127,8 @@ def _train(arguments):
 
 
 def _predict(arguments):
+    from contextlib import nullcontext
+
     from nnunet_partial.inference.coarse_to_fine import stages
 
     coarse, fine = _load(arguments, "coarse"), _load(arguments, "fine")
@@ -137,7 +139,7 @@ def _predict(arguments):
         coarse,
         fine,
         arguments.overwrite,
-        **({"around": _measuring(measured, coarse.device)} if arguments.efficiency else {}),
+        _measuring(measured, coarse.device) if arguments.efficiency else nullcontext,
     )
     print(f"wrote {len(done)} masks to {arguments.out}")
     if arguments.efficiency and measured:

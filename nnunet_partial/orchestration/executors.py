@@ -56,6 +56,7 @@ class Executor(Protocol):
         All are given the time to end. Raises :class:`UserError` with the last lines of the log of the first that failed;
         once one has, ``more`` is not called again.
         """
+        ...
 
 
 def make_executor(
@@ -63,7 +64,7 @@ def make_executor(
     folder: Path,
     *,
     gpus: Sequence[int] | None = None,
-    slurm: Mapping[str, Any] = (),
+    slurm: Mapping[str, Any] | None = None,
     retries: int = 0,
     processes: int = 1,
 ) -> Executor:
@@ -82,7 +83,7 @@ def make_executor(
     if kind == "local":
         return LocalExecutor(folder, find_gpus() if gpus is None else list(gpus), processes, retries)
     if kind == "slurm":
-        return SlurmExecutor(folder, dict(slurm), retries)
+        return SlurmExecutor(folder, dict(slurm or {}), retries)
     raise UserError(f"executor {kind!r} is none of {', '.join(KINDS)}.")
 
 

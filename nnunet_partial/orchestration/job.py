@@ -47,7 +47,10 @@ def main(folder: str, token: str) -> int:
     A job that was told to end (a time limit, a preemption, an interrupt) leaves no result: it has neither ended well nor
     failed. It raises SystemExit.
     """
-    folder = Path(folder)
+    return _run_locked(Path(folder), token)
+
+
+def _run_locked(folder: Path, token: str) -> int:
     with locked(folder / LOCK) as handle:
         job = read_json(folder / JOB)
         if job["token"] != token:
@@ -127,9 +130,9 @@ def run_command(
         if program is None:
             print(f"the command {argv[0]} is not installed in this environment.", file=handle, flush=True)
             return NOT_STARTED
-        keep = {} if lock is None or os.name == "nt" else {"pass_fds": (lock.fileno(),)}
+        keep = () if lock is None or os.name == "nt" else (lock.fileno(),)
         process = subprocess.Popen(
-            [program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle, stderr=subprocess.STDOUT, env=own, **keep
+            [program, *argv[1:]], stdin=subprocess.DEVNULL, stdout=handle, stderr=subprocess.STDOUT, env=own, pass_fds=keep
         )
         return forwarding.wait(process)
 

@@ -97,7 +97,7 @@ class Loop:
             )
         dataset_file = plans_file.with_name("dataset.json")
         annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
-        if not annotations.is_partial or all(len(i.annotated) == len(annotations.classes) for i in annotations.cases.values()):
+        if annotations.cases is None or all(len(i.annotated) == len(annotations.classes) for i in annotations.cases.values()):
             raise UserError(
                 f"{dataset_file}: every case annotates every class, so there is nothing to pseudo-label. Add "
                 f"unlabelled cases with nnunet_partial merge --unlabelled."
@@ -193,7 +193,7 @@ class Loop:
         if state == DONE and stage.predictions is None:
             return True
         known = self.journal.content["stages"].get(stage.name, {}).get("bytes")
-        if state == DONE and known is not None:
+        if state == DONE and known is not None and stage.predictions is not None:
             return stage.predictions.sizes() == known
         result = self._result(stage)
         if result is None and not stage.atomic:
@@ -224,6 +224,7 @@ class Loop:
         for executor, light in ((self.light, True), (self.executor, False)):
             chosen = [i for i in stages if i.light == light]
             if chosen:
+                assert executor is not None, "give an executor before the loop is run"
                 self._run(executor, chosen)
 
     def _run(self, executor: Executor, stages: Sequence[Stage]) -> None:

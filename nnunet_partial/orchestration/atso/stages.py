@@ -1,5 +1,6 @@
 """Algorithm 1 as data: commands that a person can type, with what they read, write, and when they are done."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -278,7 +279,7 @@ class Planner:
             [out],
             atomic=False,
             predictions=Predictions(
-                Path(o.test_images), out, paths.root("nnUNet_preprocessed") / self.layout.dataset / "dataset.json"
+                Path(o.test_images or ""), out, paths.root("nnUNet_preprocessed") / self.layout.dataset / "dataset.json"
             ),
         )
 
@@ -337,13 +338,14 @@ class Planner:
 def _stage(
     name: str,
     generation: int,
-    argv: list,
-    outputs: list,
-    inputs: list = (),
-    owned: list = (),
+    argv: Sequence,
+    outputs: Sequence,
+    inputs: Sequence = (),
+    owned: Sequence = (),
     atomic: bool = True,
     light: bool = False,
     predictions: Predictions | None = None,
 ) -> Stage:
-    argv = tuple(str(i) for i in argv)
-    return Stage(name, generation, argv, tuple(outputs), tuple(inputs), tuple(owned), atomic, light, predictions)
+    return Stage(
+        name, generation, tuple(str(i) for i in argv), tuple(outputs), tuple(inputs), tuple(owned), atomic, light, predictions
+    )

@@ -42,7 +42,8 @@ class Comparison:
             raise UserError(f"another comparison works in {self.out}. Wait for it, end it, or choose another --out.")
         with handle:
             self._check_arguments()
-            self.executor.run(self._next(), self._after)
+            executor = self.executor or make_executor("local", self.out)
+            executor.run(self._next(), self._after)
         return self.out / "report.html"
 
     def overview(self) -> str:
@@ -171,7 +172,8 @@ class Comparison:
 
     def _check_training(self, step: Step) -> None:
         """A training goes on from its checkpoint: neither with other settings, nor on other labels or teachers."""
-        step.taken()
+        if step.taken is not None:
+            step.taken()
         begun = any(step.outputs[0].parent.glob("checkpoint_*.pth"))
         if begun and (self._job_folder(step) / "inputs.json").is_file() and self._stamps(step) != self._kept_stamps(step):
             self._refuse_changed(step)

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json
+from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.orchestration.atso import layout as atso_layout
 from nnunet_partial.orchestration.atso import options as atso_options
@@ -143,7 +143,7 @@ class Planner:
 
     @property
     def full_dataset(self) -> str:
-        return paths.dataset_name(self.options.full_dataset)
+        return paths.dataset_name(self.options.full_dataset or "")
 
     def models(self, name: str, seed: int) -> list:
         """The model folders of a method under one seed."""
@@ -362,7 +362,7 @@ class Planner:
             inputs=tuple(paths.fold_folder(model, i) / FINAL for i in folds),
             owned=(out,),
             predictions=Predictions(
-                Path(images or o.test_images), out, paths.preprocessed_dataset(self.dataset).absolute() / "dataset.json"
+                Path(images or o.test_images or ""), out, paths.preprocessed_dataset(self.dataset).absolute() / "dataset.json"
             ),
         )
 
@@ -612,7 +612,7 @@ def _plans_step(seed: int, dataset: str = "") -> str:
     return f"s{seed}-plans{f'-{dataset}' if dataset else ''}"
 
 
-def validation_images(out: Path, fold: str) -> Path:
+def validation_images(out: PathLike, fold: str) -> Path:
     """Folder of links to the images of a fold's validation cases."""
     return Path(out) / "validation_images" / f"fold_{fold}"
 
