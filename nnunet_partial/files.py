@@ -305,7 +305,7 @@ def load_checkpoint(path: PathLike | IO[bytes], map_location: Any = "cpu", mmap:
     """
     import torch
 
-    if not hasattr(path, "read") and not os.path.isfile(path):
+    if isinstance(path, (str, os.PathLike)) and not os.path.isfile(path):
         raise UserError(f"checkpoint {path} does not exist.")
     try:
         # torch warns about pickle protocols that it may not support; if so, it fails as well

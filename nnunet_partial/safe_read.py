@@ -12,7 +12,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike
@@ -132,13 +132,13 @@ class _ArrayType:
     """What ``numpy.ndarray`` is in a pickle: a name, with which nothing can be made but by numpy's ``_reconstruct``."""
 
 
-def _array(content: Any, dtype: _Dtype, shape: Sequence[int], order: str = "C"):
+def _array(content: Any, dtype: _Dtype, shape: Sequence[int], order: Literal["C", "F"] = "C"):
     import numpy as np
 
     real = dtype.real()
     if not isinstance(content, (bytes, bytearray)) or len(content) != math.prod(shape) * real.itemsize:
         raise pickle.UnpicklingError(f"an array of shape {tuple(shape)} does not have the bytes that it needs")
-    return np.frombuffer(content, real).reshape(shape, order=order).copy(order=order)
+    return np.frombuffer(content, real).reshape(tuple(shape), order=order).copy(order=order)
 
 
 def _scalar(dtype: _Dtype, content: bytes):

@@ -37,7 +37,7 @@ _OF_PLANS = {
         "experiment_planning.experiment_planners.default_experiment_planner.ExperimentPlanner",
     ),
 }
-_OF_CONFIGURATIONS = {
+_OF_CONFIGURATIONS: dict[str, tuple[str, str | None]] = {
     "preprocessor_name": ("preprocessing", "preprocessing.preprocessors.default_preprocessor.DefaultPreprocessor"),
     "normalization_schemes": (
         "preprocessing.normalization",
@@ -136,10 +136,10 @@ def _check_configuration(content: Any, where: str, trusted: bool) -> None:
         for name in content[key] if isinstance(content.get(key), list) else [content.get(key)]:
             if name is not None:
                 check_file_name(name, f"{where}: {key}")
-    for key, place in _OF_CONFIGURATIONS.items():
+    for key, (package, base) in _OF_CONFIGURATIONS.items():
         for name in content[key] if isinstance(content.get(key), list) else [content.get(key)]:
             if name is not None:
-                _check_own(name, *place, f"{where}: {key}")
+                _check_own(name, package, base, f"{where}: {key}")
     if content.get("UNet_class_name", _OLD_NETWORKS[0]) not in _OLD_NETWORKS:
         _refuse(content["UNet_class_name"], f"{where}: UNet_class_name", f"one of {', '.join(_OLD_NETWORKS)}")
     if "architecture" in content and not trusted:
@@ -152,7 +152,7 @@ def _check_architecture(content: Any, where: str) -> None:
     if not isinstance(listed, list) or not all(isinstance(i, str) for i in listed):
         raise UserError(f"{where} is not an architecture of nnU-Net's plans. Copy the model again.")
     name = content.get("network_class_name")
-    found = _locate_allowed(name, f"{where}.network_class_name") or _moved_network(name)
+    found = _locate_allowed(name, f"{where}.network_class_name") or _moved_network(str(name))
     if not _is_network(found):
         _refuse(name, f"{where}.network_class_name", f"a network of {', '.join(ROOTS)}", _MAY_BE_TRUSTED)
     for key, value in _imports(content["arch_kwargs"], {*listed, *_IMPORTED}):

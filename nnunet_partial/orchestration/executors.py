@@ -344,13 +344,14 @@ class SlurmExecutor(_FileExecutor):
 
     def start(self, running: _Running) -> None:
         import submitit
+        from submitit.core.utils import FailedSubmissionError
 
         executor = submitit.SlurmExecutor(self.folder / "submitit")
         parameters = {"time": _SLURM_MIN, **self.options, "job_name": running.job.name}
         try:
             executor.update_parameters(**parameters)
             running.handle = executor.submit(self.command(running)).job_id
-        except (ValueError, TypeError, submitit.core.utils.FailedSubmissionError, subprocess.CalledProcessError) as error:
+        except (ValueError, TypeError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             raise UserError(f"--slurm {shlex.join(f'{k}={v}' for k, v in self.options.items())}: {error}") from None
         record = read_json(running.folder / runner.JOB)
         write_json({**record, "job_id": running.handle}, running.folder / runner.JOB)
