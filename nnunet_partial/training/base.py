@@ -148,6 +148,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.members: dict[str, Member] = {}
         #: name -> :class:`~nnunet_partial.networks.ema.EMA`; what :meth:`build_averages` returned
         self.averages: dict[str, EMA] = {}
+        self._registered: dict[str, Any] = {}
         self.steps_of_epoch = 0
         #: values of the classes that nothing teaches, if the setting ``untaught`` allows it; they are never predicted
         self.untaught: tuple = ()
@@ -288,8 +289,17 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """Full-resolution logits (B, K + 1, *S) of each average for data (B, channels, *S), as constants."""
         return {name: network(data) for name, network in self.average_networks.items()}
 
+    def register(self, name: str, thing: Any) -> Any:
+        """Keep ``thing``, which has ``state_dict()`` and ``load_state_dict(state)``, in every checkpoint; returns it.
+
+        For what a method holds beside networks and averages: a schedule that follows the loss, a memory, a further module. Its
+        state is of tensors and plain values. To be called in :meth:`on_networks_built`, before a checkpoint is loaded.
+        """
+        self._registered[name] = thing
+        return thing
+
     def on_networks_built(self) -> None:
-        """Called once all networks and averages exist, before a checkpoint is loaded: the place for hooks."""
+        """Called once all networks and averages exist, before a checkpoint is loaded: the place for hooks, and to register."""
 
     def _new_member(self, network: nn.Module) -> Member:
         network = network.to(self.device)
@@ -689,6 +699,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         state = {"peers": peers, "rng_state": rng_state()}
         if self.averages:
             state["averages"] = {name: average.checkpoint_state() for name, average in self.averages.items()}
+        if self._registered:
+            state["registered"] = {name: thing.state_dict() for name, thing in self._registered.items()}
         if self.deploys_another:
             state["trained_weights"] = unwrap(self.network).state_dict()
         return state
@@ -715,6 +727,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if state:
             with exit_on_user_error():
                 self._load_averages(state.get("averages", {}))
+        for name, content in state.get("registered", {}).items():
+            self._registered[name].load_state_dict(content)
         if not self.is_ddp:  # the state of rank 0 must not make all ranks draw the same patches
             self._resume_rng = state.get("rng_state")
 

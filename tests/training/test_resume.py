@@ -42,6 +42,26 @@ def test_checkpoint_loads_with_weights_only_and_holds_the_deployed_network_alone
     assert checkpoint["logging"]["loss/marginal"] == checkpoint["logging"]["train_losses"]
 
 
+def test_what_is_registered_is_in_every_checkpoint(tiny, trainer, own_results, tmp_path):
+    def make():
+        made = trainer("nnUNetTrainerPartial")
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1)
+        made.on_networks_built = lambda: made.register("plateau", schedule)
+        made.initialize()
+        return made, schedule
+
+    made, schedule = make()
+    for loss in (3.0, 2.0, 2.0):
+        schedule.step(loss)
+    made.save_checkpoint(str(tmp_path / "checkpoint.pth"))
+    torch.load(tmp_path / "checkpoint.pth", weights_only=True)
+    again, other = make()
+    assert other.state_dict() != schedule.state_dict()
+    again.load_checkpoint(str(tmp_path / "checkpoint.pth"))
+    assert other.state_dict() == schedule.state_dict() and other.num_bad_epochs == 1
+
+
 def test_a_damaged_checkpoint_is_one_line(tiny, trainer, own_results, refused):
     trained = trainer("nnUNetTrainerPartial")
     trained.initialize()

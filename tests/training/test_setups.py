@@ -122,6 +122,9 @@ def test_no_checkpoint_is_written_of_weights_that_are_not_numbers(tiny, trainer,
 # ------------------------------------------------------------------ cascades
 
 
+CASCADED = ("nnUNetTrainerMSKD", "nnUNetTrainerPartial", "nnUNetTrainerCrossTeaching")
+
+
 @pytest.fixture
 def cascade(tiny, teachers):
     """Plans with a second stage, and an output of the first for every case."""
@@ -133,14 +136,15 @@ def cascade(tiny, teachers):
     plans["configurations"]["3d_lowres"] = {"inherits_from": "3d_fullres", "next_stage": "3d_cascade_fullres"}
     plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     (tiny.preprocessed / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
-    lowres = teachers / f"nnUNetTrainerMSKD__{plans['plans_name']}__3d_lowres"
-    folder = lowres / "predicted_next_stage" / "3d_cascade_fullres"
-    folder.mkdir(parents=True, exist_ok=True)
     images = nnUNetDatasetBlosc2(str(tiny.preprocessed / "nnUNetPlans_3d_fullres"))
-    for case in images.identifiers:
-        shape = images.load_case(case)[0].shape[1:]
-        if not (folder / f"{case}.b2nd").exists():
-            nnUNetDatasetBlosc2.save_seg(np.full(shape, 2, np.uint8), str(folder / case), shape, shape)
+    for name in CASCADED:
+        lowres = teachers / f"{name}__{plans['plans_name']}__3d_lowres"
+        folder = lowres / "predicted_next_stage" / "3d_cascade_fullres"
+        folder.mkdir(parents=True, exist_ok=True)
+        for case in images.identifiers:
+            shape = images.load_case(case)[0].shape[1:]
+            if not (folder / f"{case}.b2nd").exists():
+                nnUNetDatasetBlosc2.save_seg(np.full(shape, 2, np.uint8), str(folder / case), shape, shape)
     return plans["plans_name"]
 
 
@@ -156,6 +160,12 @@ def test_teachers_of_full_resolution_teach_the_second_stage(tiny, cascade, train
         assert torch.equal(logits, again)
     assert not torch.equal(made.network(batch.data)[0], made.network(other.data)[0])
     assert np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
+
+
+@pytest.mark.parametrize("name", CASCADED[1:])
+def test_other_methods_train_a_second_stage(tiny, cascade, trainer, name):
+    made = started(trainer(name, cascade, "3d_cascade_fullres"))
+    assert made.is_cascaded and np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
 
 
 def test_a_second_stage_is_refused_as_a_teacher(tiny, cascade, teachers, trainer, tmp_path, refused):
