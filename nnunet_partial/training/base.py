@@ -6,7 +6,6 @@ what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`Parti
 ``self.network`` is what is deployed, unless ``deployed_average`` names an average.
 """
 
-import functools
 import io
 import os
 import random
@@ -21,7 +20,6 @@ from unittest import mock
 import numpy as np
 import torch
 from batchgenerators.utilities.file_and_folder_operations import isfile, join
-from nnunetv2.run import run_training
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
@@ -221,9 +219,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """Build every network with its optimiser. nnU-Net builds the deployed one; DDP then wraps all of them alike."""
         with exit_on_user_error():
             self._build()
-            weights = pretrained.requested_weights()
-            if weights is not None:
-                pretrained.require_fit(unwrap(self.network), weights, type(self).__name__)
+        pretrained.check_weights_for(type(self).__name__)
 
     def _build(self) -> None:
         threads = os.environ.get("OMP_NUM_THREADS", "")
@@ -234,7 +230,6 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         is_ddp, self.is_ddp = self.is_ddp, False
         try:
             super().initialize()
-            check_pretrained_weights()
         finally:
             self.is_ddp = is_ddp
         if self.is_ddp:
@@ -744,24 +739,6 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             except ValueError as error:
                 where = f" in the settings of {self.settings_name}" if self.settings_name else ""
                 raise UserError(f"{self.output_folder}: {error} Set it back{where}, or train from the start.") from None
-
-
-def check_pretrained_weights() -> None:
-    """From now on nnU-Net reads the file of ``-pretrained_weights``, which it unpickles, only if it holds nothing but weights.
-
-    nnU-Net tells a trainer nothing of that file, so its function of this process is wrapped, once.
-    """
-    if hasattr(run_training.load_pretrained_weights, "__wrapped__"):
-        return
-    load = run_training.load_pretrained_weights
-
-    @functools.wraps(load)
-    def checked(network: nn.Module, fname: str, *args: Any, **kwargs: Any) -> None:
-        with exit_on_user_error():
-            load_checkpoint(fname)
-        load(network, fname, *args, **kwargs)
-
-    run_training.load_pretrained_weights = checked
 
 
 def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:
