@@ -6,8 +6,8 @@
 all scales     nnUNetTrainerMSKD as it is: Eq. 8 on every resolution of the decoder (a row of benchmarks/accuracy.py)
 full scale     on the full resolution alone, as the paper states Eq. 8 (deep_supervision=false)
 foreground     twice as many patches around an annotated voxel (oversample_foreground_percent=0.66)
-from teacher   the student begins with the weights of the first source's teacher
-from Partial   the student begins with the weights of nnUNetTrainerPartial, which has had as many steps itself
+from teacher   the student begins with the weights of the first source's teacher (nnU-Net's -pretrained_weights: all but the segmentation layers)
+from Partial   the same with the weights of nnUNetTrainerPartial, which has had as many steps itself
 
 Data, splits, budgets and files of scores are those of benchmarks/accuracy.py, in the same WORK: teachers and Partial are trained there
 unless they are there, and a finished row and seed is never trained again.
