@@ -296,6 +296,39 @@ def open_lock(path: PathLike):
     return handle
 
 
+@contextmanager
+def locked(path: PathLike) -> Iterator[IO[bytes]]:
+    """Hold the lock ``path``, waiting for it; yields the open file."""
+    with open_lock(path) as handle:
+        _lock(handle, blocking=True)
+        yield handle
+
+
+def try_lock(path: PathLike) -> IO[bytes] | None:
+    """The open and locked file ``path``, or None where another process holds it. Closing it gives it back, and so does
+    the end of the process, however it ends."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handle = open_lock(path)
+    if _lock(handle, blocking=False):
+        return handle
+    handle.close()
+    return None
+
+
+def _lock(handle: IO[bytes], blocking: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: two processes at one thing are the user's own care
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks; a job's token still keeps most double starts apart
+        return True
+    return True
+
+
 def load_checkpoint(path: PathLike | IO[bytes], map_location: Any = "cpu", mmap: bool = False) -> dict:
     """Read an nnU-Net checkpoint without unpickling arbitrary objects (``weights_only=True``).
 

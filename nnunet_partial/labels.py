@@ -13,9 +13,11 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nnunet_partial.errors import UserError
+from nnunet_partial.files import PathLike, read_json
 
 KEY = "nnunet_partial"
 VERSION = 1
@@ -134,6 +136,12 @@ class Annotations:
         if "dataset" in dataset_json:
             _check_case_names(set(cases), set(dataset_json["dataset"]), file)
         return cls(classes, cases, ignore_label, file)
+
+    @classmethod
+    def read(cls, folder: PathLike) -> "Annotations":
+        """The contract in ``folder``/dataset.json. Raises :class:`UserError`."""
+        file = Path(folder) / "dataset.json"
+        return cls.from_dataset_json(read_json(file), str(file))
 
     def to_json(self) -> dict:
         """The value of the ``nnunet_partial`` key."""

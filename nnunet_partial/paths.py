@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nnunet_partial.errors import UserError
 
+FINAL_CHECKPOINT = "checkpoint_final.pth"  # nnU-Net's, at the end of a training
 _ROOTS = {"nnUNet_raw": "raw datasets", "nnUNet_preprocessed": "preprocessed datasets", "nnUNet_results": "trained models"}
 
 
@@ -47,6 +48,11 @@ def dataset_name(dataset: int | str) -> str:
     return names[0]
 
 
+def dataset_number(name: str) -> int:
+    """``"Dataset501_X"`` -> 501."""
+    return int(name[len("Dataset") :][:3])
+
+
 def raw_dataset(dataset: int | str) -> Path:
     """Raw folder of a dataset; it must hold dataset.json."""
     folder = root("nnUNet_raw") / dataset_name(dataset)
@@ -60,7 +66,7 @@ def preprocessed_dataset(dataset: int | str) -> Path:
     name = dataset_name(dataset)
     folder = root("nnUNet_preprocessed") / name
     if not (folder / "dataset.json").is_file():
-        raise UserError(f"{folder / 'dataset.json'} does not exist. Run nnUNetv2_plan_and_preprocess -d {int(name[7:10])}")
+        raise UserError(f"{folder / 'dataset.json'} does not exist. Run nnUNetv2_plan_and_preprocess -d {dataset_number(name)}")
     return folder
 
 
@@ -82,3 +88,8 @@ def model_folder(dataset: int | str, trainer: str, plans: str, configuration: st
 def fold_folder(model: str | Path, fold: int | str) -> Path:
     """``MODEL/fold_N``."""
     return Path(model) / f"fold_{fold}"
+
+
+def final_checkpoint(model: str | Path, fold: int | str) -> Path:
+    """The checkpoint at the end of the training of one fold, there or not."""
+    return fold_folder(model, fold) / FINAL_CHECKPOINT

@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from nnunet_partial.errors import UserError
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 KEY = "nnunet_partial"
 
@@ -60,7 +61,7 @@ class MSKDSettings:
     feature_level: int = setting(1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0)
     teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
     sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
-    teacher_checkpoint: str = setting("checkpoint_final.pth", "file name of the teachers' checkpoints")
+    teacher_checkpoint: str = setting(FINAL_CHECKPOINT, "file name of the teachers' checkpoints")
     trust: bool = setting(False, "build the teachers' networks whatever classes their plans name; only for models you trust")
 
 

@@ -46,8 +46,7 @@ def write_variant(
     plans = make_variant(read_json(base_file), target.stem, changes, configuration, trainers)
     source = plans[KEY].get("source")
     if source is not None:
-        dataset_file = base_file.with_name("dataset.json")
-        Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file)).restricted_to_source(source)
+        Annotations.read(base_file.parent).restricted_to_source(source)
     if target.exists() and not overwrite and read_json(target) != plans:
         raise UserError(
             f"{target} exists with other settings. Choose another --name, or replace it with --overwrite "
@@ -66,8 +65,7 @@ def write_source_variants(
     trainers: Sequence[str] = (),
 ) -> list:
     """One variant ``<base>_<source>`` for every source that annotates something: the plans of the teachers."""
-    dataset_file = paths.preprocessed_dataset(dataset) / "dataset.json"
-    annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
+    annotations = Annotations.read(paths.preprocessed_dataset(dataset))
     return [
         write_variant(dataset, i, {**(changes or {}), "source": i}, base, configuration, overwrite, trainers)
         for i in annotations.annotated_sources

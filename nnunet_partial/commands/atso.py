@@ -39,13 +39,13 @@ def _split(arguments):
 
     from nnunet_partial import paths
     from nnunet_partial.data.preprocessed.splits import training_cases
-    from nnunet_partial.files import read_json, write_text
+    from nnunet_partial.files import write_text
     from nnunet_partial.labels import Annotations
     from nnunet_partial.orchestration.atso.split import split_reference
 
-    file = paths.preprocessed_dataset(arguments.dataset) / "dataset.json"
-    annotations = Annotations.from_dataset_json(read_json(file), str(file))
-    cases = training_cases(file.parent, annotations, arguments.fold)
+    folder = paths.preprocessed_dataset(arguments.dataset)
+    annotations = Annotations.read(folder)
+    cases = training_cases(folder, annotations, arguments.fold)
     labelled, parts = split_reference(annotations, cases, arguments.subsets, arguments.seed)
     out = Path(arguments.out)
     files = {f"subset_{i}.txt": part for i, part in enumerate(parts, 1)}

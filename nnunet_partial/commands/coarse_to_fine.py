@@ -1,6 +1,7 @@
 """``nnunet_partial coarse-to-fine prepare|train|predict``."""
 
 from nnunet_partial.commands import device, trusting
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Find the organs in the whole scan at low resolution, then segment their box in one pass.
 
@@ -66,7 +67,7 @@ def _add_models(parser, *stages):
         )
     parser.add_argument("--trainer", default=_TRAINER, help=f"of models named by id (default: {_TRAINER})")
     parser.add_argument("--fold", default="0", help="of the models (default: 0)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"default: {FINAL_CHECKPOINT}")
     device.add_argument(parser)
     trusting.add_argument(parser)
 
@@ -114,7 +115,14 @@ def _train(arguments):
         raise UserError(f"{file.with_name('dataset.json')} is not of a dataset that coarse-to-fine prepare has made.")
     results = paths.root("nnUNet_results") / paths.dataset_name(arguments.dataset)
     place = Study(
-        int(file.parent.name[7:10]), plans, CONFIGURATION, Path(), Path(), results, arguments.fold, device.chosen(arguments)
+        paths.dataset_number(file.parent.name),
+        plans,
+        CONFIGURATION,
+        Path(),
+        Path(),
+        results,
+        arguments.fold,
+        device.chosen(arguments),
     )
     place.train(arguments.trainer, plans)
     model = paths.model_folder(arguments.dataset, arguments.trainer, plans, CONFIGURATION)

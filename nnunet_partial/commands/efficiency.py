@@ -1,6 +1,7 @@
 """``nnunet_partial efficiency``."""
 
 from nnunet_partial.commands import device, trusting
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Measure what prediction costs, model beside model: wall time, peak memory, the areas under the
 GPU-memory-time and CPU-time curves (the measures of the FLARE challenge), parameters and multiply-accumulates.
@@ -24,7 +25,7 @@ def add_arguments(parser):
         help="of coarse-to-fine models named by id (default: nnUNetTrainerCrossTeaching)",
     )
     parser.add_argument("--fold", default="0", help="of every model (default: 0)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"default: {FINAL_CHECKPOINT}")
     parser.add_argument(
         "--disable-tta", action="store_true", help="no mirroring in nnU-Net's sliding window; coarse to fine never mirrors"
     )

@@ -1,6 +1,7 @@
 """``nnunet_partial export``."""
 
 from nnunet_partial.commands import model, trusting
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Write a model that stock nnU-Net runs without this package: a folder
 DatasetNNN_X/TRAINER__PLANS__CONFIGURATION below --out, for nnUNetv2_predict_from_modelfolder or nnUNet_results, and a
@@ -20,7 +21,7 @@ EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD
 def add_arguments(parser):
     model.add_arguments(parser)
     parser.add_argument("--folds", nargs="+", metavar="FOLD", help="default: all that are trained")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"default: {FINAL_CHECKPOINT}")
     parser.add_argument("--out", metavar="DIR", help="where the folder is written")
     parser.add_argument("--zip", metavar="FILE", help="zip to write")
     parser.add_argument("--onnx", metavar="FILE", help="ONNX file to write, of one fold")

@@ -1,6 +1,7 @@
 """``nnunet_partial predict``."""
 
 from nnunet_partial.commands import device, trusting
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Segment a dataset's own cases with any trained model, from their preprocessed files: nothing is read,
 resampled or normalised again, and the masks lie on the scans' own voxels.
@@ -26,7 +27,7 @@ def add_arguments(parser):
         help="every case, those of the fold, or those that a text file names, one a line (default: all)",
     )
     parser.add_argument("--plans", default="nnUNetPlans", help="that the cases were preprocessed with (default: nnUNetPlans)")
-    parser.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"default: {FINAL_CHECKPOINT}")
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--overwrite", action="store_true", help="segment cases again that are there")
     device.add_argument(parser)
@@ -56,12 +57,11 @@ def run(arguments):
 def _cases(arguments):
     from nnunet_partial import paths
     from nnunet_partial.data.preprocessed.splits import training_cases, validation_cases
-    from nnunet_partial.files import read_json, read_names
+    from nnunet_partial.files import read_names
     from nnunet_partial.labels import Annotations
 
     chosen = {"training": training_cases, "validation": validation_cases}.get(arguments.cases)
     if chosen is None:
         return None if arguments.cases == "all" else read_names(arguments.cases)
     folder = paths.preprocessed_dataset(arguments.dataset)
-    file = folder / "dataset.json"
-    return chosen(folder, Annotations.from_dataset_json(read_json(file), str(file)), arguments.fold)
+    return chosen(folder, Annotations.read(folder), arguments.fold)

@@ -1,6 +1,7 @@
 """``nnunet_partial pseudo-label``."""
 
 from nnunet_partial.commands import device, trusting
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
 know them, in preprocessed space.
@@ -28,9 +29,7 @@ def add_arguments(parser):
         metavar="teachers|MODEL_FOLDER",
         help="teachers: the models of nnUNetTrainerIndividual, one per source",
     )
-    parser.add_argument(
-        "--checkpoint", default="checkpoint_final.pth", help="of the model folders (default: checkpoint_final.pth)"
-    )
+    parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"of the model folders (default: {FINAL_CHECKPOINT})")
     parser.add_argument("--out", required=True, metavar="DIR", help="label directory to write")
     parser.add_argument(
         "--largest-component",

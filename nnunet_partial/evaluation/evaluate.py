@@ -238,7 +238,7 @@ def read_dataset_json(dataset: int | str | PathLike) -> tuple:
     name = paths.dataset_name(str(dataset))
     files = [
         i / "dataset.json"
-        for i in paths.dataset_folders(int(name[7:10]), "nnUNet_raw", "nnUNet_preprocessed")
+        for i in paths.dataset_folders(paths.dataset_number(name), "nnUNet_raw", "nnUNet_preprocessed")
         if i.name == name and (i / "dataset.json").is_file()
     ]
     if not files:

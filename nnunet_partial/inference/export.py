@@ -28,10 +28,10 @@ from nnunet_partial.files import (
 )
 from nnunet_partial.labels import check_file_name
 from nnunet_partial.networks.models import build_network
+from nnunet_partial.paths import FINAL_CHECKPOINT
 from nnunet_partial.settings import KEY
 from nnunet_partial.trust import check_model, find_trainer
 
-CHECKPOINT = "checkpoint_final.pth"
 STOCK_TRAINER = "nnUNetTrainer"
 # paths of images on the machine that trained the model
 PRIVATE_DATASET_KEYS = ("dataset",)
@@ -44,7 +44,7 @@ def export_model(
     zip_file: PathLike | None = None,
     *,
     folds: Sequence[int | str] | None = None,
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str = FINAL_CHECKPOINT,
     overwrite: bool = False,
     trusted: bool = False,
 ) -> str:
@@ -219,7 +219,7 @@ def _write_model(
                 "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
                 "trainer_name": trainer,
             },
-            paths.fold_folder(folder, fold) / CHECKPOINT,
+            paths.fold_folder(folder, fold) / FINAL_CHECKPOINT,
         )
 
 

@@ -20,6 +20,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, read_json
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network
 from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 INPUT, OUTPUT = "image", "logits"
 OPSET = 18
@@ -62,7 +63,7 @@ def export_onnx(
 
 
 def export_model_onnx(
-    folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = "checkpoint_final.pth", trusted: bool = False
+    folder: PathLike, path: PathLike, fold: Any = 0, checkpoint: str = FINAL_CHECKPOINT, trusted: bool = False
 ) -> float:
     """:func:`export_onnx` of the network of an nnU-Net model folder, checked on the patch of its plans.
 

@@ -17,7 +17,6 @@ from nnunet_partial.data.preprocessed.splits import all_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.preprocessed import (
-    CHECKPOINT,
     case_file,
     find_model,
     load_case,
@@ -28,6 +27,7 @@ from nnunet_partial.inference.preprocessed import (
 )
 from nnunet_partial.labels import Annotations
 from nnunet_partial.outputs import Records
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 REQUEST = "prediction.json"  # in the folder of the masks: what they are made from
 
@@ -40,7 +40,7 @@ def predict_cases(
     *,
     fold: int | str = 0,
     plans: str = "nnUNetPlans",
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str = FINAL_CHECKPOINT,
     cases: Sequence[str] | None = None,
     mirroring: bool = True,
     device: str = "cpu",

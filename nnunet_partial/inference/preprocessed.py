@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import check_file_name, foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.networks.onednn import use_onednn_convolutions
+from nnunet_partial.paths import FINAL_CHECKPOINT
 from nnunet_partial.trust import check_plans
-
-CHECKPOINT = "checkpoint_final.pth"
 
 
 def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: str) -> Path:
@@ -36,7 +36,7 @@ def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: s
     images = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
     if not images.is_dir():
         raise UserError(
-            f"{images} does not exist. Run nnUNetv2_preprocess -d {int(folder.name[7:10])} -plans_name {name} -c {configuration}"
+            f"{images} does not exist. Run nnUNetv2_preprocess -d {paths.dataset_number(folder.name)} -plans_name {name} -c {configuration}"
         )
     return images
 
@@ -67,7 +67,7 @@ def find_model(
     classes: Sequence[str],
     plans: Mapping[str, Any],
     configuration: str,
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str = FINAL_CHECKPOINT,
     trusted: bool = False,
 ) -> ModelFiles:
     """A trained model for images that ``plans`` and ``configuration`` preprocessed. Reads no checkpoint.

@@ -25,7 +25,6 @@ from nnunet_partial.data.preprocessed.splits import training_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, sha256
 from nnunet_partial.inference.preprocessed import (
-    CHECKPOINT,
     case_file,
     find_model,
     load_case,
@@ -39,6 +38,7 @@ from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import find_teachers
 from nnunet_partial.outputs import is_same, stamp
+from nnunet_partial.paths import FINAL_CHECKPOINT
 from nnunet_partial.settings import MSKDSettings, read_block
 
 TEACHERS = "teachers"
@@ -98,7 +98,7 @@ def pseudo_label(
     fold: int | str = "all",
     plans: str = "nnUNetPlans",
     sources: Sequence[str] = (TEACHERS,),
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str = FINAL_CHECKPOINT,
     largest_component: Sequence[str] | None = None,
     mirroring: bool = True,
     devices: Sequence[str] = ("cpu",),

@@ -104,7 +104,7 @@ def _plans_ancestry(plans: Mapping[str, Any]) -> list:
 
 def training_command(source: str, plans: Mapping[str, Any], configuration: str, fold: Any) -> str:
     """The commands that make a teacher under its conventional name."""
-    number, base = int(plans["dataset_name"][7:10]), plans["plans_name"]
+    number, base = paths.dataset_number(plans["dataset_name"]), plans["plans_name"]
     return (
         f"nnunet_partial variant {number} --base {base} --name {source} --set source={source} && "
         f"nnUNetv2_train {number} {configuration} {fold} -tr {TEACHER_TRAINER} -p {base}_{source}"

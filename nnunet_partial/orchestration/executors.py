@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import read_json, try_lock, write_json
 from nnunet_partial.orchestration import job as runner
 
 KINDS = ("local", "slurm", "debug")
@@ -207,7 +207,7 @@ class _FileExecutor(ABC):
     def _begin(self, job: Job, slot: Any, share: int) -> _Running:
         """A job to start, or the one of this name and command that runs already."""
         folder = self.folder / "jobs" / job.name
-        lock = runner.try_lock(folder / runner.LOCK)
+        lock = try_lock(folder / runner.LOCK)
         if lock is None:
             return self._adopt(job, folder, slot)
         with lock:  # while it is held no earlier start of this job can begin; afterwards its token is an old one
@@ -278,7 +278,7 @@ class DebugExecutor(_FileExecutor):
 
 
 def _is_locked(running: _Running) -> bool:
-    lock = runner.try_lock(running.folder / runner.LOCK)
+    lock = try_lock(running.folder / runner.LOCK)
     if lock is not None:
         lock.close()
     return lock is None

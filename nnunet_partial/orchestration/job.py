@@ -20,11 +20,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nnunet_partial.files import open_lock, read_json, write_json
+from nnunet_partial.files import locked, read_json, try_lock, write_json
 
 JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
 # What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
@@ -173,41 +172,6 @@ def has_gpu(environment: Mapping[str, str]) -> bool:
     """Whether a GPU was given to this process, or where nothing is said whether the machine has one."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     return shutil.which("nvidia-smi") is not None if visible is None else visible not in ("", "-1", "NoDevFiles")
-
-
-# ---- the lock
-
-
-@contextmanager
-def locked(file: Path) -> Iterator:
-    """Hold the lock ``file``, waiting for it; yields the open file."""
-    with open_lock(file) as handle:
-        _flock(handle, blocking=True)
-        yield handle
-
-
-def try_lock(file: Path):
-    """The open and locked ``file``, or None where another process holds it. Closing it gives it back."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle = open_lock(file)
-    if _flock(handle, blocking=False):
-        return handle
-    handle.close()
-    return None
-
-
-def _flock(handle, blocking: bool) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two starts of one job are the user's own care
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks; the token still keeps most double starts apart
-        return True
-    return True
 
 
 def read_result(folder: Path, token: str | None = None) -> dict | None:

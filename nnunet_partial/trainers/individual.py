@@ -5,6 +5,7 @@ from typing import Any
 
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
+from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.relabel import RelabelTransform, relabel_locations
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.labels import KEY
@@ -23,10 +24,10 @@ class nnUNetTrainerIndividual(PartialTrainer):
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         if self.settings.source is None:
-            number = plans["dataset_name"][7:10]
+            number = paths.dataset_number(plans["dataset_name"])
             raise UserError(
                 f"plans {plans['plans_name']}: nnUNetTrainerIndividual needs the setting source. Make its plans with: "
-                f"nnunet_partial variant {int(number)} --base {plans['plans_name']} --name SOURCE --set "
+                f"nnunet_partial variant {number} --base {plans['plans_name']} --name SOURCE --set "
                 f"source=SOURCE (sources: {', '.join(self.annotations.annotated_sources)})"
             )
         complete, self.annotations = self.annotations, self.annotations.restricted_to_source(self.settings.source)

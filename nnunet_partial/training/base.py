@@ -178,7 +178,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def training_is_finished(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> bool:
         """Whether this run has written its final checkpoint, so that only validation may be left to do."""
         model = paths.model_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
-        return (paths.fold_folder(model, fold) / "checkpoint_final.pth").is_file()
+        return (paths.final_checkpoint(model, fold)).is_file()
 
     def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
         """The label directory of this run, checked against plans and dataset; None where labels are nnU-Net's own."""
@@ -743,7 +743,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
 def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:
     """The command that makes the label directory ``folder``, and without one also the plans that name it."""
-    number, base = int(plans["dataset_name"][7:10]), plans["plans_name"]
+    number, base = paths.dataset_number(plans["dataset_name"]), plans["plans_name"]
     out = "LABELS" if folder is None else folder.replace("{fold}", str(fold))
     command = (
         f"nnunet_partial pseudo-label {number} --configuration {configuration} --fold {fold} --plans {base} "

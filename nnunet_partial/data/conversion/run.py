@@ -30,7 +30,7 @@ from nnunet_partial.data.conversion.voxels import OutputError
 from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
 from nnunet_partial.data.parallel import default_processes
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import open_lock, read_json, replace_folder, restore_folder, write_json
+from nnunet_partial.files import read_json, replace_folder, restore_folder, try_lock, write_json
 
 READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
 
@@ -249,19 +249,12 @@ def _check_same_settings(final: Path, settings: Mapping) -> None:
 def _lock(final: Path) -> Iterator[None]:
     path = final.with_name(f".converting-{final.name}.lock")
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        handle = open_lock(path)
+        handle = try_lock(path)
     except OSError as error:
         raise UserError(f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
+    if handle is None:
+        raise UserError(f"{final} is being converted by another process. Wait for it to finish.")
     with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on Windows
-            pass
-        except OSError:
-            raise UserError(f"{final} is being converted by another process. Wait for it to finish.") from None
         try:
             yield
         finally:

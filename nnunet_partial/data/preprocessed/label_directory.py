@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path, open_lock, read_json, write_json
+from nnunet_partial.files import PathLike, atomic_path, read_json, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_case_names, check_file_name
 from nnunet_partial.outputs import are_same, stamp
 from nnunet_partial.safe_read import load_pickle, open_array
@@ -44,9 +44,12 @@ def writing(folder: PathLike) -> Iterator[None]:
     folder = Path(folder)
     with _unwritable(folder):
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        handle = open_lock(folder / LOCK)
+        handle = try_lock(folder / LOCK)
+    if handle is None:
+        raise UserError(
+            f"another process is writing the label directory {folder}. Wait for it to end, or choose another directory."
+        )
     with handle:
-        _lock(handle, folder)
         for leftover in (*folder.glob(".tmp-*"), *(folder / "records").glob(".tmp-*")):
             leftover.unlink()
         yield
@@ -58,19 +61,6 @@ def _unwritable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"label directory {folder} cannot be written: {error.strerror or error}. Choose another one.") from error
-
-
-def _lock(handle, folder: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows: two writers are the user's own care
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another process is writing the label directory {folder}. Wait for it to end, or choose another directory."
-        ) from None
 
 
 def write_case(

@@ -18,7 +18,7 @@ def share_splits(dataset: int | str, folds: Sequence[str], full_dataset: int | s
     Raises :class:`UserError` for a fold that there is not, and for a fully labelled dataset that is split otherwise.
     """
     folder = paths.preprocessed_dataset(dataset)
-    annotations = Annotations.from_dataset_json(read_json(folder / "dataset.json"), str(folder / "dataset.json"))
+    annotations = Annotations.read(folder)
     for fold in folds:
         training_cases(folder, annotations, fold)
     if full_dataset is None or list(folds) == ["all"]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations
@@ -147,7 +148,7 @@ def all_cases(folder: Path, annotations: Annotations) -> list:
     if not cases:
         raise UserError(
             f"{folder / 'gt_segmentations'} holds no label file CASE{ending}, so the cases of this dataset are unknown. "
-            f"Preprocess it again: nnUNetv2_plan_and_preprocess -d {folder.name[7:10]}"
+            f"Preprocess it again: nnUNetv2_plan_and_preprocess -d {paths.dataset_number(folder.name):03d}"
         )
     return cases
 

@@ -13,8 +13,9 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import ENDINGS, read_dataset_json
 from nnunet_partial.evaluation.results import read_metrics
 from nnunet_partial.files import PathLike, load_checkpoint, read_json
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
-CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
+CHECKPOINTS = (FINAL_CHECKPOINT, "checkpoint_latest.pth", "checkpoint_best.pth")
 
 
 @dataclass(frozen=True)

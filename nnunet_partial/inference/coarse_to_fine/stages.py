@@ -29,13 +29,13 @@ from nnunet_partial.labels import check_file_name, foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network
 from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.outputs import Records
+from nnunet_partial.paths import FINAL_CHECKPOINT
 from nnunet_partial.settings import read_settings
 
 KEY = "coarse_to_fine"
 VERSION = 1
 STAGES = ("coarse", "fine")
 TRAINER, VARIANT, CONFIGURATION = "nnUNetTrainerCrossTeaching", "c2f", "3d_fullres"
-CHECKPOINT = "checkpoint_final.pth"
 REQUEST = "coarse_to_fine.json"
 _COARSE_SETTINGS = ("coarse_size", "patch_size", "window_overlap")
 
@@ -127,7 +127,7 @@ def load_stage(
     model: str | PathLike,
     stage: str,
     fold: Any = 0,
-    checkpoint: str = CHECKPOINT,
+    checkpoint: str = FINAL_CHECKPOINT,
     device: torch.device = torch.device("cpu"),
     trainer: str = TRAINER,
     trusted: bool = False,

@@ -28,6 +28,7 @@ from nnunet_partial.inference.efficiency.measure import Cost, Efficiency, Measur
 from nnunet_partial.inference.preprocessed import load_predictor
 from nnunet_partial.labels import foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint
+from nnunet_partial.paths import FINAL_CHECKPOINT
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Contender:
     name: str
     models: tuple
     fold: Any = 0
-    checkpoint: str = "checkpoint_final.pth"
+    checkpoint: str = FINAL_CHECKPOINT
     trainer: str = TRAINER
     mirroring: bool = True
     trusted: bool = False

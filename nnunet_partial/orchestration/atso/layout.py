@@ -92,4 +92,4 @@ class Layout:
         return paths.model_folder(self.dataset, TRAINER, self.plans(model), self.options.configuration).absolute()
 
     def checkpoint(self, model: str) -> Path:
-        return paths.fold_folder(self.model(model), self.options.fold) / "checkpoint_final.pth"
+        return paths.final_checkpoint(self.model(model), self.options.fold)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, sha256, write_json
+from nnunet_partial.files import read_json, sha256, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.atso.journal import DISCARDED, DONE, FAILED, RUNNING, WAITING, Journal, now
@@ -66,7 +66,7 @@ class Loop:
         if not self.layout.journal.is_file():
             raise UserError(f"{self.layout.journal} does not exist: this run has not been started.")
         self.journal = Journal.read(self.layout.journal)
-        handle = runner.try_lock(self.layout.lock)
+        handle = try_lock(self.layout.lock)
         alive = handle is None
         if handle is not None:
             handle.close()
@@ -96,7 +96,7 @@ class Loop:
                 f"{', '.join(plans.get('configurations', {}))}."
             )
         dataset_file = plans_file.with_name("dataset.json")
-        annotations = Annotations.from_dataset_json(read_json(dataset_file), str(dataset_file))
+        annotations = Annotations.read(dataset_file.parent)
         if annotations.cases is None or all(len(i.annotated) == len(annotations.classes) for i in annotations.cases.values()):
             raise UserError(
                 f"{dataset_file}: every case annotates every class, so there is nothing to pseudo-label. Add "
@@ -122,7 +122,7 @@ class Loop:
     def locked(self) -> Iterator[None]:
         """Hold the lock of the run. It ends with the process that holds it, however it ends."""
         holder = self.layout.folder / "loop.json"
-        handle = runner.try_lock(self.layout.lock)
+        handle = try_lock(self.layout.lock)
         if handle is None:
             who = read_json(holder) if holder.is_file() else {}
             raise UserError(
@@ -173,7 +173,7 @@ class Loop:
     def _refuse_if_alive(self, stage: Stage) -> None:
         """A loop that was killed may have left a stage to itself: what it writes must not be removed under it."""
         folder = self._job_folder(stage)
-        handle = runner.try_lock(folder / runner.LOCK) if folder.is_dir() else None
+        handle = try_lock(folder / runner.LOCK) if folder.is_dir() else None
         if handle is None and folder.is_dir():
             started = read_json(folder / runner.STARTED) if (folder / runner.STARTED).is_file() else {}
             raise UserError(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import read_json, try_lock, write_json
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.steps import Options, Planner, Step, waves
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
@@ -37,7 +37,7 @@ class Comparison:
     def run(self) -> Path:
         """Do what is left and return the page."""
         self.out.mkdir(parents=True, exist_ok=True)
-        handle = runner.try_lock(self.out / "compare.lock")
+        handle = try_lock(self.out / "compare.lock")
         if handle is None:
             raise UserError(f"another comparison works in {self.out}. Wait for it, end it, or choose another --out.")
         with handle:
@@ -188,7 +188,7 @@ class Comparison:
 
     def _make_room(self, step: Step) -> None:
         """Remove what a killed run may have left in part, unless that run is still at it."""
-        handle = runner.try_lock(self._job_folder(step) / runner.LOCK)
+        handle = try_lock(self._job_folder(step) / runner.LOCK)
         if handle is None:
             return
         with handle:

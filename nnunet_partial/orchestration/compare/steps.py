@@ -21,7 +21,6 @@ from nnunet_partial.outputs import Predictions
 from nnunet_partial.settings import BLOCKS, parse_assignments
 
 COMPLETED = "completed"  # the plans variant that trains on completed labels
-FINAL = "checkpoint_final.pth"
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,7 @@ class Planner:
         self.options, self.methods = options, find_methods(options.methods)
         self.out = Path(options.out)
         self.dataset = paths.dataset_name(options.dataset)
-        file = paths.preprocessed_dataset(self.dataset) / "dataset.json"
-        self.annotations = Annotations.from_dataset_json(read_json(file), str(file))
+        self.annotations = Annotations.read(paths.preprocessed_dataset(self.dataset))
         self._steps: dict = {}
 
     def steps(self) -> list:
@@ -230,7 +228,7 @@ class Planner:
             *(["--trust"] if o.trust else []),
         ]
         teachers = [
-            paths.fold_folder(self.model(TEACHER, self.plans(seed, i)), fold) / FINAL for i in self.annotations.annotated_sources
+            paths.final_checkpoint(self.model(TEACHER, self.plans(seed, i)), fold) for i in self.annotations.annotated_sources
         ]
         return self._add(
             f"s{seed}-labels-fold{fold}",
@@ -287,7 +285,7 @@ class Planner:
             f"{name}-fold{fold}",
             part,
             argv,
-            [done / FINAL, done / "validation" / "summary.json"],
+            [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
             needs=tuple(needs),
             taken=lambda: require_same_plans(model, self.plans_file(plans, dataset), o.configuration),
         )
@@ -359,7 +357,7 @@ class Planner:
             argv,
             outputs or [out / "predict_from_raw_data_args.json"],
             needs=tuple(needs),
-            inputs=tuple(paths.fold_folder(model, i) / FINAL for i in folds),
+            inputs=tuple(paths.final_checkpoint(model, i) for i in folds),
             owned=(out,),
             predictions=Predictions(
                 Path(images or o.test_images or ""), out, paths.preprocessed_dataset(self.dataset).absolute() / "dataset.json"
@@ -467,7 +465,7 @@ class Planner:
             f"s{seed}-{name}-loop-fold{fold}",
             "training",
             argv,
-            [done / FINAL, done / "validation" / "summary.json"],
+            [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
             needs=(_plans_step(seed),),
         )
 
@@ -528,7 +526,7 @@ class Planner:
             argv,
             [out],
             needs=self._evaluations(),
-            inputs=tuple(paths.fold_folder(i, fold) / FINAL for i in models.values()),
+            inputs=tuple(paths.final_checkpoint(i, fold) for i in models.values()),
         )
         return out
 
