@@ -25,6 +25,13 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 KEY = "nnunet_partial"
+SGD_MOMENTUM = 0.99  # nnU-Net's
+# nnU-Net's first trainer waited for 30 epochs; factor and threshold are those of Feng et al. 2021
+PLATEAU = MappingProxyType({"factor": 0.8, "threshold": 1e-3, "patience": 30})
+#: what optimizer=paper meant until version 0.1, whatever else the plans said
+OPTIMIZER_PAPER = MappingProxyType(
+    {"optimizer": "sgd", "initial_lr": 0.05, "weight_decay": 5e-4, "momentum": 0.9, "nesterov": False, "schedule": "cosine"}
+)
 
 
 class _Dataclass(Protocol):
@@ -63,6 +70,21 @@ class MSKDSettings:
     sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
     teacher_checkpoint: str = setting(FINAL_CHECKPOINT, "file name of the teachers' checkpoints")
     trust: bool = setting(False, "build the teachers' networks whatever classes their plans name; only for models you trust")
+    scales: str = setting(
+        "all",
+        "resolutions of the logit terms: all that the decoder is trained on, with nnU-Net's weights, or full, as Eq. 8 is "
+        "printed; deep_supervision=false trains nothing else in any term",
+        choices=("all", "full"),
+    )
+
+
+@dataclass(frozen=True)
+class PartialSettings:
+    """Marginal and exclusion loss (Shi et al. 2021) of nnUNetTrainerPartial."""
+
+    lambda_exclusion: float = setting(
+        0.0, "weight of the exclusion loss: classes that a case does not annotate are not where it shows annotated ones", low=0
+    )
 
 
 @dataclass(frozen=True)
@@ -134,14 +156,38 @@ class RunSettings:
     num_iterations_per_epoch: int = setting(250, "training steps of an epoch", unit="steps", low=1)
     num_val_iterations_per_epoch: int = setting(50, "validation steps of an epoch", unit="steps", low=1)
     optimizer: str = setting(
-        "sgd",
-        "sgd (nnU-Net's: momentum 0.99, Nesterov), adamw, or paper (Huang et al. 2020: SGD "
-        "with learning rate 0.05, momentum 0.9, weight decay 5e-4 and a cosine schedule, whatever "
-        "initial_lr and weight_decay say)",
-        choices=("sgd", "adamw", "paper"),
+        "sgd", "sgd (nnU-Net's), adam (weight decay is part of the gradient) or adamw", choices=("sgd", "adam", "adamw")
     )
-    initial_lr: float = setting(1e-2, "learning rate at the start of nnU-Net's polynomial schedule", low=0)
+    momentum: float | None = setting(None, "momentum of sgd; None: nnU-Net's 0.99", low=0, high=1)
+    nesterov: bool | None = setting(None, "Nesterov's momentum with sgd; None: wherever there is momentum, as in nnU-Net")
+    initial_lr: float = setting(1e-2, "learning rate at the start of the schedule", low=0)
+    schedule: str = setting(
+        "poly",
+        "learning rate over the epochs: poly (nnU-Net's), cosine, constant, or plateau (times plateau_factor when the training "
+        "loss has stopped falling)",
+        choices=("poly", "cosine", "plateau", "constant"),
+    )
+    plateau_factor: float | None = setting(None, "schedule=plateau: factor of the learning rate; None: 0.8", low=0, high=1)
+    plateau_threshold: float | None = setting(
+        None, "schedule=plateau: a smaller fall below the best epoch's loss is none; None: 1e-3", low=0
+    )
+    plateau_patience: int | None = setting(
+        None, "schedule=plateau: epochs in a row without a fall that are let pass; None: 30", unit="epochs", low=0
+    )
     weight_decay: float = setting(3e-5, "weight decay", low=0)
+    clip_gradient: float = setting(12.0, "largest norm of a network's gradient (nnU-Net's: 12); 0: any", low=0)
+    mirroring: list | None = setting(
+        None,
+        "axes of the patch that are mirrored in training and prediction, [] for none, so that left and right classes can be "
+        "told apart; None: all, as in nnU-Net",
+        unit="axes",
+    )
+    sampling: str = setting(
+        "case",
+        "how training cases are drawn: case (all alike, as in nnU-Net), source (every source as often), or class (every class "
+        "that is annotated by hand as often, and cases that annotate nothing as one class)",
+        choices=("case", "source", "class"),
+    )
     oversample_foreground_percent: float = setting(0.33, "share of patches around an annotated voxel", low=0, high=1)
     deep_supervision: bool = setting(True, "train on every resolution of the decoder, as nnU-Net does")
     save_every: int = setting(50, "checkpoint_latest.pth is written this often", unit="epochs", low=1)
@@ -158,7 +204,20 @@ class RunSettings:
         choices=("refuse", "mask"),
     )
     base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
+    recipe: str | None = setting(None, "the recipe that settings were taken from; nnunet_partial variant --recipe sets it")
     trainers: dict = setting({}, "block of settings -> trainer that declares it; nnunet_partial variant --trainer sets it")
+
+    @property
+    def sgd(self) -> dict:
+        """``momentum`` and ``nesterov`` of SGD, where they are left out nnU-Net's."""
+        momentum = SGD_MOMENTUM if self.momentum is None else self.momentum
+        return {"momentum": momentum, "nesterov": momentum > 0 if self.nesterov is None else self.nesterov}
+
+    @property
+    def plateau(self) -> dict:
+        """``factor``, ``threshold`` and ``patience`` of the schedule ``plateau``."""
+        given = {i: getattr(self, f"plateau_{i}") for i in PLATEAU}
+        return {i: PLATEAU[i] if value is None else value for i, value in given.items()}
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any], blocks: Mapping[str, type] = MappingProxyType({})) -> "RunSettings":
@@ -171,7 +230,13 @@ class RunSettings:
 
 #: block -> its dataclass
 BLOCKS: Mapping[str, type] = MappingProxyType(
-    {"mskd": MSKDSettings, "co_training": CoTrainingSettings, "atso": ATSOSettings, "cross_teaching": CrossTeachingSettings}
+    {
+        "partial": PartialSettings,
+        "mskd": MSKDSettings,
+        "co_training": CoTrainingSettings,
+        "atso": ATSOSettings,
+        "cross_teaching": CrossTeachingSettings,
+    }
 )
 
 
@@ -188,7 +253,45 @@ def read_run_settings(content: Any, where: str, blocks: Mapping[str, type] = Map
             read_settings(known[name], value, where, f"{name}.")
         elif not (isinstance(declared, Mapping) and name in declared and isinstance(value, Mapping)):
             common[name] = value
-    return read_settings(RunSettings, common, where)
+    if common.get("optimizer") == "paper":
+        values = " ".join(f"--set {k}={json.dumps(v)}" for k, v in OPTIMIZER_PAPER.items())
+        raise UserError(
+            f"{where}: optimizer=paper is no more: it meant one paper's optimiser whatever the method. Take all settings of a "
+            f"paper with nnunet_partial variant --recipe (its own was huang2020), or write the optimiser out: {values}"
+        )
+    settings = read_settings(RunSettings, common, where)
+    _check_combinations(settings, where)
+    return settings
+
+
+def without_optimizer_paper(plans: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``plans`` with what ``optimizer=paper`` meant until version 0.1 written out, for models that are trained already."""
+    content = plans.get(KEY, {})
+    if not isinstance(content, Mapping) or content.get("optimizer") != "paper":
+        return plans
+    return {**plans, KEY: {**content, **OPTIMIZER_PAPER}}
+
+
+def _check_combinations(settings: RunSettings, where: str) -> None:
+    """A setting that has no effect beside the others is an error, not a silent surprise."""
+    given = {i.name: getattr(settings, i.name) for i in dataclasses.fields(settings)}
+    for needed, value, names in (
+        ("optimizer", "sgd", ("momentum", "nesterov")),
+        ("schedule", "plateau", tuple(f"plateau_{i}" for i in PLATEAU)),
+    ):
+        idle = next((i for i in names if given[i] is not None), None)
+        if given[needed] != value and idle:
+            raise UserError(
+                f"{where}: setting {idle}={json.dumps(given[idle])} has no effect with {needed}={given[needed]}. Leave it out "
+                f"(--set {idle}=None), or set {needed}={value}."
+            )
+    if settings.sgd["nesterov"] and not settings.sgd["momentum"]:
+        raise UserError(f"{where}: setting nesterov=true has no effect without momentum. Set momentum above 0, or leave it out.")
+    if settings.plateau_factor is not None and not 0 < settings.plateau_factor < 1:
+        raise UserError(f"{where}: setting plateau_factor must lie between 0 and 1, found {settings.plateau_factor}.")
+    axes = settings.mirroring or []
+    if len(set(map(str, axes))) < len(axes) or any(type(i) is not int or not 0 <= i <= 2 for i in axes):
+        raise UserError(f"{where}: setting mirroring must list different axes of 0, 1, 2, or be [] for none, found {axes}.")
 
 
 def read_block(plans: Mapping[str, Any], name: str, cls: type[Block]) -> Block:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.methods import find_trainer_source, trainers_with_block
+from nnunet_partial.recipes import Recipe, read_recipe, samples_of_an_epoch
 from nnunet_partial.settings import BLOCKS, KEY, RunSettings, merged, unknown_blocks
 from nnunet_partial.trust import find_trainer
 
@@ -33,17 +35,22 @@ def write_variant(
     configuration: str | None = None,
     overwrite: bool = False,
     trainers: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> Path:
     """Write ``<base>_<name>.json`` beside the plans ``base`` and return its path.
 
     ``changes`` are settings of :class:`~nnunet_partial.settings.RunSettings` (nested) and the changes of nnU-Net's own
     configuration ``features``, ``batch_size`` and ``patch_size``, which apply to ``configuration`` or, without it, to
     every configuration that they fit. Settings of ``base`` stay unless changed. ``trainers``: names of those whose own
-    settings are among them, as stock nnU-Net finds them. Raises :class:`UserError`.
+    settings are among them, as stock nnU-Net finds them. ``recipe``: a paper's settings (:mod:`nnunet_partial.recipes`), all
+    of which are written; ``changes`` override them. Raises :class:`UserError`.
     """
     base_file = paths.plans_file(dataset, base)
     target = base_file.with_name(variant_identifier(base, name) + ".json")
-    plans = make_variant(read_json(base_file), target.stem, changes, configuration, trainers)
+    planned, axes_of = read_json(base_file), {}
+    if recipe is not None:
+        changes, axes_of = _with_recipe(read_recipe(recipe), planned, base_file.parent, changes, configuration)
+    plans = make_variant(planned, target.stem, changes, configuration, trainers, axes_of)
     source = plans[KEY].get("source")
     if source is not None:
         Annotations.read(base_file.parent).restricted_to_source(source)
@@ -63,11 +70,12 @@ def write_source_variants(
     configuration: str | None = None,
     overwrite: bool = False,
     trainers: Sequence[str] = (),
+    recipe: str | None = None,
 ) -> list:
     """One variant ``<base>_<source>`` for every source that annotates something: the plans of the teachers."""
     annotations = Annotations.read(paths.preprocessed_dataset(dataset))
     return [
-        write_variant(dataset, i, {**(changes or {}), "source": i}, base, configuration, overwrite, trainers)
+        write_variant(dataset, i, {**(changes or {}), "source": i}, base, configuration, overwrite, trainers, recipe)
         for i in annotations.annotated_sources
     ]
 
@@ -78,8 +86,10 @@ def make_variant(
     changes: Mapping[str, Any],
     configuration: str | None = None,
     trainers: Sequence[str] = (),
+    axes_of: Mapping[str, int] = MappingProxyType({}),
 ) -> dict:
-    """The variant as a dict; ``plans`` stays unchanged."""
+    """The variant as a dict; ``plans`` stays unchanged. ``axes_of``: change of nnU-Net's configuration -> the number of axes of
+    the patches of those that it applies to; without an entry to all."""
     variant = deepcopy(dict(plans))
     network_changes = {k: v for k, v in changes.items() if k in NETWORK_CHANGES}
     settings = {k: v for k, v in changes.items() if k not in NETWORK_CHANGES}
@@ -87,10 +97,30 @@ def make_variant(
     variant[KEY] = merged(plans.get(KEY, {}), {**settings, "base_plans": plans["plans_name"]})
     _check_settings(variant, trainers)
     for name in _target_configurations(variant, configuration):
-        _change_configuration(variant["configurations"], name, network_changes, chosen=configuration is not None)
+        axes = patch_axes(variant, name)
+        own = {k: v for k, v in network_changes.items() if axes_of.get(k, axes) == axes}
+        _change_configuration(variant["configurations"], name, own, chosen=configuration is not None)
     _check_all_used(plans, variant, network_changes)
     _check_deep_supervision(variant, network_changes)
     return variant
+
+
+def _with_recipe(
+    recipe: Recipe, plans: Mapping[str, Any], folder: Path, changes: Mapping[str, Any], configuration: str | None
+) -> tuple:
+    """``(settings of the recipe with changes laid over them, axes of those that are not for every configuration)``."""
+    names = _target_configurations(plans, configuration)
+    axes = {patch_axes(plans, i) for i in names}
+    if configuration is None and recipe.axes is not None and recipe.axes not in axes:
+        raise UserError(
+            f"--recipe {recipe.name} is of networks with patches of {recipe.axes} axes, and plans {plans['plans_name']} have no "
+            f"such configuration. Plan one with nnUNetv2_plan_and_preprocess -c {'2d' if recipe.axes == 2 else '3d_fullres'}, or "
+            f"take what does not depend on it: --configuration {names[0]}"
+        )
+    counts = samples_of_an_epoch(folder, plans)
+    settings = recipe.values(None if configuration is None else axes.pop(), counts, changes.get("batch_size"))
+    axes_of = {k: v for k, v in recipe.axes_of.items() if k not in changes}
+    return merged(settings, {**changes, "recipe": recipe.name}), axes_of
 
 
 def _check_settings(variant: dict, trainers: Sequence[str]) -> None:
@@ -135,6 +165,11 @@ def _target_configurations(plans: Mapping[str, Any], configuration: str | None) 
     if configuration not in names:
         raise UserError(f"plans {plans['plans_name']} have no configuration {configuration!r}. They have: {', '.join(names)}.")
     return [configuration]
+
+
+def patch_axes(plans: Mapping[str, Any], configuration: str) -> int:
+    """Number of axes of the patches of a configuration."""
+    return len(_resolved(plans["configurations"], configuration)["patch_size"])
 
 
 def _resolved(configurations: Mapping[str, Any], name: str) -> dict:

@@ -14,6 +14,7 @@ from nnunet_partial.settings import (
     read_block,
     setting,
     unknown_blocks,
+    without_optimizer_paper,
 )
 
 
@@ -68,7 +69,21 @@ def test_a_block_is_checked_by_whoever_knows_it():
         ({"initial_lr": math.nan}, "initial_lr must be at least 0, found nan"),
         ({"initial_lr": "fast"}, "initial_lr must be of type float"),
         ({"oversample_foreground_percent": 1.5}, "between 0 and 1, found 1.5"),
-        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adamw, paper, found 'lamb'"),
+        ({"optimizer": "lamb"}, "optimizer must be one of sgd, adam, adamw, found 'lamb'"),
+        (
+            {"optimizer": "paper"},
+            "optimizer=paper is no more.*--recipe.*huang2020.*--set initial_lr=0.05.*--set schedule=.cosine",
+        ),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum=0.9 has no effect with optimizer=adam.*--set momentum=None"),
+        ({"optimizer": "adamw", "nesterov": False}, "nesterov=false has no effect with optimizer=adamw"),
+        ({"momentum": 0, "nesterov": True}, "nesterov=true has no effect without momentum"),
+        ({"plateau_factor": 0.5}, "plateau_factor=0.5 has no effect with schedule=poly.*set schedule=plateau"),
+        ({"schedule": "cosine", "plateau_patience": 3}, "plateau_patience=3 has no effect with schedule=cosine"),
+        ({"schedule": "plateau", "plateau_factor": 1.0}, "plateau_factor must lie between 0 and 1, found 1.0"),
+        ({"mirroring": [0, 3]}, "mirroring must list different axes"),
+        ({"mirroring": [1, 1]}, "mirroring must list different axes"),
+        ({"mirroring": ["x"]}, "mirroring must list different axes"),
+        ({"mirroring": False}, "mirroring must be of type list, found False"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"mskd": 3}, "mskd. must be a mapping"),
         ({"mskd": {"sources": "lits"}}, "mskd.sources must be of type list, found 'lits'. Write it as .\"lits\""),
@@ -77,6 +92,22 @@ def test_a_block_is_checked_by_whoever_knows_it():
 def test_wrong_settings_name_plans_key_and_what_is_allowed(settings, message):
     with pytest.raises(UserError, match=f"plans nnUNetPlans_x: .*{message}"):
         read(**settings)
+
+
+def test_what_is_left_out_is_nnunets():
+    assert RunSettings().sgd == {"momentum": 0.99, "nesterov": True}
+    assert read(momentum=0.0).sgd == {"momentum": 0.0, "nesterov": False}
+    assert read(momentum=0.9, nesterov=False).sgd == {"momentum": 0.9, "nesterov": False}
+    assert read(schedule="plateau", plateau_patience=2).plateau == {"factor": 0.8, "threshold": 1e-3, "patience": 2}
+
+
+def test_plans_of_version_0_1_with_the_optimiser_of_a_paper_are_written_out():
+    old = plans(optimizer="paper", initial_lr=0.01, num_epochs=3)
+    now = RunSettings.from_plans(without_optimizer_paper(old))
+    assert (now.optimizer, now.initial_lr, now.weight_decay, now.schedule) == ("sgd", 0.05, 5e-4, "cosine")
+    assert now.sgd == {"momentum": 0.9, "nesterov": False} and now.num_epochs == 3
+    assert old[KEY]["optimizer"] == "paper"
+    assert without_optimizer_paper(plans(optimizer="adam")) == plans(optimizer="adam")
 
 
 def test_optional_settings_may_be_none():

@@ -51,6 +51,11 @@ def add_arguments(parser):
         metavar="NAME=VALUE",
         help="setting of every model, as nnunet_partial variant takes it; may be repeated",
     )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        help="how a paper trains, for every model, as nnunet_partial variant takes it; --set overrides",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="default: 0")
     parser.add_argument("--folds", nargs="+", help="default: 0 with a test set, 0 1 2 3 4 without")
     parser.add_argument("--test", metavar="DIR", help="folder with imagesTs and labelsTs, all classes labelled")
@@ -129,6 +134,7 @@ def _options(arguments):
         arguments.atso_fine_tune_epochs,
         arguments.efficiency,
         arguments.trust,
+        arguments.recipe,
     )
 
 
@@ -182,4 +188,5 @@ def _demo_options(arguments):
         atso_fine_tune_epochs=arguments.atso_fine_tune_epochs or 1,
         efficiency=arguments.efficiency,
         trust=arguments.trust,
+        recipe=arguments.recipe,
     )

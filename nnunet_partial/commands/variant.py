@@ -1,21 +1,22 @@
 """``nnunet_partial variant``."""
 
+from nnunet_partial.recipes import read_recipe, recipe_names
 from nnunet_partial.settings import parse_assignments
 
 DESCRIPTION = """Write a plans variant: other settings, network, batch or patch size; the same preprocessing.
 
 --set takes any setting of nnunet_partial.settings.RunSettings, those of a method with a dot (mskd.lambda_feature=5), and
 features, batch_size, patch_size of nnU-Net's own configuration. Values with commas are lists. A wrong name lists the valid
-ones. Settings that a trainer of your own declares are checked by naming it: --trainer nnUNetTrainerMine --set mine.x=1."""
-EXAMPLE = (
-    "nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 "
-    "--set features=8,16,32,64 --set batch_size=2"
-)
+ones. --recipe writes out how a paper trains, all of it; --set overrides. Settings that a trainer of your own declares are checked by naming it: --trainer nnUNetTrainerMine --set mine.x=1."""
+EXAMPLE = """nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 \\
+             --set features=8,16,32,64 --set batch_size=2
+         nnunet_partial variant 501 --recipe feng2021 --trainer nnUNetTrainerMSKD --per-source"""
 
 
 def add_arguments(parser):
     parser.add_argument("dataset", help="dataset id or name, planned and preprocessed")
-    parser.add_argument("--name", help="the plans are written as BASE_NAME")
+    parser.add_argument("--name", help="the plans are written as BASE_NAME (default: the name of the recipe)")
+    parser.add_argument("--recipe", metavar="NAME", help=f"settings of a paper: {', '.join(recipe_names())}")
     parser.add_argument("--base", default="nnUNetPlans", help="plans to start from (default: nnUNetPlans)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     parser.add_argument(
@@ -38,17 +39,33 @@ def run(arguments):
     from nnunet_partial import api
     from nnunet_partial.errors import UserError
 
-    if arguments.name is None and not arguments.per_source:
+    name = arguments.name or arguments.recipe
+    if name is None and not arguments.per_source:
         raise UserError("give --name NAME, or --per-source for the plans of the teachers.")
     changes = parse_assignments(arguments.set)
     options = {"configuration": arguments.configuration, "overwrite": arguments.overwrite, "trainers": arguments.trainer}
     base, written = arguments.base, []
-    if arguments.name is not None:
-        written.append(api.variant(arguments.dataset, arguments.name, changes, base, **options))
+    if name is not None:
+        written.append(api.variant(arguments.dataset, name, changes, base, recipe=arguments.recipe, **options))
         base, changes = written[0].stem, {}
     if arguments.per_source:
         written += api.source_variants(arguments.dataset, changes, base, **options)
     for path in written:
         print(f"wrote {path}")
+    if arguments.recipe is not None:
+        _explain(read_recipe(arguments.recipe), written[0], arguments.configuration)
     trainer = arguments.trainer[0] if len(arguments.trainer) == 1 else "TRAINER"
     print(f"train with: nnUNetv2_train {arguments.dataset} CONFIGURATION FOLD -tr {trainer} -p {written[-1].stem}")
+
+
+def _explain(recipe, plans, configuration):
+    """What the plans now follow, and where they cannot."""
+    from nnunet_partial.files import read_json
+    from nnunet_partial.variants import patch_axes
+
+    print(f"recipe {recipe.name}: {recipe.paper}\nits trainers: {', '.join(recipe.trainers)}")
+    left_out = recipe.left_out(patch_axes(read_json(plans), configuration) if configuration else None)
+    if left_out:
+        print(f"left out, as it is of patches of {recipe.axes} axes: {', '.join(left_out)}")
+    for line in recipe.not_reproduced:
+        print(f"not reproduced: {line}")

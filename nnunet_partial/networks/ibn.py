@@ -5,6 +5,9 @@ Pan, Luo, Shi, Tang, "Two at Once: Enhancing Learning and Generalization Capacit
 shallow features, batch normalisation on the other half keeps content in.
 """
 
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
 import torch
 from dynamic_network_architectures.building_blocks.helper import get_matching_batchnorm, get_matching_instancenorm
 from torch import nn
@@ -44,12 +47,14 @@ class InstanceBatchNorm(nn.Module):
 
 
 def use_instance_batch_norm(network: nn.Module, num_stages: int = 3) -> nn.Module:
-    """Replace every norm in the encoder's first ``num_stages`` stages (and its stem) by :class:`InstanceBatchNorm`.
+    """Replace the first norm of each block in the encoder's first ``num_stages`` stages by :class:`InstanceBatchNorm`.
 
-    IBN-Net does so in the first three of a ResNet's four stages and leaves the deepest alone, where appearance tells
-    classes apart. The network is changed in place and returned; its new norms start with weight 1 and bias 0, so call
-    this where the network is built, at training and at inference alike. Raises :class:`UserError` for a network without
-    encoder stages, with fewer stages, or without norms there.
+    So IBN-a is defined: in the first three of a ResNet's four groups, where appearance is told by; the deepest, the stem, the
+    later norms of a block and its shortcut stay as they are. A stage of plain convolutions is one block, a residual stage has
+    several. The network is changed in place and returned; its new norms start with weight 1 and bias 0, so call this where
+    the network is built, at training and at inference alike. Weights of version 0.1, which replaced every norm there, still
+    load: the network takes their form first. Raises :class:`UserError` for a network without encoder stages, with fewer stages,
+    or without norms there.
     """
     encoder = getattr(unwrap(network), "encoder", None)
     stages = getattr(encoder, "stages", None)
@@ -60,26 +65,43 @@ def use_instance_batch_norm(network: nn.Module, num_stages: int = 3) -> nn.Modul
         )
     if not 1 <= num_stages <= len(stages):
         raise UserError(f"instance-batch normalisation was asked for in {num_stages} stages, the encoder has 1 to {len(stages)}.")
-    replaced: dict[nn.Module, InstanceBatchNorm] = {}
-    for part in (getattr(encoder, "stem", None), *list(stages)[:num_stages]):
-        if part is not None:
-            _replace_norms(part, replaced)
-    if not replaced:
+    parts = [i for i in (getattr(encoder, "stem", None), *list(stages)[:num_stages]) if i is not None]
+    first = [norm for stage in list(stages)[:num_stages] for block in _blocks(stage) for norm in _norms(block)[:1]]
+    if not first:
         raise UserError(f"{type(network).__name__} has no instance or batch norm in its first {num_stages} encoder stages.")
+    _replace(parts, first)
+    network.register_load_state_dict_pre_hook(_take_the_form_of_version_0_1)
     return network
 
 
-def _replace_norms(module: nn.Module, replaced: dict[nn.Module, InstanceBatchNorm]) -> None:
-    # nnU-Net's blocks hold a norm twice, by name and in the sequence that runs: both places must get the same new
-    # module, hence the children by _modules (named_children leaves out what it has seen) and the memory of what was
-    # replaced
-    for name, child in module._modules.items():
-        if isinstance(child, (_InstanceNorm, _BatchNorm)):
-            if child not in replaced:
-                replaced[child] = InstanceBatchNorm(child.num_features, _dimension(child), child.eps).to(_device(child))
-            module._modules[name] = replaced[child]
-        elif child is not None:
-            _replace_norms(child, replaced)
+def _blocks(stage: nn.Module) -> list:
+    """The residual blocks of a stage, or the stage itself where it has none."""
+    residual = [i for i in stage.modules() if hasattr(i, "conv1") and hasattr(i, "conv2")]
+    return residual or [stage]
+
+
+def _norms(module: nn.Module) -> list:
+    """Norms in the order in which they run, each once."""
+    return [i for i in module.modules() if isinstance(i, (_InstanceNorm, _BatchNorm))]
+
+
+def _replace(parts: Sequence[nn.Module], norms: Collection[nn.Module]) -> None:
+    # nnU-Net's blocks hold a norm twice, by name and in the sequence that runs: both places must get the same new module
+    new = {i: InstanceBatchNorm(i.num_features, _dimension(i), i.eps).to(_device(i)) for i in norms}
+    for module in [j for i in parts for j in i.modules()]:
+        for name, child in module._modules.items():
+            if child in new:
+                module._modules[name] = new[child]
+
+
+def _take_the_form_of_version_0_1(network: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before weights are loaded: norms that are instance-batch norms there, although they are not the first of a block."""
+    own = dict(network.named_modules(remove_duplicate=False))
+    ends = ".instance.weight"
+    names = [key[len(prefix) : -len(ends)] for key in state_dict if key.startswith(prefix) and key.endswith(ends)]
+    plain = [own[i] for i in names if isinstance(own.get(i), (_InstanceNorm, _BatchNorm))]
+    if plain:
+        _replace([network], plain)
 
 
 def _dimension(norm: nn.Module) -> int:

@@ -9,16 +9,19 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import distributed, nn
 
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.files import load_checkpoint
 from nnunet_partial.losses import co_training
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.ibn import use_instance_batch_norm
+from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import CoTrainingSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 RUNNING_MEAN = 0.9  # as nnU-Net smooths its own pseudo Dice
 MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
+FEW_SAMPLES, PAPER_BATCH = 8, 24  # of a batch whose statistics normalise; the paper's batch, section 4.1
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 
 
@@ -124,17 +127,16 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         taught = self.average_logits(batch.data)
         outputs = {name: member.network(batch.data) for name, member in self.members.items()}
         outputs = {name: output if isinstance(output, (list, tuple)) else [output] for name, output in outputs.items()}
-        if not taught:  # CT alone: the networks as they are
-            taught = {name: output[0].detach() for name, output in outputs.items()}
-        own, region = self.own, self.region(batch.full_resolution_target[:, 0], batch)
         focal = sum(self.at_every_scale(self.focal_loss, i, batch.targets) for i in outputs.values())
         dice = sum(self.at_every_scale(self.dice_loss, i, batch.targets) for i in outputs.values())
-        soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
-        return {
-            "focal": own.lambda_focal * focal,
-            "dice": own.lambda_dice * dice,
-            "soft": self.ramp_up() * own.lambda_soft * soft,
-        }
+        losses = {"focal": self.own.lambda_focal * focal, "dice": self.own.lambda_dice * dice}
+        if "soft" in self.loss_terms:
+            if not taught:  # CT alone: the networks as they are
+                taught = {name: output[0].detach() for name, output in outputs.items()}
+            region = self.region(batch.full_resolution_target[:, 0], batch)
+            soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
+            losses["soft"] = self.ramp_up() * self.own.lambda_soft * soft
+        return losses
 
     def teacher_of(self, name: str) -> str:
         """Whose soft labels teach network ``name``: the other's, or without co-teaching its own."""
@@ -217,7 +219,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     @property
     def deploys_another(self) -> bool:
-        return True  # after any epoch
+        return self.co_teaching or self.weight_averaged  # after any epoch
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -228,6 +230,17 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         super().load_extra_state(state)
         if "deployed" in state:
             self.deployed, self.running_dice = state["deployed"], dict(state["running_dice"])
+
+
+class nnUNetTrainerSelfTrainingFocal(nnUNetTrainerCoTraining):
+    """The row "self-training" of Table 1: one network, the hard losses of Eqs. 1 and 2 on completed labels, and no other.
+
+    Against ``nnUNetTrainerSelfTraining``, which has nnU-Net's loss, the rows below differ from it in what they add alone.
+    """
+
+    short_name, title = "selftraining-focal", "SelfTraining focal"
+    loss_terms = ("focal", "dice")
+    co_teaching = weight_averaged = region_masked = False
 
 
 class nnUNetTrainerCoTrainingCT(nnUNetTrainerCoTraining):
@@ -254,7 +267,8 @@ class nnUNetTrainerCoTrainingCTWA(nnUNetTrainerCoTraining):
 
 
 class nnUNetTrainerCoTrainingIBN(nnUNetTrainerCoTraining):
-    """CT + WA + RM + IBN: instance-batch normalisation in the encoder's first stages, three or all but the deepest."""
+    """CT + WA + RM + IBN: instance-batch normalisation in the first norm of each block of the encoder's first stages, three or
+    all but the deepest."""
 
     short_name, title = "cotraining-ibn", "CoTraining IBN"
 
@@ -270,3 +284,25 @@ class nnUNetTrainerCoTrainingIBN(nnUNetTrainerCoTraining):
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
         return use_instance_batch_norm(network, min(3, max(1, len(network.encoder.stages) - 1)))
+
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        batch_size = self.configuration_manager.batch_size  # of all devices together, whose statistics are synchronised
+        if batch_size < FEW_SAMPLES:
+            self.print_to_log_file(
+                f"WARNING: batch normalisation over {batch_size} samples: its statistics, and with them this row of the "
+                f"table, depend on which cases are drawn together. The paper had {PAPER_BATCH}. Where memory allows it: "
+                f"nnunet_partial variant ... --set batch_size={PAPER_BATCH}, with a smaller patch_size, or in 2d."
+            )
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        if not self.was_initialized:
+            self.initialize()
+        with exit_on_user_error():
+            stored = load_checkpoint(filename_or_checkpoint, map_location="cpu")["network_weights"]
+            if stored.keys() != unwrap(self.network).state_dict().keys():
+                raise UserError(
+                    f"{filename_or_checkpoint} is of version 0.1, which replaced every norm of the first stages. It predicts "
+                    "(nnUNetv2_predict), but cannot be trained or validated further. Train from the start."
+                )
+        super().load_checkpoint(filename_or_checkpoint)

@@ -3,23 +3,21 @@ Table 3."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import distributed, nn
 
-from nnunet_partial.data.preprocessed.pools import PoolDataLoader, Pools
+from nnunet_partial.data.preprocessed.pools import Pools
 from nnunet_partial.errors import UserError
 from nnunet_partial.losses import cross_teaching
 from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.networks.usenet import ResidualUSENet
-from nnunet_partial.settings import CrossTeachingSettings, RunSettings, read_block
+from nnunet_partial.settings import CrossTeachingSettings, RunSettings, read_block, without_optimizer_paper
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 PAPER_STRIDE = 16  # of the paper's five stages together
@@ -140,19 +138,18 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
             "unlabelled": [i for i, mask in masks.items() if not all(mask)],
         }
 
-    def get_dataloaders(self):
-        with mock.patch.object(nnunet_module, "nnUNetDataLoader", PoolDataLoader):
-            return super().get_dataloaders()
-
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = super().get_tr_and_val_datasets()
         pools = self.case_pools()
         balanced = self.own.sampling == "balanced"
         if not self.semi_supervised:
-            training.pools = Pools([pools["labelled"]], self.batch_size)
+            training.pools = Pools([pools["labelled"]], self.batch_size, weights=self.case_weights())
         elif balanced and pools["unlabelled"]:
             training.pools = Pools(
-                [pools["labelled"], pools["unlabelled"]], self.configuration_manager.batch_size, self._first_sample()
+                [pools["labelled"], pools["unlabelled"]],
+                self.configuration_manager.batch_size,
+                self._first_sample(),
+                self.case_weights(),
             )
         return training, validating
 
@@ -325,7 +322,7 @@ def _check_networks(plans: Mapping[str, Any], configuration: str, dataset_json: 
     """Raise :class:`UserError` for settings that no network can be built from, or whose patches do not fit it."""
     manager = PlansManager(dict(plans))
     planned = manager.get_configuration(configuration)
-    settings = RunSettings.from_plans(plans)
+    settings = RunSettings.from_plans(without_optimizer_paper(plans))
     own = read_block(plans, "cross_teaching", CrossTeachingSettings)
     if own.size == "paper" and (len(planned.patch_size) != 3 or any(i % PAPER_STRIDE for i in planned.patch_size)):
         raise UserError(

@@ -17,9 +17,10 @@ from nnunet_partial.training.base import Batch, PartialTrainer
 class nnUNetTrainerMSKD(PartialTrainer):
     """Eq. 8: organ logit terms + lambda_1 * background logit term + lambda_2 * feature terms; no term on the labels.
 
-    With deep supervision the logit terms are taken at every resolution with nnU-Net's weights; the reference at lower
-    resolutions is the teachers' full-resolution output at the nearest voxel, as nnU-Net reduces labels. Validation loss
-    is the marginal loss on the labels, so that it can be compared between methods.
+    With deep supervision the logit terms are taken at every resolution with nnU-Net's weights, or with mskd.scales=full at full
+    resolution alone, as printed; the reference at lower resolutions is the teachers' full-resolution output at the nearest
+    voxel, as nnU-Net reduces labels. Validation loss is the marginal loss on the labels, so that it can be compared between
+    methods.
     """
 
     short_name, title = "mskd", "MSKD"
@@ -39,6 +40,10 @@ class nnUNetTrainerMSKD(PartialTrainer):
     def uses_features(self) -> bool:
         """Whether the feature term is part of this method's loss."""
         return "feature" in self.loss_terms and self.own.lambda_feature > 0
+
+    @property
+    def trains_every_scale(self) -> bool:
+        return super().trains_every_scale and (self.own.scales == "all" or "marginal" in self.loss_terms)
 
     def on_networks_built(self) -> None:
         level = self.own.feature_level
@@ -73,7 +78,8 @@ class nnUNetTrainerMSKD(PartialTrainer):
         outputs = output if isinstance(output, (list, tuple)) else [output]
         classes = [i.classes for i in self.teachers]
         organ = background = 0
-        for weight, logits, target in zip(self.deep_supervision_weights(), outputs, batch.targets):
+        weights = self.deep_supervision_weights() if self.own.scales == "all" else (1.0,)
+        for weight, logits, target in zip(weights, outputs, batch.targets):
             if weight:
                 references = [at_resolution(i, logits.shape[2:]) for i in teacher_logits]
                 terms = ms_kd.logit_loss(logits, references, classes, self.valid(target))

@@ -23,7 +23,6 @@ from batchgenerators.utilities.file_and_folder_operations import isfile, join
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from nnunetv2.utilities.helpers import dummy_context
@@ -35,6 +34,7 @@ from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.annotated import AnnotatedLookup
 from nnunet_partial.data.preprocessed.cases import require_readable, safe_dataset_class
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+from nnunet_partial.data.preprocessed.pools import PoolDataLoader, Pools, case_weights
 from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
@@ -44,15 +44,11 @@ from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.heads import can_switch_deep_supervision, mask_outputs
 from nnunet_partial.networks.onednn import onednn_convolutions
 from nnunet_partial.networks.unwrap import unwrap
-from nnunet_partial.settings import BLOCKS, RunSettings, read_block
+from nnunet_partial.settings import BLOCKS, RunSettings, read_block, without_optimizer_paper
 from nnunet_partial.training import pretrained, progress, validation
-from nnunet_partial.training.schedules import CosineScheduler
+from nnunet_partial.training.schedules import PlateauScheduler, make_schedule
 
 CHECKPOINT_KEY = "nnunet_partial"
-CLIP_GRAD_NORM = 12  # nnU-Net's
-SGD_MOMENTUM = 0.99  # nnU-Net's
-PAPER_SGD = {"initial_lr": 0.05, "weight_decay": 5e-4}  # Huang et al. 2020, section 4.1, with momentum 0.9
-PAPER_MOMENTUM = 0.9
 NAN_STEPS = 3  # in a row, after which training stops
 
 
@@ -130,14 +126,16 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
     ):
         with exit_on_user_error():
-            self.settings, self.own = self._read_settings(plans)
+            finished = self.training_is_finished(plans, configuration, fold)
+            self.settings, self.own = self._read_settings(without_optimizer_paper(plans) if finished else plans)
+            self._check_mirroring(plans, configuration)
             # what the dataset holds; a method may restrict what it trains on (self.annotations) in preflight
             self.dataset_annotations = Annotations.from_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')}")
             self.annotations = self.dataset_annotations
             self.labels_command = labels_command(plans, configuration, fold, self.settings.labels)
             self._find_labels = partial(self._read_labels, plans, configuration, fold)
             # validation alone needs none, and a finished training is not continued as a rule (see on_train_start)
-            self.labels = None if self.training_is_finished(plans, configuration, fold) else self._find_labels()
+            self.labels = None if finished else self._find_labels()
             dataset_json = self.preflight(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type != "cuda":  # nnU-Net takes it for granted that DDP runs on GPUs
@@ -198,6 +196,22 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def _labels_remedy(self) -> str:
         return f"Make it with: {self.labels_command}"
 
+    def _check_mirroring(self, plans: Mapping[str, Any], configuration: str) -> None:
+        axes = len(PlansManager(dict(plans)).get_configuration(configuration).patch_size)
+        wrong = [i for i in self.settings.mirroring or () if i >= axes]
+        if wrong:
+            raise UserError(
+                f"plans {plans['plans_name']}: setting mirroring names axis {wrong[0]}, but patches of {configuration} have the "
+                f"axes {', '.join(map(str, range(axes)))}."
+            )
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+        rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if self.settings.mirroring is not None:
+            axes = tuple(sorted(self.settings.mirroring)) or None  # nnU-Net takes None for none
+            self.inference_allowed_mirroring_axes = axes  # of the model, wherever it predicts
+        return rotation, dummy_2d, patch_size, axes
+
     def _apply_settings(self) -> None:
         for name in (
             "num_epochs",
@@ -209,8 +223,6 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             "save_every",
         ):
             setattr(self, name, getattr(self.settings, name))
-        if self.settings.optimizer == "paper":
-            self.initial_lr, self.weight_decay = PAPER_SGD["initial_lr"], PAPER_SGD["weight_decay"]
         self.enable_deep_supervision = self.settings.deep_supervision
 
     # ------------------------------------------------------------------ networks, optimisers, losses
@@ -302,9 +314,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             network = torch.compile(network)
         return Member(network, *self._optimizer_for(network))
 
+    @property
+    def trains_every_scale(self) -> bool:
+        """Whether every output of the decoder is in the loss, not full resolution alone."""
+        return self.enable_deep_supervision
+
     def _distribute(self, network: nn.Module) -> nn.Module:
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        if not self.enable_deep_supervision:  # DDP would wait for the gradients of heads that nothing asks
+        if not self.trains_every_scale:  # DDP would wait for the gradients of heads that nothing asks
             for head in list(getattr(getattr(unwrap(network), "decoder", None), "seg_layers", ()))[:-1]:
                 head.requires_grad_(False)
         return DistributedDataParallel(network, device_ids=[self.local_rank] if self.device.type == "cuda" else None)
@@ -313,19 +330,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         return self._optimizer_for(self.network)
 
     def _optimizer_for(self, network: nn.Module) -> tuple:
-        """nnU-Net's optimiser and schedule, AdamW with the same schedule, or those of the co-training paper."""
-        if self.settings.optimizer == "paper":
-            optimizer = torch.optim.SGD(
-                network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=PAPER_MOMENTUM
-            )
-            return optimizer, CosineScheduler(optimizer, self.initial_lr, self.num_epochs)
-        if self.settings.optimizer == "adamw":
-            optimizer = torch.optim.AdamW(network.parameters(), self.initial_lr, weight_decay=self.weight_decay)
+        """Optimiser and schedule of one network, as the settings say."""
+        settings = self.settings
+        given = {"lr": self.initial_lr, "weight_decay": self.weight_decay}
+        if settings.optimizer == "sgd":
+            optimizer = torch.optim.SGD(network.parameters(), **given, **settings.sgd)
         else:
-            optimizer = torch.optim.SGD(
-                network.parameters(), self.initial_lr, weight_decay=self.weight_decay, momentum=SGD_MOMENTUM, nesterov=True
-            )
-        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+            optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](network.parameters(), **given)
+        return optimizer, make_schedule(settings.schedule, optimizer, self.initial_lr, self.num_epochs, settings.plateau)
 
     def _build_loss(self) -> nn.Module:
         """nnU-Net's deep supervision around the marginal loss instead of around Dice + CE."""
@@ -397,13 +409,21 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.training_lookup = (
             self.annotated_lookup if self.labels is None else self._annotated_lookup(self.labels.annotations(self.annotations))
         )
-        return super().get_dataloaders()
+        with mock.patch.object(nnunet_module, "nnUNetDataLoader", PoolDataLoader):
+            return super().get_dataloaders()
 
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = super().get_tr_and_val_datasets()
         if self.labels is not None:
             training = self.labels.over(training, self.cases_with_own_labels(training.identifiers))
+        weights = self.case_weights()
+        if weights is not None:
+            training.pools = Pools([list(training.identifiers)], self.batch_size, weights=weights)
         return training, validating
+
+    def case_weights(self) -> dict | None:
+        """How often each training case is drawn, as the setting ``sampling`` says; None: all alike."""
+        return case_weights(self.dataset_annotations, self.do_split()[0], self.settings.sampling)
 
     def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
         """Those of the training cases that keep their own labels although the run has a label directory."""
@@ -560,7 +580,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         for member in self.members.values():
             if scaler is not None:
                 scaler.unscale_(member.optimizer)
-            nn.utils.clip_grad_norm_(member.network.parameters(), CLIP_GRAD_NORM)
+            if self.settings.clip_gradient:
+                nn.utils.clip_grad_norm_(member.network.parameters(), self.settings.clip_gradient)
             if scaler is None:
                 member.optimizer.step()
             else:
@@ -590,6 +611,14 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.logger.log(
                 progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])), self.current_epoch
             )
+        loss = float(self.logger.get_value("train_losses", step=-1))  # of all devices
+        for schedule in self.plateaus.values():
+            schedule.observe(loss)
+
+    @property
+    def plateaus(self) -> dict:
+        """Name of a member -> its schedule, where that goes by the loss."""
+        return {k: i.lr_scheduler for k, i in self.members.items() if isinstance(i.lr_scheduler, PlateauScheduler)}
 
     # ------------------------------------------------------------------ what is deployed
 
@@ -694,6 +723,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         state = {"peers": peers, "rng_state": rng_state()}
         if self.averages:
             state["averages"] = {name: average.checkpoint_state() for name, average in self.averages.items()}
+        if self.plateaus:
+            state["schedules"] = {name: schedule.state_dict() for name, schedule in self.plateaus.items()}
         if self._registered:
             state["registered"] = {name: thing.state_dict() for name, thing in self._registered.items()}
         if self.deploys_another:
@@ -722,6 +753,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if state:
             with exit_on_user_error():
                 self._load_averages(state.get("averages", {}))
+        for name, schedule in self.plateaus.items():
+            schedule.load_state_dict(state.get("schedules", {}).get(name, {}))
         for name, content in state.get("registered", {}).items():
             self._registered[name].load_state_dict(content)
         if not self.is_ddp:  # the state of rank 0 must not make all ranks draw the same patches

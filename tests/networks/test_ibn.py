@@ -9,7 +9,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import nn
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.networks.ibn import InstanceBatchNorm, use_instance_batch_norm
+from nnunet_partial.networks.ibn import InstanceBatchNorm, _replace, use_instance_batch_norm
 from nnunet_partial.networks.usenet import ResidualUSENet
 
 NORMS = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
@@ -58,18 +58,43 @@ def test_first_half_is_normalised_per_case_and_the_rest_over_the_batch(dim, chan
     np.testing.assert_allclose(norm(x).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", (PlainConvUNet, ResidualEncoderUNet, ResidualUSENet))
+@pytest.mark.parametrize(
+    "kind, first",
+    (
+        # every stage: two convolutions, or residual blocks of two
+        (PlainConvUNet, "stages.{i}.0.convs.0.norm"),
+        (ResidualEncoderUNet, "stages.{i}.blocks.{j}.conv1.norm"),
+        (ResidualUSENet, "stages.{i}.{j}.conv1.norm"),
+    ),
+)
 @pytest.mark.parametrize("dim", (2, 3))
-def test_only_the_first_stages_of_the_encoder_change(kind, dim):
-    network = build(kind, dim)
+def test_the_first_norm_of_each_block_of_the_first_stages_changes_and_no_other(kind, first, dim):
+    plain, network = build(kind, dim), build(kind, dim)
     assert use_instance_batch_norm(network, 2) is network
-    first = [m for stage in network.encoder.stages[:2] for m in stage.modules()]
-    first += list(network.encoder.stem.modules()) if hasattr(network.encoder, "stem") else []
-    inside = {id(m) for norm in first if isinstance(norm, InstanceBatchNorm) for m in norm.modules()}
-    assert inside
-    assert all(id(m) in inside for m in first if isinstance(m, NORMS[dim]))
-    others = [*network.encoder.stages[2].modules(), *network.decoder.stages.modules()]
-    assert any(isinstance(m, NORMS[dim]) for m in others) and not any(isinstance(m, InstanceBatchNorm) for m in others)
+    found = {name for name, module in network.encoder.named_modules() if isinstance(module, InstanceBatchNorm)}
+    every = {name for name, module in plain.encoder.named_modules() if isinstance(module, NORMS[dim])}
+    expected = {name for name in every for i in (0, 1) for j in range(9) if name == first.format(i=i, j=j)}
+    assert found == expected and len(found) >= 2
+    kept = {
+        name for name, module in network.encoder.named_modules() if isinstance(module, NORMS[dim]) and ".instance" not in name
+    }
+    assert kept == every - expected
+    assert not any(isinstance(i, InstanceBatchNorm) for i in network.decoder.stages.modules())
+
+
+@pytest.mark.parametrize("kind", (PlainConvUNet, ResidualEncoderUNet))
+def test_weights_of_version_0_1_still_predict(kind):
+    """It replaced every norm of the first stages and the stem."""
+    torch.manual_seed(0)
+    old = build(kind, 2)
+    parts = [i for i in (getattr(old.encoder, "stem", None), *old.encoder.stages[:2]) if i is not None]
+    _replace(parts, [i for part in parts for i in part.modules() if isinstance(i, nn.InstanceNorm2d)])
+    x = torch.randn(3, 1, 16, 16)
+    old.train()(x)
+    network = copy.deepcopy(use_instance_batch_norm(build(kind, 2), 2))
+    assert network.state_dict().keys() != old.state_dict().keys()
+    network.load_state_dict(old.state_dict())
+    assert torch.equal(network.eval()(x), old.eval()(x))
 
 
 @pytest.mark.parametrize("kind", (PlainConvUNet, ResidualEncoderUNet, ResidualUSENet))

@@ -18,6 +18,7 @@ from nnunet_partial.orchestration.atso import options as atso_options
 from nnunet_partial.orchestration.atso import stages as atso_stages
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
 from nnunet_partial.outputs import Predictions
+from nnunet_partial.recipes import read_recipe
 from nnunet_partial.settings import BLOCKS, parse_assignments
 
 COMPLETED = "completed"  # the plans variant that trains on completed labels
@@ -32,6 +33,7 @@ class Options:
     ``settings``     ``name=value`` of every variant: the budget, the network
     ``folds``        folds to train; with a test set their models predict together, without one they validate
     ``test_images``, ``test_labels``  None: cross-validation on the annotated classes
+    ``recipe``       how a paper trains, for every variant; ``settings`` override it
     ``full_dataset`` the same cases with all labels, for the method ``full``
     ``trust``        the user vouches for the architectures of models that are there already
     ``efficiency``   cases on which the cost of prediction is measured, 0 for none
@@ -56,8 +58,11 @@ class Options:
     atso_fine_tune_epochs: int | None = None
     efficiency: int = 0
     trust: bool = False
+    recipe: str | None = None
 
     def __post_init__(self):
+        if self.recipe is not None:
+            read_recipe(self.recipe)
         check_source_name(self.name)
         find_methods(self.methods)
         if (self.test_images is None) != (self.test_labels is None):
@@ -175,6 +180,7 @@ class Planner:
                 f"{o.name}-s{seed}",
                 "--configuration",
                 o.configuration,
+                *(["--recipe", o.recipe] if o.recipe else []),
                 *settings,
                 *owners,
             ]
