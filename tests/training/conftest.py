@@ -7,12 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.networks.unwrap import unwrap
 
+CLASSES = ("liver", "kidney", "pancreas")
 DDP_WORKER = Path(__file__).with_name("ddp_worker.py")
 
 
@@ -54,6 +57,39 @@ def teachers(tiny):
         for configuration in ("3d_fullres", "2d"):
             make_trainer(tiny, "nnUNetTrainerIndividual", plans.stem, configuration).run_training()
     return tiny.results
+
+
+def _write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None):
+    """A label directory of every case; pseudo organs are boxes where nothing is annotated."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    dataset_json = read_json(tiny.preprocessed / "dataset.json")
+    manager = LabelManager(dataset_json["labels"], None)
+    images = nnUNetDatasetBlosc2(str(tiny.preprocessed / data_identifier))
+    for case in images.identifiers:
+        _, seg, _, properties = images.load_case(case)
+        seg = np.array(seg[:])
+        annotated = dataset_json["nnunet_partial"]["cases"][case]["annotated"]
+        pseudo = [i for i in CLASSES if i not in (*annotated, without)]
+        for name in pseudo:
+            value = CLASSES.index(name) + 1
+            box = (0, slice(2, 18), slice(7 * value - 5, 7 * value), slice(3, 3 + 5 * value))
+            seg[box] = np.where(seg[box] == 0, value, seg[box])
+        volume = {i: float((seg == CLASSES.index(i) + 1).sum() * 10) for i in (*annotated, *pseudo)}
+        label_directory.write_case(
+            folder, case, seg, properties, manager, (16, 24, 24), {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume}
+        )
+    label_directory.finish(
+        folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES}, images.identifiers
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def write_labels():
+    """``write_labels(tiny, folder, data_identifier, without)``: a completed label directory."""
+    return _write_labels
 
 
 @pytest.fixture

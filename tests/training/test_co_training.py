@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.files import read_json
 from nnunet_partial.losses import co_training
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
+from nnunet_partial.settings import OPTIMIZER_PAPER
 from nnunet_partial.variants import write_variant
 
 CLASSES = ("liver", "kidney", "pancreas")
@@ -26,35 +26,8 @@ FAMILY = (
 )
 
 
-def write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None):
-    """A label directory of every case; pseudo organs are boxes where nothing is annotated."""
-    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
-    from nnunetv2.utilities.label_handling.label_handling import LabelManager
-
-    dataset_json = read_json(tiny.preprocessed / "dataset.json")
-    manager = LabelManager(dataset_json["labels"], None)
-    images = nnUNetDatasetBlosc2(str(tiny.preprocessed / data_identifier))
-    for case in images.identifiers:
-        _, seg, _, properties = images.load_case(case)
-        seg = np.array(seg[:])
-        annotated = dataset_json["nnunet_partial"]["cases"][case]["annotated"]
-        pseudo = [i for i in CLASSES if i not in (*annotated, without)]
-        for name in pseudo:
-            value = CLASSES.index(name) + 1
-            box = (0, slice(2, 18), slice(7 * value - 5, 7 * value), slice(3, 3 + 5 * value))
-            seg[box] = np.where(seg[box] == 0, value, seg[box])
-        volume = {i: float((seg == CLASSES.index(i) + 1).sum() * 10) for i in (*annotated, *pseudo)}
-        label_directory.write_case(
-            folder, case, seg, properties, manager, (16, 24, 24), {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume}
-        )
-    label_directory.finish(
-        folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES}, images.identifiers
-    )
-    return folder
-
-
 @pytest.fixture(scope="module")
-def labels(tiny, tmp_path_factory):
+def labels(tiny, write_labels, tmp_path_factory):
     return write_labels(tiny, tmp_path_factory.mktemp("labels") / "fold_0")
 
 
@@ -254,7 +227,7 @@ def test_forward_passes_are_not_repeated(tiny, plans, trainer, own_results, name
     assert counts == [1] * (networks + averages)
 
 
-def test_two_dimensions_train_and_validate(tiny, trainer, own_results, tmp_path):
+def test_two_dimensions_train_and_validate(write_labels, tiny, trainer, own_results, tmp_path):
     labels = write_labels(tiny, tmp_path / "labels", "nnUNetPlans_2d")
     plans = write_variant(tiny.id, "flat", {"labels": str(labels)}, tiny.plans, overwrite=True).stem
     made = ready(trainer("nnUNetTrainerCoTrainingIBN", plans, "2d"))
@@ -268,6 +241,55 @@ def test_two_dimensions_train_and_validate(tiny, trainer, own_results, tmp_path)
     assert set(made.deployed_weights()) == set(unwrap(made.network).state_dict())
 
 
+def test_self_training_focal_is_co_training_without_soft_labels(tiny, plans, trainer, own_results, monkeypatch):
+    """In the loss of a step and, beside its one-network ablation, in every weight after a whole training."""
+    without = write_variant(tiny.id, "nosoft", {"co_training": {"lambda_soft": 0.0}}, plans, overwrite=True).stem
+    alone = ready(trainer("nnUNetTrainerSelfTrainingFocal", without))
+    both = ready(trainer("nnUNetTrainerCoTraining", without))
+    assert list(alone.members) == ["network"] and not alone.averages and alone.loss_terms == ("focal", "dice")
+    for member in both.members.values():
+        member.network.load_state_dict(alone.network.state_dict())
+    batch = alone.to_device(next(alone.dataloader_train))
+    one, two = alone.compute_losses(batch), both.compute_losses(batch)
+    assert two["soft"] == 0 and set(one) == {"focal", "dice"}
+    for name, loss in one.items():
+        torch.testing.assert_close(2 * loss, two[name])
+    sum(one.values()).backward()
+    sum(two.values()).backward()
+    for member in both.members.values():
+        for a, b in zip(alone.network.parameters(), member.network.parameters()):
+            assert (a.grad is None) == (b.grad is None)
+            if a.grad is not None:
+                torch.testing.assert_close(a.grad, b.grad)
+
+    trained = {}
+    for name in ("nnUNetTrainerSelfTrainingFocal", "nnUNetTrainerCoTrainingWA"):
+        made = trainer(name, without)
+        made.run_training()
+        trained[name] = weights_of(made.network)
+        if "Focal" in name:  # what was trained is deployed
+            stored = torch.load(Path(made.output_folder) / "checkpoint_final.pth", weights_only=True)
+            assert all(torch.equal(v, trained[name][k]) for k, v in stored["network_weights"].items())
+            assert "trained_weights" not in stored["nnunet_partial"]
+    first, second = trained.values()
+    for key, value in first.items():
+        torch.testing.assert_close(value, second[key], rtol=1e-5, atol=1e-7)
+
+
+def test_ibn_says_that_few_samples_make_poor_statistics_and_refuses_to_go_on_with_its_older_form(
+    tiny, plans, trainer, own_results, refused, tmp_path
+):
+    made = trainer("nnUNetTrainerCoTrainingIBN", write_variant(tiny.id, "short", {"num_epochs": 1}, plans, overwrite=True).stem)
+    made.run_training()
+    assert "WARNING: batch normalisation over 2 samples" in open(made.log_file).read()
+    file = Path(made.output_folder) / "checkpoint_final.pth"
+    made.load_checkpoint(str(file))
+    stored = torch.load(file, weights_only=True)
+    del stored["network_weights"]["encoder.stages.0.0.convs.0.norm.instance.weight"]
+    torch.save(stored, tmp_path / "old.pth")
+    assert "is of version 0.1" in refused(lambda: made.load_checkpoint(str(tmp_path / "old.pth")))
+
+
 def test_dilated_region_and_ibn_and_the_papers_optimiser(tiny, labels, trainer, own_results):
     from nnunet_partial.networks.ibn import InstanceBatchNorm
 
@@ -276,7 +298,7 @@ def test_dilated_region_and_ibn_and_the_papers_optimiser(tiny, labels, trainer, 
         "paper",
         {
             "labels": str(labels),
-            "optimizer": "paper",
+            **OPTIMIZER_PAPER,
             "num_epochs": 4,
             "co_training": {"region": "dilated", "region_dilation": 1},
         },
@@ -487,7 +509,9 @@ def test_labels_that_do_not_fit_are_refused(tiny, labels, trainer, own_results, 
     assert all(i in error for i in words) and "pseudo-label 501" in error
 
 
-def test_a_case_or_a_class_that_is_missing_fails_before_training(tiny, labels, trainer, own_results, tmp_path, refused):
+def test_a_case_or_a_class_that_is_missing_fails_before_training(
+    write_labels, tiny, labels, trainer, own_results, tmp_path, refused
+):
     case = trainer("nnUNetTrainerPartial").do_split()[0][0]
     plans = variant(tiny, labels=str(spoiled(labels, tmp_path, lambda c: c["cases"].pop(case))))
     made = trainer("nnUNetTrainerSelfTraining", plans)

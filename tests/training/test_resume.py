@@ -2,18 +2,29 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from nnunetv2.run.run_training import maybe_load_checkpoint
 
 from nnunet_partial.variants import write_variant
 
+# the second has what goes by earlier epochs: a rate that falls whenever the loss does not fall by 1, cases drawn by weights
+PLATEAU = {
+    "optimizer": "adam",
+    "schedule": "plateau",
+    "plateau_threshold": 1.0,
+    "plateau_patience": 0,
+    "sampling": "class",
+    "mirroring": [2],
+}
 
+
+@pytest.mark.parametrize("changes", ({"optimizer": "sgd"}, PLATEAU), ids=("poly", "plateau"))
 def test_killed_and_continued_equals_uninterrupted(
-    tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same
+    tiny, trainer, own_results, monkeypatch, train_and_be_killed, final_state, assert_same, changes
 ):
-    plans = write_variant(
-        tiny.id, "resume", {"num_epochs": 4, "save_every": 2, "optimizer": "sgd", "initial_lr": 0.01}, tiny.plans, overwrite=True
-    ).stem
+    settings = {"num_epochs": 4, "save_every": 2, "initial_lr": 0.01, **changes}
+    plans = write_variant(tiny.id, "resume", settings, tiny.plans, overwrite=True).stem
     uninterrupted = own_results / "uninterrupted"
     monkeypatch.setenv("nnUNet_results", str(uninterrupted))
     trainer("nnUNetTrainerPartial", plans).run_training()
@@ -29,7 +40,14 @@ def test_killed_and_continued_equals_uninterrupted(
     assert continued.current_epoch == 2
     continued.run_training()
 
-    assert_same(final_state(uninterrupted), final_state(killed))
+    expected = final_state(uninterrupted)
+    assert_same(expected, final_state(killed))
+    if changes is PLATEAU:
+        # the first epoch is the best so far; three without a fall follow
+        assert expected["logging"]["lrs"] == pytest.approx([0.01, 0.01, 0.008, 0.0064])
+        state = expected["nnunet_partial"]["schedules"]["network"]
+        assert state["best"] == expected["logging"]["train_losses"][0] and state["last_epoch"] == 4
+        assert expected["inference_allowed_mirroring_axes"] == (2,)
 
 
 def test_checkpoint_loads_with_weights_only_and_holds_the_deployed_network_alone(tiny, trainer, own_results, assert_same):

@@ -222,6 +222,13 @@ def test_all_methods_get_the_same_plans_budget_and_seed(planned):
     assert {i[1] for i in trained} == {DATASET, FULL}
 
 
+def test_a_recipe_is_of_every_model_and_settings_override_it(planned):
+    (plans,) = [i for i in planned(("partial",), recipe="feng2021", settings=("num_epochs=3",)).steps() if i.part == "plans"]
+    assert plans.argv[plans.argv.index("--recipe") + 1] == "feng2021" and "num_epochs=3" in plans.argv
+    with pytest.raises(UserError, match="there is no such recipe. Recipes: choi2022"):
+        planned(("partial",), recipe="feng")
+
+
 def test_teachers_and_labels_are_made_once_for_all_methods(planned):
     steps = planned(("individual", "mskd", "mskdplus", "selftraining", "cotraining")).steps()
     assert len([i for i in steps if i.part == "teachers"]) == 2
