@@ -213,7 +213,7 @@ def change_plans(tiny, name, **settings):
     [
         ({"epochs": 3}, ("unknown setting epochs", "num_epochs")),
         ({"num_epochs": 0}, ("num_epochs", "at least 1", "found 0")),
-        ({"optimizer": "adam"}, ("optimizer", "sgd, adamw")),
+        ({"optimizer": "lamb"}, ("optimizer", "sgd, adam, adamw")),
         ({"mskd": {"lambda_features": 1}}, ("mskd.lambda_features", "mskd.lambda_feature")),
     ],
 )
