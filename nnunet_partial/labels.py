@@ -7,12 +7,15 @@
                        "cases": {"lits_0001": {"source": "lits", "annotated": ["liver"]},
                                  "acdc_0101": {"source": "acdc", "annotated": ["kidney"], "patient": "acdc_01"}}}
 
-``patient`` is optional: cases of one patient belong into one fold. A dataset.json without this key is a fully labelled nnU-Net dataset. Nothing here reads an image.
+``patient`` is optional: cases of one patient belong into one fold. Version 2 also knows unions: where a label file does not
+tell classes apart, ``annotated`` holds the list of their names, ``[["kidney_left", "kidney_right"], "spleen"]``, and the label
+file has the value of the lowest of them. Version 1 is written as long as there are none. A dataset.json without this key is a
+fully labelled nnU-Net dataset. Nothing here reads an image.
 """
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 
 KEY = "nnunet_partial"
-VERSION = 1
+VERSION, VERSION_OF_UNIONS = 1, 2
 FULLY_LABELLED_SOURCE = "all"
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*")
 
@@ -79,9 +82,82 @@ def drawn(name: Any) -> str:
     return str(name).replace("$", r"\$")
 
 
+class Union(str):
+    """Classes that are not told apart, as one structure: in a label file, an output of a teacher, a row of an evaluation.
+
+    ``members``: names of the classes, two at least, in the order of their values. As text it is their names joined by ``+``,
+    or ``name`` where the structure has a name of its own.
+    """
+
+    members: tuple
+
+    def __new__(cls, members: Iterable[str], name: str | None = None) -> "Union":
+        members = tuple(members)
+        made = super().__new__(cls, "+".join(members) if name is None else name)
+        made.members = members
+        return made
+
+    def __reduce__(self) -> tuple:
+        return Union, (self.members, str(self))
+
+
+def members(item: str) -> tuple:
+    """The classes of a structure: those of a :class:`Union`, else the class itself."""
+    return item.members if isinstance(item, Union) else (item,)
+
+
+def structure(name: str, classes: Sequence[str]) -> str | None:
+    """The class, or the union of classes (``kidney_left+kidney_right``), that ``name`` means; None if it is neither."""
+    if name in classes:
+        return name
+    parts = name.split("+")
+    if len(parts) < 2 or len(set(parts)) < len(parts) or not set(parts) <= set(classes):
+        return None
+    return Union(sorted(parts, key=list(classes).index))
+
+
+def settled(items: Iterable[str], classes: Sequence[str]) -> tuple:
+    """Structures that are known together, in the order of their lowest values: a union gives way to all of its members, not to
+    some of them."""
+    items = set(items)
+    unions = [i for i in items if isinstance(i, Union) and not set(i.members) <= items]
+    hidden = {c for i in unions for c in i.members}
+    kept = [*unions, *(i for i in items if not isinstance(i, Union) and i not in hidden)]
+    order = {name: n for n, name in enumerate(classes)}
+    return tuple(sorted(kept, key=lambda item: order[members(item)[0]]))
+
+
+def told_apart(items: Iterable[str]) -> set:
+    """Classes that can be learned from these structures: named by themselves, or what a union has beside such classes.
+
+    Of a union with several others its first stands for all of them, as nothing tells them apart.
+    """
+    items = dict.fromkeys(items)
+    unions = [i.members for i in items if isinstance(i, Union)]
+    known = {i for i in items if not isinstance(i, Union)}
+    while rest := {i[0] for i in ([c for c in m if c not in known] for m in unions) if len(i) == 1}:
+        known |= rest
+    return known | {next(c for c in m if c not in known) for m in unions if not set(m) <= known}
+
+
+def _item_to_json(item: str) -> Any:
+    return list(item.members) if isinstance(item, Union) else item
+
+
+def items_to_json(items: Iterable[str]) -> list:
+    """Structures as ``annotated`` lists them: a name, or the list of a union's names."""
+    return [_item_to_json(i) for i in items]
+
+
+def items_from_json(items: Iterable[Any]) -> tuple:
+    """Inverse of :func:`items_to_json`, for what was checked when it was written."""
+    return tuple(Union(i) if isinstance(i, list) else i for i in items)
+
+
 @dataclass(frozen=True)
 class CaseAnnotation:
-    """``source``: the original dataset of a case; ``annotated``: the classes that its label file distinguishes.
+    """``source``: the original dataset of a case; ``annotated``: the structures that its label file distinguishes, names of
+    classes and :class:`Union` of classes.
 
     ``patient``: whom the case shows, where the source says so; cases of one patient belong into one fold.
     """
@@ -92,7 +168,7 @@ class CaseAnnotation:
 
     def to_json(self) -> dict:
         """The entry of the case under ``nnunet_partial.cases``."""
-        entry = {"source": self.source, "annotated": list(self.annotated)}
+        entry = {"source": self.source, "annotated": items_to_json(self.annotated)}
         return entry if self.patient is None else {**entry, "patient": self.patient}
 
 
@@ -113,6 +189,7 @@ class Annotations:
         file: str = "dataset.json",
     ):
         self.classes = tuple(classes)
+        self._order = {name: value for value, name in enumerate(self.classes, 1)}
         self.cases = None if cases is None else dict(cases)
         self.ignore_label = ignore_label
         self.file = str(file)
@@ -124,15 +201,16 @@ class Annotations:
         if KEY not in dataset_json:
             return cls(classes, None, ignore_label, file)
         contract = dataset_json[KEY]
-        usable = isinstance(contract, dict) and contract.get("version") == VERSION
+        usable = isinstance(contract, dict) and contract.get("version") in (VERSION, VERSION_OF_UNIONS)
         if not usable or not isinstance(contract.get("cases"), dict):
             raise UserError(
-                f"{file}: the key {KEY!r} must be {{'version': {VERSION}, 'cases': {{...}}}}, found "
+                f"{file}: the key {KEY!r} must be {{'version': {VERSION} or {VERSION_OF_UNIONS}, 'cases': {{...}}}}, found "
                 f"{str(contract)[:80]}. Write it with nnunet_partial merge."
             )
         check_case_names(contract["cases"], file)
         order = {name: i for i, name in enumerate(classes)}
-        cases = {name: _read_case(name, entry, order, file) for name, entry in contract["cases"].items()}
+        unions = contract["version"] == VERSION_OF_UNIONS
+        cases = {name: _read_case(name, entry, order, file, unions) for name, entry in contract["cases"].items()}
         if "dataset" in dataset_json:
             _check_case_names(set(cases), set(dataset_json["dataset"]), file)
         return cls(classes, cases, ignore_label, file)
@@ -145,7 +223,18 @@ class Annotations:
 
     def to_json(self) -> dict:
         """The value of the ``nnunet_partial`` key."""
-        return {"version": VERSION, "cases": {k: v.to_json() for k, v in (self.cases or {}).items()}}
+        version = VERSION_OF_UNIONS if self.unions else VERSION
+        return {"version": version, "cases": {k: v.to_json() for k, v in (self.cases or {}).items()}}
+
+    @property
+    def unions(self) -> tuple:
+        """The unions that cases annotate, each once, in the order of their lowest values."""
+        found = {item for entry in (self.cases or {}).values() for item in entry.annotated if isinstance(item, Union)}
+        return tuple(sorted(found, key=self.values_of))
+
+    def values_of(self, item: str) -> tuple:
+        """The label values of a structure: of a union those of its members, lowest first."""
+        return tuple(self._order[i] for i in members(item))
 
     @property
     def is_partial(self) -> bool:
@@ -174,38 +263,73 @@ class Annotations:
         return self.cases[case]
 
     def mask(self, case: str) -> tuple:
-        """Annotated mask of one case: K + 1 bools, background first and always True."""
-        annotated = set(self.of(case).annotated)
+        """Which classes the label file of one case names by themselves: K + 1 bools, background first and always True.
+
+        The members of a union are not among them.
+        """
+        annotated = {i for i in self.of(case).annotated if not isinstance(i, Union)}
         return (True, *(name in annotated for name in self.classes))
 
+    def groups(self, case: str) -> tuple:
+        """The partition of the classes that the label file of one case tells apart: K + 1 label values, background first.
+
+        A class's group has the value that stands for it in the label file: its own, that of its union's lowest class, or 0
+        where it is not annotated and background includes it.
+        """
+        lowest = {i: self._order[members(item)[0]] for item in self.of(case).annotated for i in members(item)}
+        return (0, *(lowest.get(name, 0) for name in self.classes))
+
     def values(self, case: str) -> tuple:
-        """Label values that the label file of this case may hold: background, annotated classes, the ignore label."""
-        values = tuple(i for i, known in enumerate(self.mask(case)) if known)
+        """Label values that the label file of this case may hold: background, its structures' values, the ignore label."""
+        values = tuple(sorted(set(self.groups(case))))
         return values if self.ignore_label is None else (*values, self.ignore_label)
 
     def classes_of_source(self, source: str) -> tuple:
-        """Classes that at least one case of ``source`` annotates, in the order of their label values."""
+        """What a network that learns from ``source`` alone can tell apart, in the order of label values.
+
+        Classes that at least one case of the source annotates; those that no case of it tells apart are one :class:`Union`.
+        """
         if self.cases is None:
             return self.classes
-        names = {n for i in self.cases.values() if i.source == source for n in i.annotated}
-        return tuple(i for i in self.classes if i in names)
+        sets = {i.annotated for i in self.cases.values() if i.source == source}
+        where: dict = {}  # class -> the structures that hold it: two classes of the same ones are never told apart
+        for number, items in enumerate(sets):
+            for item in items:
+                for name in members(item):
+                    where.setdefault(name, []).append((number, item))
+        atoms: dict = {}
+        for name in self.classes:
+            if name in where:
+                atoms.setdefault(tuple(where[name]), []).append(name)
+        return tuple(i[0] if len(i) == 1 else Union(i) for i in atoms.values())
 
     def restricted_to_source(self, source: str) -> "Annotations":
-        """The contract of the cases of one source with that source's classes alone, numbered anew from 1."""
+        """The contract of the cases of one source with that source's structures alone (:meth:`classes_of_source`) as classes,
+        numbered anew from 1."""
         if source not in self.annotated_sources:
             raise UserError(
                 f"{self.file}: source {source!r} is not one that annotates anything. Sources with "
                 f"annotations: {', '.join(self.annotated_sources)}."
             )
-        classes = self.classes_of_source(source)
-        ignore_label = None if self.ignore_label is None else len(classes) + 1
-        cases = None if self.cases is None else {k: v for k, v in self.cases.items() if v.source == source}
-        return Annotations(classes, cases, ignore_label, self.file)
+        atoms = self.classes_of_source(source)
+        name_of = {name: str(atom) for atom in atoms for name in members(atom)}
+        ignore_label = None if self.ignore_label is None else len(atoms) + 1
+        cases = None
+        if self.cases is not None:
+            own = {k: v for k, v in self.cases.items() if v.source == source}
+            cases = {k: replace(v, annotated=tuple(_renamed(i, name_of) for i in v.annotated)) for k, v in own.items()}
+        return Annotations([str(i) for i in atoms], cases, ignore_label, self.file)
 
     def labels(self) -> dict:
         """The ``labels`` of a dataset.json with these classes."""
         labels = {"background": 0, **{name: i + 1 for i, name in enumerate(self.classes)}}
         return labels if self.ignore_label is None else {**labels, "ignore": self.ignore_label}
+
+
+def _renamed(item: str, name_of: Mapping[str, str]) -> str:
+    """``item`` in the classes that its classes have become."""
+    names = list(dict.fromkeys(name_of[i] for i in members(item)))
+    return names[0] if len(names) == 1 else Union(names)
 
 
 def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.json") -> tuple:
@@ -218,7 +342,7 @@ def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.jso
     if regions:
         raise UserError(
             f"{file}: label {regions[0]!r} is a region (a list of values). Partial labels need one value "
-            "per class; declare each class by itself."
+            "per class; declare each class by itself, or merge the dataset, which makes exclusive classes of its regions."
         )
     if not all(str(i).isdigit() for i in labels.values()) or int(labels["background"]) != 0:
         raise UserError(f"{file}: label values must be whole numbers, 'background' 0, found {dict(labels)}.")
@@ -231,7 +355,7 @@ def foreground_classes(dataset_json: Mapping[str, Any], file: str = "dataset.jso
     return tuple(names[i] for i in range(1, len(names)) if i != ignore_label), ignore_label
 
 
-def _read_case(name: str, entry: Any, order: Mapping[str, int], file: str) -> CaseAnnotation:
+def _read_case(name: str, entry: Any, order: Mapping[str, int], file: str, unions: bool) -> CaseAnnotation:
     """One entry of the contract, in time proportional to what it annotates; ``order``: class -> its place."""
     usable = isinstance(entry, dict) and set(entry) - {"patient"} == {"source", "annotated"}
     if not usable or not isinstance(entry["annotated"], list):
@@ -239,13 +363,31 @@ def _read_case(name: str, entry: Any, order: Mapping[str, int], file: str) -> Ca
     patient = entry.get("patient")
     if "patient" in entry and (not isinstance(patient, str) or not patient):
         raise UserError(f"{file}: 'patient' of case {name} must be a name, found {patient!r}. Leave the key out if unknown.")
-    unknown = [i for i in entry["annotated"] if not isinstance(i, str) or i not in order]
-    if unknown:
-        raise UserError(
-            f"{file}: case {name} annotates the unknown class {unknown[0]!r}. Classes of this dataset: {', '.join(order)}."
-        )
     check_source_name(entry["source"])
-    return CaseAnnotation(entry["source"], tuple(sorted(set(entry["annotated"]), key=order.__getitem__)), patient)
+    items = [_read_item(item, order, f"{file}: case {name}", unions) for item in entry["annotated"]]
+    named = [i for item in items for i in members(item)]
+    if len(set(named)) < len(named):
+        twice = next(i for i in named if named.count(i) > 1)
+        raise UserError(f"{file}: case {name} annotates {twice!r} twice, by itself or in a union. Name every class once.")
+    return CaseAnnotation(entry["source"], tuple(sorted(items, key=lambda item: order[members(item)[0]])), patient)
+
+
+def _read_item(item: Any, order: Mapping[str, int], where: str, unions: bool) -> str:
+    """A name, or a list of names, of ``annotated``; ``unions``: whether the contract's version knows them."""
+    names = item if isinstance(item, list) else [item]
+    unknown = [i for i in names if not isinstance(i, str) or i not in order]
+    if unknown:
+        raise UserError(f"{where} annotates the unknown class {unknown[0]!r}. Classes of this dataset: {', '.join(order)}.")
+    if not isinstance(item, list):
+        return item
+    if len(item) < 2:
+        raise UserError(f"{where} annotates the union {item}, which needs two classes at least. Write the class by itself.")
+    if not unions:
+        raise UserError(f"{where} annotates the union {item}, which needs 'version': {VERSION_OF_UNIONS} of {KEY!r}. Write that.")
+    made = Union(sorted(item, key=order.__getitem__))
+    if made in order:
+        raise UserError(f"{where} annotates the union {item}, and {made!r} is also the name of a class. Rename that class.")
+    return made
 
 
 def _check_case_names(in_contract: set, in_dataset: Iterable[str], file: str) -> None:

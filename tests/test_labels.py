@@ -1,10 +1,21 @@
 import copy
 import json
+import pickle
 
 import pytest
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.labels import Annotations, CaseAnnotation, check_source_name, foreground_classes
+from nnunet_partial.labels import (
+    Annotations,
+    CaseAnnotation,
+    Union,
+    check_source_name,
+    foreground_classes,
+    members,
+    settled,
+    structure,
+    told_apart,
+)
 
 DATASET = {
     "labels": {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3},
@@ -92,8 +103,8 @@ def test_unknown_case_is_named():
 @pytest.mark.parametrize(
     "content, message",
     [
-        (changed(nnunet_partial__version=2), "must be {'version': 1"),
-        (changed(nnunet_partial=[]), "must be {'version': 1"),
+        (changed(nnunet_partial__version=3), "must be {'version': 1 or 2"),
+        (changed(nnunet_partial=[]), "must be {'version': 1 or 2"),
         (changed(nnunet_partial__cases__a_1={"source": "a"}), "case a_1 must be"),
         (changed(nnunet_partial__cases__a_1={"source": "a", "annotated": [], "extra": 1}), "case a_1 must be"),
         (changed(nnunet_partial__cases__a_1__annotated="liver"), "case a_1 must be"),
@@ -181,5 +192,123 @@ def test_reading_takes_steps_for_what_is_annotated_not_for_all_classes():
 
 
 def test_an_annotated_class_that_is_no_name_is_refused():
-    with pytest.raises(UserError, match=r"a_1 annotates the unknown class \['liver'\]"):
+    with pytest.raises(UserError, match=r"a_1 annotates the union \['liver'\], which needs two classes"):
         Annotations.from_dataset_json(changed(nnunet_partial__cases__a_1={"source": "a", "annotated": [["liver"]]}))
+
+
+# ------------------------------------------------------------------ unions
+
+SIDES = ("spleen", "kidney_left", "kidney_right", "liver", "tumor")
+
+
+def with_unions(**annotated):
+    """A contract of version 2; ``case=(source, items)``."""
+    return {
+        "labels": {"background": 0, **{name: i for i, name in enumerate(SIDES, 1)}, "ignore": 6},
+        "nnunet_partial": {
+            "version": 2,
+            "cases": {case: {"source": source, "annotated": items} for case, (source, items) in annotated.items()},
+        },
+    }
+
+
+def test_unions_are_read_and_partition_the_classes():
+    annotations = Annotations.from_dataset_json(
+        with_unions(
+            a=("kits", [["kidney_right", "kidney_left"], "spleen"]), b=("btcv", ["kidney_left", "kidney_right"]), c=("u", [])
+        )
+    )
+    kidneys = Union(["kidney_left", "kidney_right"])
+    assert annotations.of("a").annotated == ("spleen", kidneys) and kidneys == "kidney_left+kidney_right"
+    assert members(annotations.of("a").annotated[1]) == ("kidney_left", "kidney_right") and members("spleen") == ("spleen",)
+    assert annotations.mask("a") == (True, True, False, False, False, False)
+    assert annotations.groups("a") == (0, 1, 2, 2, 0, 0) and annotations.groups("b") == (0, 0, 2, 3, 0, 0)
+    assert annotations.groups("c") == (0,) * 6
+    assert annotations.values("a") == (0, 1, 2, 6) and annotations.values("b") == (0, 2, 3, 6)
+    assert (
+        annotations.unions == (kidneys,) and annotations.values_of(kidneys) == (2, 3) and annotations.values_of("tumor") == (5,)
+    )
+    assert pickle.loads(pickle.dumps(kidneys)).members == kidneys.members
+
+
+def test_version_2_is_written_where_unions_are_and_survives():
+    content = with_unions(a=("kits", [["kidney_left", "kidney_right"], "spleen"]), b=("kits", ["spleen"]))
+    written = json.loads(json.dumps(Annotations.from_dataset_json(content).to_json()))
+    assert written["version"] == 2 and written["cases"]["a"]["annotated"] == ["spleen", ["kidney_left", "kidney_right"]]
+    again = Annotations.from_dataset_json({**content, "nnunet_partial": written})
+    assert again.cases == Annotations.from_dataset_json(content).cases and again.unions[0].members == (
+        "kidney_left",
+        "kidney_right",
+    )
+    plain = Annotations.from_dataset_json(with_unions(a=("kits", ["spleen"])))
+    assert plain.to_json()["version"] == 1
+
+
+@pytest.mark.parametrize(
+    "items, message",
+    [
+        ([["kidney_left", "kidney_right"], "kidney_left"], "annotates 'kidney_left' twice"),
+        ([["kidney_left", "kidney_right"], ["kidney_right", "liver"]], "annotates 'kidney_right' twice"),
+        ([["kidney_left", "kidney_left"]], "annotates 'kidney_left' twice"),
+        (["spleen", "spleen"], "annotates 'spleen' twice"),
+        ([["kidney_left", "kidney"]], "unknown class 'kidney'"),
+        ([["kidney_left", ["liver", "tumor"]]], r"unknown class \['liver', 'tumor'\]"),
+        ([[]], r"union \[\], which needs two"),
+        ([["liver"]], r"union \['liver'\], which needs two"),
+        ([7], "unknown class 7"),
+    ],
+)
+def test_wrong_unions_are_refused(items, message):
+    with pytest.raises(UserError, match=f"some.json: case a .*{message}"):
+        Annotations.from_dataset_json(with_unions(a=("kits", items)), "some.json")
+
+
+def test_version_1_knows_no_unions_and_a_union_is_no_class():
+    content = with_unions(a=("kits", [["liver", "tumor"]]))
+    content["nnunet_partial"]["version"] = 1
+    with pytest.raises(UserError, match="needs 'version': 2"):
+        Annotations.from_dataset_json(content)
+    content = with_unions(a=("kits", [["liver", "tumor"]]))
+    content["labels"] = {"background": 0, "liver": 1, "tumor": 2, "liver+tumor": 3}
+    with pytest.raises(UserError, match="'liver.tumor' is also the name of a class"):
+        Annotations.from_dataset_json(content)
+
+
+def test_a_source_has_the_coarsest_classes_that_its_cases_need():
+    annotations = Annotations.from_dataset_json(
+        with_unions(
+            a=("kits", [["kidney_left", "kidney_right"], ["liver", "tumor"]]),
+            b=("kits", ["spleen", "liver"]),
+            c=("kits", []),
+            d=("btcv", ["kidney_left"]),
+        )
+    )
+    assert annotations.classes_of_source("kits") == ("spleen", "kidney_left+kidney_right", "liver", "tumor")
+    own = annotations.restricted_to_source("kits")
+    assert own.labels() == {"background": 0, "spleen": 1, "kidney_left+kidney_right": 2, "liver": 3, "tumor": 4, "ignore": 5}
+    assert all(type(i) is str for i in own.labels())
+    assert own.groups("a") == (0, 0, 2, 3, 3) and own.groups("b") == (0, 1, 0, 3, 0)
+    written = {"labels": own.labels(), "nnunet_partial": json.loads(json.dumps(own.to_json()))}
+    assert Annotations.from_dataset_json(written).cases == own.cases
+    assert annotations.restricted_to_source("btcv").labels() == {"background": 0, "kidney_left": 1, "ignore": 2}
+
+
+def test_names_of_structures():
+    assert structure("liver", SIDES) == "liver" and not isinstance(structure("liver", SIDES), Union)
+    assert structure("kidney_right+kidney_left", SIDES).members == ("kidney_left", "kidney_right")
+    assert structure("a+b", ("a+b", "a", "b")) == "a+b" and members(structure("a+b", ("a+b", "a", "b"))) == ("a+b",)
+    assert [structure(i, SIDES) for i in ("kidney", "liver+kidney", "liver+liver", "liver+")] == [None] * 4
+
+
+def test_what_is_known_together():
+    both = Union(["kidney_left", "kidney_right"])
+    assert settled(["liver", both, "kidney_left"], SIDES) == (both, "liver")
+    assert settled(["liver", both, "kidney_right", "kidney_left"], SIDES) == ("kidney_left", "kidney_right", "liver")
+
+
+def test_what_can_be_learned():
+    both, three = Union(["kidney_left", "kidney_right"]), Union(["kidney_right", "liver", "tumor"])
+    assert told_apart([both, "kidney_left"]) == {"kidney_left", "kidney_right"}  # the rest of a union
+    assert told_apart([three, "tumor", both, "kidney_left"]) == {"tumor", "kidney_left", "kidney_right", "liver"}
+    assert told_apart([both]) == {"kidney_left"}  # nothing tells the sides apart
+    assert told_apart(["spleen"]) == {"spleen"} and told_apart([]) == set()

@@ -9,6 +9,7 @@ Which classes are annotated is read from the dataset.json in or above the truth 
 the contract lists, all of its classes if it has no contract. Say it yourself with --annotated where that is not so:
   --annotated all            the truth is fully labelled (a test set)
   --annotated liver kidney   it has these classes, on every case
+Classes that a case outlines as one (a union) are one structure with a row of its own, such as kidney_left+kidney_right.
 Which value is which class is read from the dataset.json beside the predictions and beside the truth, else from
 --dataset; --truth-dataset, --truth-labels and --pred-labels say otherwise (kidney=2+3: values 2 and 3 are the kidney).
 
@@ -47,6 +48,9 @@ def add_arguments(parser):
         metavar="MM",
         help="of the surface Dice: a number (default 2), a class's own as liver=5, or flare22",
     )
+    parser.add_argument(
+        "--regions", metavar="FILE", help='JSON, {"whole": ["edema", "core"]}: score regions made of classes instead of these'
+    )
     parser.add_argument("--allow-missing", action="store_true", help="leave out cases that have a truth but no prediction")
     parser.add_argument("--processes", type=int, help="default: all cores")
 
@@ -73,6 +77,7 @@ def run(arguments):
         allow_missing=arguments.allow_missing,
         processes=arguments.processes,
         command=arguments.command_line,
+        regions=arguments.regions,
     )
     content = read_json(Path(arguments.out) / "metrics.json")
     print(format_summary(content))

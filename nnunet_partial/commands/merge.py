@@ -12,10 +12,15 @@ DESCRIPTION = """Merge nnU-Net raw datasets that annotate different organs into 
                               it annotates, by the dataset's own label names or by the names that --map gives them.
                               Without classes every label is kept. A source that lists every class is fully labelled.
 --map NAME:label,label=class  renames labels of a source, many to one allowed: tumour into kidney, left and right
-                              into kidney. The class 'background' drops a label: it is not annotated in this source.
+                              into kidney. A union a+b stands for classes that this source does not tell apart:
+                              --map kits:kidney=kidney_left+kidney_right where another source has the sides.
+                              The class 'background' drops a label: it is not annotated in this source.
                               The class 'ignore' takes its voxels out of training (nnU-Net's ignore label). The label
                               '*' stands for all that are neither listed nor mapped. Every label must be accounted for.
 --unlabelled [NAME=]ID        takes the images of dataset ID without labels; NAME is unlabelledID by default.
+
+nnU-Net's regions become exclusive classes (whole_without_core, core_without_enhancing, enhancing); a label of another source
+that is called as one of the regions is then the union of its parts.
 
 Sources that cut a structure differently (kidney beside left_kidney, liver beside liver and tumor) are refused with the
 options that settle it. Cases of one patient stay in one fold; patients are known from a source's dataset.json, from

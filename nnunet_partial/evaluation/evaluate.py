@@ -6,6 +6,8 @@ Three questions are kept apart, because in practice the answers come from differ
 * which value is which class in the truth (the dataset.json beside or above the truth folder),
 * which classes a truth file distinguishes at all (the contract in dataset.json; without it, it is fully labelled).
 
+Classes that a truth file does not tell apart are one structure, their union, with a row of its own; so is a region.
+
 For formats that store no spacing (png, bmp, tif) distances are in pixels, as in nnU-Net.
 """
 
@@ -27,7 +29,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, all_metrics
 from nnunet_partial.evaluation.results import write_results
 from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.labels import FULLY_LABELLED_SOURCE, KEY, Annotations
+from nnunet_partial.labels import FULLY_LABELLED_SOURCE, KEY, Annotations, Union, members
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff")
 SOURCE_OF_UNLISTED = "unlisted"  # source of a case that the contract does not list
@@ -134,6 +136,22 @@ class LabelMap:
                 f"its values mean: --truth-labels or --pred-labels NAME=VALUE ..."
             )
 
+    def knows(self, name: str) -> bool:
+        """Whether the files hold this structure: a class, all classes of a union, or a union as one."""
+        return set(members(name)) <= set(self.values) or self.knows_as_one(name)
+
+    def knows_as_one(self, name: str) -> bool:
+        """Whether the files have this union as a label of its own: a teacher's ``a+b``, or one of nnU-Net's regions.
+
+        A class may be called as a region is and be but a part of it.
+        """
+        return name in self.values and ("+" in name or len(self.values[name]) > 1)
+
+    def values_of(self, name: str) -> tuple:
+        """The values of a structure that is known; a union has those of its classes."""
+        known = set(members(name)) <= set(self.values)
+        return tuple(v for i in members(name) for v in self.values[i]) if known else self.values[name]
+
     def of_case(self, case: str) -> "LabelMap":
         """What a process needs to know for this case: the contract's other cases stay here."""
         if self.annotations is None:
@@ -178,6 +196,7 @@ def evaluate_folder(
     processes: int | None = None,
     progress: bool = True,
     command: str | None = None,
+    regions: PathLike | Mapping[str, Any] | None = None,
 ) -> list:
     """Evaluate predictions on annotated classes; one row (dict) a case and class, in the order of cases and classes.
 
@@ -187,16 +206,19 @@ def evaluate_folder(
     every case. ``metrics`` names of :data:`~nnunet_partial.evaluation.metrics.METRICS`, all by default.
     ``tolerance_mm`` of the surface Dice: a number, or see :func:`parse_tolerances`. ``truth_dataset``,
     ``truth_labels``, ``pred_labels``: what the values mean where no dataset.json lies with the files. ``processes``
-    None: all cores. ``command``: how it was called, to be kept with the results.
+    None: all cores. ``command``: how it was called, to be kept with the results. ``regions``: structures made of classes, which
+    are evaluated instead of these, see :func:`read_regions`.
 
-    Rows hold ``case``, ``source``, ``class`` and the metrics (NaN: nothing to measure; inf: missed or invented). With
+    A union that a case's truth does not divide has its own row, called ``a+b``, and counts for neither class. Rows hold ``case``, ``source``, ``class`` and the metrics (NaN: nothing to measure; inf: missed or invented). With
     ``out``, ``metrics.json`` and ``metrics.csv`` are written there. Raises :class:`UserError`.
     """
     content, file = read_dataset_json(dataset)
     classes = tuple(LabelMap.of_dataset_json(content, file).values)
     tolerances = parse_tolerances(tolerance_mm, classes)
     known_pred, known_truth = _label_maps(pred, truth, content, file, truth_dataset, truth_labels, pred_labels)
-    plan = plan_cases(_folders(pred), Path(truth), classes, known_pred, known_truth, annotated, allow_missing)
+    known_regions = None if regions is None else read_regions(regions, content, classes)
+    plan = plan_cases(_folders(pred), Path(truth), classes, known_pred, known_truth, annotated, allow_missing, known_regions)
+    tolerances = {i: _tolerance_mm(i, tolerances) for _, _, _, names in plan.cases for i in names}
     names = check_metrics(metrics)
     jobs = [
         CaseJob(case, source, *files, evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances)
@@ -204,6 +226,7 @@ def evaluate_folder(
     ]
     rows = [row for result in map_cases(evaluate_case, jobs, processes, "evaluating", progress) for row in result]
     if out is not None:
+        structures = list(dict.fromkeys(i for _, _, _, names in plan.cases for i in names))
         evaluated = {row["class"] for row in rows}
         about = {
             "dataset": content.get("name", Path(file).parent.name),
@@ -211,11 +234,12 @@ def evaluate_folder(
             "truth": os.path.abspath(truth),
             "pred_labels": known_pred.file,
             "truth_labels": known_truth.file,
-            "pred_values": known_pred.values,
-            "truth_values": known_truth.values,
+            "pred_values": {**known_pred.values, **{i: known_pred.values_of(i) for i in structures}},
+            "truth_values": {**known_truth.values, **{i: known_truth.values_of(i) for i in structures}},
             "command": command,
             "annotated": annotated if isinstance(annotated, str) else list(annotated),
-            "tolerance_mm": {i: tolerances[i] for i in classes if i in evaluated},
+            "tolerance_mm": {i: tolerances[i] for i in sorted(evaluated, key=list(tolerances).index)},
+            **({} if known_regions is None else {"regions": {str(i): list(i.members) for i in known_regions}}),
             "not_evaluated": {k: v for k, v in vars(plan).items() if k != "cases"},
         }
         write_results(rows, out, about)
@@ -311,6 +335,44 @@ def parse_tolerances(given: float | str | Sequence[str], classes: Sequence[str])
     return {**dict.fromkeys(classes, general), **flare, **named}
 
 
+def _tolerance_mm(name: str, tolerances: Mapping[str, float]) -> float:
+    """That of a class; of a union the largest of its classes'."""
+    return tolerances[name] if name in tolerances else max(tolerances[i] for i in members(name))
+
+
+def read_regions(given: PathLike | Mapping[str, Any], content: Mapping[str, Any], classes: Sequence[str]) -> tuple:
+    """Regions (:class:`~nnunet_partial.labels.Union` with names of their own) of a JSON file, or of its content.
+
+    ``{"whole": ["edema", "core"], "core": ["core"]}`` by classes of the dataset, or ``{"whole": [1, 2], "core": 2}`` by their
+    values in the dataset's dataset.json ``content``; a dataset.json with regions is such a file under its key ``labels``.
+    Raises :class:`UserError`.
+    """
+    where = "--regions" if isinstance(given, Mapping) else f"--regions {given}"
+    found = given if isinstance(given, Mapping) else read_json(given)
+    found = found.get("labels", found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not set(found) - {"background", "ignore"}:
+        raise UserError(f'{where} must be {{"REGION": ["CLASS", ...], ...}}, found {str(found)[:80]}.')
+    of_value = {}
+    for name in classes:
+        value = content["labels"][name]
+        of_value.update({int(v): name for v in (value if isinstance(value, (list, tuple)) else [value])})
+    return tuple(
+        Union(_members_of_region(region, value, of_value, classes, where), name=region)
+        for region, value in found.items()
+        if region not in ("background", "ignore")
+    )
+
+
+def _members_of_region(region: str, value: Any, of_value: Mapping[int, str], classes: Sequence[str], where: str) -> tuple:
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    names = [of_value.get(i, i) if isinstance(i, int) else i for i in parts]
+    unknown = next((i for i in names if i not in classes), None)
+    if not names or unknown is not None or len(set(names)) < len(names):
+        what = f"{unknown!r}, which is no class or value of the dataset" if unknown is not None else f"{value!r}"
+        raise UserError(f"{where}: region {region!r} holds {what}. Write each of its classes once: {', '.join(classes)}.")
+    return tuple(names)
+
+
 def _spoken(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
 
@@ -358,6 +420,7 @@ def plan_cases(
     known_truth: LabelMap,
     annotated: str | Sequence[str] = "auto",
     allow_missing: bool = False,
+    regions: Sequence[Union] | None = None,
 ) -> Plan:
     """Find the files of every case and decide what to evaluate on it, before any image is read."""
     predictions: dict = {}
@@ -390,7 +453,9 @@ def plan_cases(
     wanted = {
         i: _annotated_classes(i, annotated, chosen, known_truth) for i in truths if i in predictions and i not in unlabelled
     }
-    known = {case: tuple(i for i in names if i in known_pred.values) for case, names in wanted.items()}
+    if regions is not None:
+        wanted = {case: _regions_of_case(case, names, regions, known_truth) for case, names in wanted.items()}
+    known = {case: tuple(i for i in names if known_pred.knows(i)) for case, names in wanted.items()}
     if not any(known.values()):
         raise UserError(
             f"nothing to evaluate: no case of {truth} annotates a class that {known_pred.file} knows "
@@ -451,7 +516,7 @@ def _annotated_classes(case: str, annotated: str | Sequence[str], chosen: Sequen
     if annotated not in ("auto", "contract"):
         raise UserError(f"--annotated {annotated}: write auto, contract, all, or names of classes.")
     if known_truth.lists(case):
-        return tuple(i for i in chosen if i in known_truth.annotations.of(case).annotated)
+        return tuple(i for i in known_truth.annotations.of(case).annotated if set(members(i)) <= set(chosen))
     if annotated == "auto" and known_truth.annotations is None:
         return tuple(chosen)
     raise UserError(
@@ -459,6 +524,13 @@ def _annotated_classes(case: str, annotated: str | Sequence[str], chosen: Sequen
         f"fully labelled (a test set), add --annotated all; else name its classes: --annotated "
         f"{' '.join(chosen[:2])}"
     )
+
+
+def _regions_of_case(case: str, names: Sequence[str], regions: Sequence[Union], known_truth: LabelMap) -> tuple:
+    """The regions that a case's truth tells: made of structures ``names`` that it distinguishes, or called as in its file."""
+    whole = [r for r in regions if known_truth.annotations is None and known_truth.knows_as_one(r)]
+    parts = {r: {c for i in names if set(members(i)) <= set(r.members) for c in members(i)} for r in regions}
+    return tuple(r for r in regions if r in whole or parts[r] == set(r.members))
 
 
 def _source(case: str, known_truth: LabelMap) -> str:
@@ -486,11 +558,11 @@ def evaluate_case(job: CaseJob) -> list:
     ]
     rows = []
     for name in job.classes:
-        values = job.pred_labels.values[name], job.truth_labels.values[name]
+        values = job.pred_labels.values_of(name), job.truth_labels.values_of(name)
         box = _joint_box([*_boxes_of(values[0], boxes[0]), *_boxes_of(values[1], boxes[1])], truth.shape)
         masks = [np.isin(label[box], i) for label, i in zip((pred, truth), values)]
         result = all_metrics(*masks, spacing_mm, job.tolerance_mm[name], job.metrics)
-        rows.append({"case": job.case, "source": job.source, "class": name, **result})
+        rows.append({"case": job.case, "source": job.source, "class": str(name), **result})
     return rows
 
 

@@ -15,7 +15,7 @@ import torch
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.labels import check_file_name, foreground_classes
+from nnunet_partial.labels import check_file_name, foreground_classes, structure
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.networks.onednn import use_onednn_convolutions
 from nnunet_partial.paths import FINAL_CHECKPOINT
@@ -94,8 +94,9 @@ def find_model(
                 f"plans."
             )
     dataset_file = model / "dataset.json"
-    known, _ = foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))
-    unknown = [i for i in known if i not in classes]
+    names, _ = foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))
+    known = tuple(structure(i, classes) for i in names)
+    unknown = [i for i, j in zip(names, known) if j is None]
     if unknown:
         raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: {', '.join(classes)}.")
     return ModelFiles(model.name, model, file, known, trusted)

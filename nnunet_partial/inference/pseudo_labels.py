@@ -34,7 +34,7 @@ from nnunet_partial.inference.preprocessed import (
     require_case,
     restricted_prediction,
 )
-from nnunet_partial.labels import Annotations, check_super_classes
+from nnunet_partial.labels import Annotations, Union, check_super_classes, items_to_json, members, settled
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import find_teachers
 from nnunet_partial.outputs import is_same, stamp
@@ -57,7 +57,7 @@ class Model:
             "folder": str(self.files.folder),
             "checkpoint": str(self.files.checkpoint),
             "sha256": self.sha256,
-            "classes": list(self.files.classes),
+            "classes": [str(i) for i in self.files.classes],
         }
 
 
@@ -78,16 +78,54 @@ class Task:
 
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
-        annotated = self.annotations.of(case).annotated
+        annotated, wanted = self.annotations.of(case).annotated, self.wanted(case)
         inputs = {
-            "models": {i.sha256: list(i.files.classes) for i in self.models if _lacking(i, annotated)},
-            "annotated": list(annotated),
+            "models": {i.sha256: [str(j) for j in i.files.classes] for i in self.models if wanted.of(i)},
+            "annotated": items_to_json(annotated),
             # of a case that annotates nothing the label file is never read
             "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
             "largest_component": [i for i in self.largest_component if i not in annotated],
             "mirroring": self.mirroring,
         }
         return {**inputs, "super_classes": dict(self.super_classes)} if self.super_classes else inputs
+
+    def wanted(self, case: str) -> "Wanted":
+        """What the models may say about a case."""
+        return Wanted.of_case(self.annotations.of(case).annotated, [i.files.classes for i in self.models])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """``lacking``: the structures that a case lacks and models know. ``divided``: unions that the case outlines and whose
+    members models know one by one; they divide the outline, which stays.
+
+    A union that models know is taken only where they do not know all of its classes one by one.
+    """
+
+    lacking: tuple
+    divided: tuple
+
+    @classmethod
+    def of_case(cls, annotated: Sequence[str], models: Iterable[Sequence[str]]) -> "Wanted":
+        known = list(dict.fromkeys(i for classes in models for i in classes))
+        single = {i for i in known if not isinstance(i, Union)}
+        taken = {c for i in annotated for c in members(i)}
+        lacking = []
+        for union in (i for i in known if isinstance(i, Union)):
+            if not taken & set(union.members) and not set(union.members) <= single:
+                lacking.append(union)
+                taken |= set(union.members)
+        lacking += [i for i in known if i in single and i not in taken]
+        return cls(tuple(lacking), tuple(i for i in annotated if isinstance(i, Union) and set(i.members) <= single))
+
+    @property
+    def pseudo(self) -> tuple:
+        """The structures that pseudo labels add."""
+        return (*self.lacking, *(c for i in self.divided for c in i.members))
+
+    def of(self, model: Model) -> list:
+        """Those that this model knows."""
+        return [i for i in model.files.classes if i in self.pseudo]
 
 
 def pseudo_label(
@@ -203,10 +241,6 @@ def _find_models(
         else:
             found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint, trusted))
     return found
-
-
-def _lacking(model: Model, annotated: Sequence[str]) -> list:
-    return [i for i in model.files.classes if i not in annotated]
 
 
 def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
@@ -335,18 +369,23 @@ class Labeller:
         """Write one case to the label directory."""
         inputs, of_image = self.task.inputs(case), stamp(case_file(self.task.images, case))  # as before anything is read
         image, truth, properties = load_case(self.task.images, case)
-        annotated = self.annotations.of(case).annotated
-        models = [i for i in self.task.models if _lacking(i, annotated)]
-        pseudo = sorted({c for i in models for c in _lacking(i, annotated)}, key=self.annotations.classes.index)
-        labels, probability = self._predict(image, models, annotated, truth.shape[1:])
-        labels = largest_components(labels, [self._value(i) for i in self.task.largest_component])
+        annotated, wanted = self.annotations.of(case).annotated, self.task.wanted(case)
+        models = [i for i in self.task.models if wanted.of(i)]
+        pseudo = sorted(wanted.pseudo, key=self._value)
         seg = self._annotated_part(case, truth)
+        outlines = {i: seg[0] == self._value(i) for i in wanted.divided}
+        labels, probability = self._predict(image, models, wanted, outlines, truth.shape[1:])
         free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
+        for inside in outlines.values():
+            seg[0][inside] = np.where(labels[inside] > 0, labels[inside], seg[0][inside])
+            labels[inside] = 0  # an outline stays whole, whatever piece of it is the largest
+        labels = largest_components(labels, [self._value(i) for i in self.task.largest_component])
         seg[0][free] = labels[free]
+        names = settled((*annotated, *pseudo), self.annotations.classes)
         record = {
-            "annotated": list(annotated),
-            "pseudo": pseudo,
-            **self._statistics(seg[0], probability, (*annotated, *pseudo), pseudo, properties),
+            "annotated": items_to_json(annotated),
+            "pseudo": items_to_json(pseudo),
+            **self._statistics(seg[0], probability, names, pseudo, properties),
             "written": _now(),
             "inputs": inputs,
             "image": of_image,
@@ -362,22 +401,46 @@ class Labeller:
         return np.where((truth < 0) | np.isin(truth, self.annotations.values(case)), truth, 0).astype(truth.dtype)
 
     def _value(self, name: str) -> int:
-        return self.annotations.classes.index(name) + 1
+        return self.annotations.values_of(name)[0]
 
-    def _predict(self, image: np.ndarray, models: Sequence[Model], annotated: Sequence[str], shape: Sequence[int]) -> tuple:
+    def _predict(
+        self,
+        image: np.ndarray,
+        models: Sequence[Model],
+        wanted: Wanted,
+        outlines: Mapping[str, np.ndarray],
+        shape: Sequence[int],
+    ) -> tuple:
         """Pseudo labels (*S) of the classes that are not annotated, and the probability (*S) of each voxel's label."""
-        return merge_claims((self._claim(i, image, annotated) for i in models), shape)
+        return merge_claims((self._claim(i, image, wanted, outlines) for i in models), shape)
 
-    def _claim(self, model: Model, image: np.ndarray, annotated: Sequence[str]) -> tuple:
+    def _claim(self, model: Model, image: np.ndarray, wanted: Wanted, outlines: Mapping[str, np.ndarray]) -> tuple:
         """One model's labels and probabilities, both (*S). Its logits, the largest array there is, are gone on return."""
-        lacking = _lacking(model, annotated)
+        lacking = [i for i in model.files.classes if i in wanted.lacking]
+        logits = predict_logits(self._predictor(model), image)
         index, probability = restricted_prediction(
-            predict_logits(self._predictor(model), image),
+            logits,
             [model.files.classes.index(i) + 1 for i in lacking],
             groups=super_class_numbers(lacking, self.task.super_classes),
         )
         values = np.array([0, *(self._value(i) for i in lacking)], dtype=np.int16)
-        return values[index.numpy()], probability.numpy()
+        labels, probability = values[index.numpy()], probability.numpy()
+        for union, inside in outlines.items():
+            known = [i for i in model.files.classes if i in union.members]
+            if known and inside.any():
+                labels[inside], probability[inside] = self._division(logits, model, known, inside, size=len(union.members))
+        return labels, probability
+
+    def _division(self, logits: torch.Tensor, model: Model, known: Sequence[str], inside: np.ndarray, size: int) -> tuple:
+        """Which of the classes ``known`` each voxel of an outline (*S) bool is, and its probability, of n voxels.
+
+        A model that knows all ``size`` members of the union chooses among them alone; another says how sure it is of its own.
+        """
+        outputs = [model.files.classes.index(i) + 1 for i in known]
+        rows, mask = outputs if len(known) == size else [0, *outputs], torch.from_numpy(inside)
+        probabilities = torch.softmax(torch.stack([logits[i][mask] for i in rows]).float(), 0)[-len(outputs) :]
+        best, index = probabilities.max(0)
+        return np.array([self._value(i) for i in known], dtype=np.int16)[index.numpy()], best.numpy()
 
     def _predictor(self, model: Model):
         if model.sha256 not in self.predictors:
@@ -410,7 +473,7 @@ def super_class_numbers(names: Sequence[str], super_classes: Mapping[str, Sequen
     """The number from 1 of each name's super-class; a name in none is its own. None without super-classes."""
     if not super_classes:
         return None
-    owner = {member: name for name, members in super_classes.items() for member in members}
+    owner = {i: name for name, those in super_classes.items() for i in those}
     owners = [("super", owner[i]) if i in owner else ("class", i) for i in names]
     return [sorted(set(owners)).index(i) + 1 for i in owners]
 

@@ -12,7 +12,8 @@ s = 1e-5. It is 0 where P is certain of Y, and 0 where D is empty.
 P1, P2 are the teachers, S the student. A case annotated only in part is labelled for its annotated classes and unlabelled for
 the rest: ``groups`` (B, C) restricts a loss to the classes that are a group of their own. For labelled cases that is
 ``groups_from_annotated(annotated)``, for what is left to cross teaching ``groups_from_annotated(~annotated)``. None stands
-for every class. ``valid`` (B, *S) bool marks the voxels that count (an ignore label's do not): every sum and mean runs over
+for every class. ``possible`` (B, C, *S) bool restricts what a network says as a teacher: ``possible_classes`` makes it of
+outlines that are not divided; None for everything. ``valid`` (B, *S) bool marks the voxels that count (an ignore label's do not): every sum and mean runs over
 these alone; None for all.
 """
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._common import check_voxels, log_softmax, softmax
-from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs
+from .partial import MarginalDiceCELoss, lowest_class, marginal_log_probs, within_outlines
 
 
 def dice_focal(
@@ -59,7 +60,12 @@ def dice_focal(
 
 
 def cross_teaching(
-    p1_logits: Tensor, p2_logits: Tensor, groups: Tensor | None = None, valid: Tensor | None = None, **dice: object
+    p1_logits: Tensor,
+    p2_logits: Tensor,
+    groups: Tensor | None = None,
+    valid: Tensor | None = None,
+    possible: Tensor | None = None,
+    **dice: object,
 ) -> Tensor:
     """Each teacher is taught by what the other one says.
 
@@ -70,8 +76,8 @@ def cross_teaching(
     returns                       0-dim
     """
     groups = _singletons(p1_logits) if groups is None else groups
-    first = _dice(p1_logits, p2_logits.argmax(1), groups, valid, **dice)
-    return first + _dice(p2_logits, p1_logits.argmax(1), groups, valid, **dice)
+    first = _dice(p1_logits, _argmax(p2_logits, possible), groups, valid, **dice)
+    return first + _dice(p2_logits, _argmax(p1_logits, possible), groups, valid, **dice)
 
 
 def pseudo_supervision(
@@ -80,6 +86,7 @@ def pseudo_supervision(
     p2_logits: Tensor,
     groups: Tensor | None = None,
     valid: Tensor | None = None,
+    possible: Tensor | None = None,
     **dice: object,
 ) -> Tensor:
     """The student is taught by what the teachers say together.
@@ -89,7 +96,7 @@ def pseudo_supervision(
     All logits (B, C, *S); the gradient reaches the student alone. ``groups``, ``dice`` as in ``dice_focal``. 0-dim.
     """
     groups = _singletons(s_logits) if groups is None else groups
-    return _dice(s_logits, _mean_teacher(p1_logits, p2_logits).argmax(1), groups, valid, **dice)
+    return _dice(s_logits, _argmax(_mean_teacher(p1_logits, p2_logits), possible), groups, valid, **dice)
 
 
 def distillation(
@@ -98,6 +105,7 @@ def distillation(
     p2_logits: Tensor,
     weights: Tensor | None = None,
     valid: Tensor | None = None,
+    possible: Tensor | None = None,
 ) -> Tensor:
     """The student learns the teachers' mean probabilities.
 
@@ -110,7 +118,7 @@ def distillation(
     voxels of each sample and are not divided out again; None for 1. 0-dim; 0 where S says what the teachers say.
     """
     log_student = log_softmax(s_logits)
-    teacher = _mean_teacher(p1_logits, p2_logits).to(log_student.dtype)
+    teacher = within_outlines(_mean_teacher(p1_logits, p2_logits), possible).to(log_student.dtype)
     divergence = F.kl_div(log_student, teacher, reduction="none")
     if valid is not None:
         check_voxels("valid", valid, s_logits)
@@ -126,6 +134,12 @@ def distillation(
 def _mean_teacher(p1_logits: Tensor, p2_logits: Tensor) -> Tensor:
     with torch.no_grad():
         return (softmax(p1_logits) + softmax(p2_logits)) / 2
+
+
+def _argmax(scores: Tensor, possible: Tensor | None) -> Tensor:
+    """The most probable class (B, *S) of those that are possible."""
+    scores = scores.detach()
+    return (scores if possible is None else scores.masked_fill(~possible, -torch.inf)).argmax(1)
 
 
 def _singletons(logits: Tensor) -> Tensor:

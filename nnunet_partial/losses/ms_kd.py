@@ -3,7 +3,8 @@
 Feng et al., "MS-KD: Multi-Organ Segmentation with Multiple Binary-Labeled Datasets", 2021. Equation numbers are
 the paper's. ``valid`` (B, *S) bool marks the voxels that count (an ignore label's do not): R and every region hold these
 alone; None for all. Teacher k has one output for background and one for each of its n_k organs (the paper has n_k = 1); the
-student has K + 1 outputs. Teachers are references: no gradient reaches them.
+student has K + 1 outputs. An output may stand for several of the student's classes, their union, where the teacher's source
+does not tell them apart. Teachers are references: no gradient reaches them.
 
     L = sum_k L_logit^k + lambda_1 L_logit^B + lambda_2 sum_k L_feature^k,  lambda_1 = 1, lambda_2 = 10     (8)
 """
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ._common import check_voxels, log_softmax, softmax, working_dtype
+
+#: what a teacher's output stands for: one class of the student, or the union of several
+Output = int | tuple[int, ...]
 
 
 def teacher_regions(teacher_logits: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
@@ -36,26 +40,27 @@ def teacher_regions(teacher_logits: Sequence[Tensor]) -> tuple[list[Tensor], Ten
         return organs, ~torch.stack(organs).any(0)
 
 
-def transfer(teacher_probs: Tensor, classes: Sequence[int], num_classes: int) -> Tensor:
+def transfer(teacher_probs: Tensor, classes: Sequence[Output], num_classes: int) -> Tensor:
     """Places a teacher's probabilities at the student's classes.
 
         q_hat_c = q_0 if c = 0,  q_j if c is the class of the teacher's j-th output,  else 0                 (3)
 
     ``teacher_probs`` q  (B, n_k + 1, *S)
-    ``classes``          the student's class of each foreground output of the teacher, n_k of them
+    ``classes``          the student's class of each foreground output of the teacher, n_k of them. A tuple of classes is their
+                         union, whose probability stands at the lowest of them
     ``num_classes``      K + 1
     returns q_hat        (B, K + 1, *S)
     """
     _check_classes(teacher_probs, classes, num_classes)
     transferred = teacher_probs.new_zeros((teacher_probs.shape[0], num_classes, *teacher_probs.shape[2:]))
-    transferred[:, [0, *classes]] = teacher_probs
+    transferred[:, [0, *(min(_members(i)) for i in classes)]] = teacher_probs
     return transferred
 
 
 def logit_loss(
     student_logits: Tensor,
     teacher_logits: Sequence[Tensor],
-    teacher_classes: Sequence[Sequence[int]],
+    teacher_classes: Sequence[Sequence[Output]],
     valid: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Supervision of the student's probabilities by the teachers', region by region.
@@ -67,9 +72,15 @@ def logit_loss(
     with KL(p || q) = sum_c p_c (log p_c - log q_c), 0 log 0 = 0, R all voxels of the batch, q_hat as in ``transfer``
     and M as in ``teacher_regions``. Where several M^k overlap every one of their terms stays.
 
+    A union U of classes is one class to a teacher that does not tell them apart, and the student's probability of it is the
+    sum of its members': the term of U is q_hat_U (log q_hat_U - log sum_{c in U} q_c^S), and how the student divides U is
+    left alone. In (5) a teacher's q_hat_U is divided among the members as the student, held fixed, divides it. Where all
+    teachers cut alike this is (5) with the classes merged; where they do not, it is the only division that adds nothing to
+    the gradient.
+
     ``student_logits``   (B, K + 1, *S), q^S is their softmax
     ``teacher_logits``   list of (B, n_k + 1, *S), q^k is the softmax of the k-th
-    ``teacher_classes``  list of the student's class of each foreground output, such as [(1,), (2, 3)]
+    ``teacher_classes``  list of the student's class, or tuple of classes, of each foreground output: [(1,), (2, (3, 4))]
     returns              (organ, background); an empty region gives 0, with a gradient of 0
     """
     if len(teacher_classes) != len(teacher_logits):
@@ -89,9 +100,11 @@ def logit_loss(
     organ = student[0].new_zeros(())
     mean_teacher = {}
     for logits, classes, region in zip(teacher_logits, teacher_classes, organ_regions):
-        for c, reference in zip((0, *classes), softmax(logits.detach()).unbind(1)):
-            organ = organ + _masked_kl(reference, student[c], region)
-            mean_teacher[c] = mean_teacher.get(c, 0) + reference / len(teacher_logits)
+        for output, reference in zip((0, *classes), softmax(logits.detach()).unbind(1)):
+            log_prob, shares = _union_of_student(student, _members(output))
+            organ = organ + _masked_kl(reference, log_prob, region)
+            for c, share in shares.items():
+                mean_teacher[c] = mean_teacher.get(c, 0) + reference * share / len(teacher_logits)
     background = student[0].new_zeros(())
     for c, reference in mean_teacher.items():
         background = background + _masked_kl(reference, student[c], background_region)
@@ -144,6 +157,22 @@ def reduce_mask(mask: Tensor, spatial_shape: Sequence[int]) -> Tensor:
     return F.interpolate(mask[:, None].to(torch.uint8), size=spatial_shape, mode="nearest-exact")[:, 0].bool()
 
 
+def _members(output: Output) -> tuple[int, ...]:
+    """The student's classes that a teacher's output stands for."""
+    return (output,) if isinstance(output, int) else tuple(output)
+
+
+def _union_of_student(student: Sequence[Tensor], classes: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor | float]]:
+    """The student's log probability (B, *S) of the union of ``classes``, and the share of each in it, without a gradient.
+
+    ``student``: its log probability (B, *S) of every class.
+    """
+    if len(classes) == 1:
+        return student[classes[0]], {classes[0]: 1.0}
+    log_prob = torch.logsumexp(torch.stack([student[c] for c in classes]), 0)
+    return log_prob, {c: (student[c] - log_prob).detach().exp() for c in classes}
+
+
 def _masked_kl(reference: Tensor, log_student: Tensor, region: Tensor) -> Tensor:
     """sum over the region of one channel's term of KL(reference || student), all (B, *S)."""
     return (F.kl_div(log_student, reference.to(log_student.dtype), reduction="none") * region).sum()
@@ -162,14 +191,15 @@ def _check_teachers(teacher_logits: Sequence[Tensor]) -> None:
         raise ValueError(f"teachers have outputs of shapes {shapes}, expected (B, 2.., *S) with one B and one S")
 
 
-def _check_classes(teacher_output: Tensor, classes: Sequence[int], num_classes: int) -> None:
+def _check_classes(teacher_output: Tensor, classes: Sequence[Output], num_classes: int) -> None:
     classes = tuple(classes)
     if len(classes) != teacher_output.shape[1] - 1:
         raise ValueError(
             f"a teacher of {teacher_output.shape[1]} outputs was given the classes {classes}, expected "
             f"{teacher_output.shape[1] - 1} of them, background left out"
         )
-    if len(set(classes)) != len(classes) or not all(0 < c < num_classes for c in classes):
+    every = [c for i in classes for c in _members(i)]
+    if len(set(every)) != len(every) or not all(0 < c < num_classes for c in every) or not all(map(_members, classes)):
         raise ValueError(f"classes {classes} of a teacher must be distinct and lie in 1 to {num_classes - 1}")
 
 

@@ -40,6 +40,43 @@ def lowest_class(groups: Tensor) -> Tensor:
     return torch.where(same, torch.arange(groups.shape[1]), groups.shape[1]).amin(-1)
 
 
+def alone_in_group(groups: Tensor) -> Tensor:
+    """Which classes are a group of their own: (B, C) int -> (B, C) bool on the CPU, background always true."""
+    groups = groups.cpu()
+    alone = (groups[:, :, None] == groups[:, None, :]).sum(-1) == 1
+    alone[:, 0] = True
+    return alone
+
+
+def possible_classes(target: Tensor, groups: Tensor) -> Tensor | None:
+    """Which classes an outline of several classes together leaves possible.
+
+    A group of several classes without background is a union: its outline is known, how it divides is not. Inside the outline
+    its members alone are possible, outside none of them. Other classes are restricted by outlines of unions alone.
+
+    ``target``  (B, *S), labels: inside an outline that of any member
+    ``groups``  (B, C) int, the partition of the classes that the labels tell apart for certain
+    returns     (B, C, *S) bool on the device of ``target``; None where no sample has a union, so that everything is possible
+    """
+    lowest = lowest_class(groups)
+    in_union = ~alone_in_group(groups) & (lowest != 0)
+    if not in_union.any():
+        return None
+    union = torch.where(in_union, lowest, 0).to(target.device)  # of every class; 0 for none
+    labels = target.flatten(1).long()
+    known = (labels >= 0) & (labels < union.shape[1])  # an ignore label is in no outline
+    of_voxel = union.gather(1, labels * known)
+    return (union[:, :, None] == of_voxel[:, None]).reshape(*union.shape, *target.shape[1:])
+
+
+def within_outlines(probs: Tensor, possible: Tensor | None) -> Tensor:
+    """``probs`` (B, C, *S) with the classes that are not ``possible`` (B, C, *S) at 0 and the others' sum at 1 again."""
+    if possible is None:
+        return probs
+    kept = probs * possible
+    return kept / kept.sum(1, keepdim=True).clamp_min(torch.finfo(probs.dtype).tiny)
+
+
 def marginal_log_probs(logits: Tensor, groups: Tensor) -> Tensor:
     """Log probability of each group of classes.
 

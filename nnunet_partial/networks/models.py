@@ -27,7 +27,8 @@ _PREPROCESSING = (
 class ModelFiles:
     """Where a model lies, and what it knows.
 
-    ``classes``: its foreground classes in the order of its outputs 1 .. n. ``trusted``: the user vouches for the architecture
+    ``classes``: the classes of the dataset at hand that its outputs 1 .. n stand for; a :class:`~nnunet_partial.labels.Union`
+    for an output that does not tell several apart. ``trusted``: the user vouches for the architecture
     that its plans name, whatever it is.
     """
 

@@ -11,7 +11,7 @@ from torch import nn
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json
-from nnunet_partial.labels import Annotations, foreground_classes
+from nnunet_partial.labels import Annotations, foreground_classes, members, structure
 from nnunet_partial.networks.features import FeatureTap
 from nnunet_partial.networks.models import ModelFiles, cascaded, find_checkpoint, load_network, preprocessing_pairs
 from nnunet_partial.settings import KEY, MSKDSettings
@@ -118,7 +118,8 @@ def _check_fit(
     remedy = f"Train it on these plans: {training_command(source, plans, configuration, 0)}"
     teacher_plans = read_json(model / "plans.json", remedy)
     check_plans(teacher_plans, model / "plans.json", trusted)
-    classes, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
+    names, _ = foreground_classes(read_json(model / "dataset.json", remedy), str(model / "dataset.json"))
+    classes = tuple(structure(i, annotations.classes) for i in names)
     trained = model.absolute().name.split("__")[-1]
     if cascaded(teacher_plans, trained):
         raise UserError(
@@ -132,9 +133,9 @@ def _check_fit(
                 f"has {_short(ours)}. {remedy}"
             )
     expected = annotations.classes_of_source(source)
-    if not set(classes) <= set(annotations.classes) or not set(expected) <= set(classes):
+    if None in classes or not all(i in classes or set(members(i)) <= set(classes) for i in expected):
         raise UserError(
-            f"the teacher of source {source!r} in {model} segments {', '.join(classes)}; it must segment "
+            f"the teacher of source {source!r} in {model} segments {', '.join(names)}; it must segment "
             f"{', '.join(expected)} and may know no class but {', '.join(annotations.classes)}. {remedy}"
         )
     return classes
@@ -148,7 +149,7 @@ def _short(value: Any) -> str:
 class Teacher(nn.Module):
     """A frozen network that runs in inference mode.
 
-    ``classes``: values of the student's classes that its foreground outputs 1 .. n stand for.
+    ``classes``: values of the student's classes that its foreground outputs 1 .. n stand for; a tuple of values for a union.
     """
 
     def __init__(self, files: ModelFiles, network: nn.Module, classes: Sequence[int], feature_level: int | None = None):
@@ -172,5 +173,6 @@ class Teacher(nn.Module):
 
 def load_teacher(files: ModelFiles, annotations: Annotations, device: torch.device, feature_level: int | None = None) -> Teacher:
     """A frozen teacher with the weights of its checkpoint."""
-    values = [annotations.classes.index(i) + 1 for i in files.classes]
-    return Teacher(files, load_network(files).network.to(device), values, feature_level)
+    values = [annotations.values_of(i) for i in files.classes]
+    outputs = [i[0] if len(i) == 1 else i for i in values]
+    return Teacher(files, load_network(files).network.to(device), outputs, feature_level)

@@ -10,7 +10,6 @@ import torch
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, read_json, write_json
 from nnunet_partial.labels import check_super_classes
-from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import ATSOSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
@@ -130,7 +129,7 @@ class nnUNetTrainerATSO(PartialTrainer):
     def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
         made = super().to_device(batch, training)
         if training and self.own.super_classes:
-            made.groups = super_class_groups(made.annotated.cpu(), made.truth.cpu(), self._super_class_values())
+            made.groups = super_class_groups(made.groups, made.truth.cpu(), self._super_class_values())
         return made
 
     def _super_class_values(self) -> list:
@@ -146,17 +145,17 @@ class nnUNetTrainerATSO(PartialTrainer):
             self.print_to_log_file("No final validation: atso.final_validation is off.")
 
 
-def super_class_groups(annotated: torch.Tensor, truth: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
+def super_class_groups(groups: torch.Tensor, truth: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
     """The partition of each sample's classes where its pseudo labels are right up to super-classes only.
 
-    ``annotated`` (B, K + 1) bool, what the labels distinguish; ``truth`` (B, K + 1) bool, which of these are no pseudo
-    labels and stay by themselves; ``members`` the label values of each super-class. Returns groups (B, K + 1) int64:
-    pseudo-labelled classes of one super-class share the lowest of their values.
+    ``groups`` (B, K + 1) int, the partition that the labels distinguish; ``truth`` (B, K + 1) bool, which classes are no
+    pseudo labels and stay by themselves; ``members`` the label values of each super-class. Returns groups (B, K + 1) int64:
+    pseudo-labelled classes of one super-class, and what is in one group with them, share the lowest of their values.
     """
-    groups = groups_from_annotated(annotated)
+    groups = groups.clone()
     for values in members:
-        for sample in range(len(groups)):
-            pseudo = [i for i in values if annotated[sample, i] and not truth[sample, i]]
+        for own, known in zip(groups, truth):
+            pseudo = [i for i in values if own[i] != 0 and not known[i]]
             if pseudo:
-                groups[sample, pseudo] = min(pseudo)
+                own[torch.isin(own, own[pseudo])] = own[pseudo].min()
     return groups

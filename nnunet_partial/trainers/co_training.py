@@ -12,6 +12,7 @@ from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint
 from nnunet_partial.losses import co_training
+from nnunet_partial.losses.partial import possible_classes, within_outlines
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.ibn import use_instance_batch_norm
@@ -133,8 +134,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         if "soft" in self.loss_terms:
             if not taught:  # CT alone: the networks as they are
                 taught = {name: output[0].detach() for name, output in outputs.items()}
-            region = self.region(batch.full_resolution_target[:, 0], batch)
-            soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], region) for name, output in outputs.items())
+            target = batch.full_resolution_target[:, 0]
+            where = self.region(target, batch), possible_classes(target, batch.truth_groups)
+            soft = sum(self.soft_loss(output[0], taught[self.teacher_of(name)], *where) for name, output in outputs.items())
             losses["soft"] = self.ramp_up() * self.own.lambda_soft * soft
         return losses
 
@@ -158,9 +160,19 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         own = self.own
         return co_training.region_mask(target.long(), batch.truth, own.region, iterations=own.region_dilation, valid=valid)
 
-    def soft_loss(self, logits: torch.Tensor, teacher_logits: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
-        """Eqs. 4, 5, a mean over the region of the whole batch, which under DDP lies on several devices."""
-        loss = co_training.soft_cross_entropy(logits, torch.softmax(teacher_logits.float(), 1), region)
+    def soft_loss(
+        self,
+        logits: torch.Tensor,
+        teacher_logits: torch.Tensor,
+        region: torch.Tensor,
+        possible: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Eqs. 4, 5, a mean over the region of the whole batch, which under DDP lies on several devices.
+
+        Where the annotation outlines classes together, soft labels divide the outline and do not change it (``possible``).
+        """
+        teacher_probs = within_outlines(torch.softmax(teacher_logits.float(), 1), possible)
+        loss = co_training.soft_cross_entropy(logits, teacher_probs, region)
         if not self.is_ddp:
             return loss
         here = region.sum().float()

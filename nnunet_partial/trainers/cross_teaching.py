@@ -13,7 +13,7 @@ from torch import distributed, nn
 from nnunet_partial.data.preprocessed.pools import Pools
 from nnunet_partial.errors import UserError
 from nnunet_partial.losses import cross_teaching
-from nnunet_partial.losses.partial import groups_from_annotated
+from nnunet_partial.losses.partial import alone_in_group, groups_from_annotated, possible_classes
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.networks.usenet import ResidualUSENet
@@ -132,10 +132,10 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """``labelled``: training cases that annotate something; ``unlabelled``: those that lack something. A case
         annotated in part is in both."""
         annotations = self.annotations if self.labels is None else self.labels.annotations(self.annotations)
-        masks = {i: annotations.mask(i)[1:] for i in self.do_split()[0]}
+        cases = self.do_split()[0]
         return {
-            "labelled": [i for i, mask in masks.items() if any(mask)],
-            "unlabelled": [i for i, mask in masks.items() if not all(mask)],
+            "labelled": [i for i in cases if annotations.of(i).annotated],
+            "unlabelled": [i for i in cases if not all(annotations.mask(i))],
         }
 
     def get_tr_and_val_datasets(self) -> tuple:
@@ -176,9 +176,10 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         outputs = {name: member.network(batch.data) for name, member in self.members.items()}
         outputs = {name: i if isinstance(i, (list, tuple)) else [i] for name, i in outputs.items()}
         logits = {name: i[0] for name, i in outputs.items()}
-        annotated = batch.groups != 0  # (B, K + 1), on the host
-        lacking = groups_from_annotated(~annotated)
-        labelled, unlabelled = annotated[:, 1:].any(1), ~annotated[:, 1:].all(1)
+        apart = alone_in_group(batch.groups) & (batch.groups != 0)  # (B, K + 1), on the host
+        lacking = groups_from_annotated(~apart)
+        labelled, unlabelled = (batch.groups[:, 1:] != 0).any(1), ~apart[:, 1:].all(1)
+        possible = possible_classes(batch.full_resolution_target[:, 0], batch.truth_groups)
         share_labelled, share_unlabelled = self.shares(labelled, unlabelled)
 
         losses = {"supervised": sum(self.supervised(i, batch, share_labelled) for i in outputs.values())}
@@ -186,16 +187,16 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         semi = self.own.lambda_ssl * self.ramp()
         if "cross_teaching" in self.loss_terms:
             pair = [logits[i] for i in self.cross_teachers]
-            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, valid, **self._dice)
+            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, valid, possible, **self._dice)
         taught = [logits[i] for i in (self.teachers[0], self.teachers[-1])] if self.teachers else None
         if "pseudo_supervision" in self.loss_terms:
             losses["pseudo_supervision"] = semi * cross_teaching.pseudo_supervision(
-                logits["network"], *taught, lacking, valid, **self._dice
+                logits["network"], *taught, lacking, valid, possible, **self._dice
             )
         if "distillation" in self.loss_terms:
             of_labelled, of_unlabelled = self.distillation_weights()
             weights = of_labelled * share_labelled * labelled + of_unlabelled * share_unlabelled * unlabelled
-            losses["distillation"] = cross_teaching.distillation(logits["network"], *taught, weights, valid)
+            losses["distillation"] = cross_teaching.distillation(logits["network"], *taught, weights, valid, possible)
         return losses
 
     def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, weight_focal: float) -> torch.Tensor:

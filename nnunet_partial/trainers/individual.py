@@ -17,7 +17,7 @@ class nnUNetTrainerIndividual(PartialTrainer):
     """Trains on the cases of the source that the plans variant names (``source``).
 
     The model's dataset.json lists that source's classes alone, numbered from 1, so that stock nnU-Net predicts with it
-    as with any other model. On a source whose cases annotate different classes the loss is marginal.
+    as with any other model; classes that no case of it tells apart are one, called ``kidney_left+kidney_right``. On a source whose cases annotate different classes the loss is marginal.
     """
 
     short_name, title = "individual", "Individual"
@@ -31,7 +31,8 @@ class nnUNetTrainerIndividual(PartialTrainer):
                 f"source=SOURCE (sources: {', '.join(self.annotations.annotated_sources)})"
             )
         complete, self.annotations = self.annotations, self.annotations.restricted_to_source(self.settings.source)
-        self.label_map = {complete.classes.index(name) + 1: i + 1 for i, name in enumerate(self.annotations.classes)}
+        atoms = complete.classes_of_source(self.settings.source)  # what is not told apart is one output
+        self.label_map = {value: i for i, atom in enumerate(atoms, 1) for value in complete.values_of(atom)}
         if complete.ignore_label is not None:
             self.label_map[complete.ignore_label] = self.annotations.ignore_label
         own = {**dataset_json, "labels": self.annotations.labels()}

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.nn.functional import interpolate
 
+from nnunet_partial.labels import told_apart
 from nnunet_partial.losses import ms_kd
 from nnunet_partial.networks.features import FeatureTap
 from nnunet_partial.networks.teachers import find_teachers, load_teacher
@@ -66,7 +67,7 @@ class nnUNetTrainerMSKD(PartialTrainer):
 
     def taught_classes(self, cases: Sequence[str]) -> set:
         """What the teachers know."""
-        return {name for files in self._find_teachers() for name in files.classes}
+        return told_apart(name for files in self._find_teachers() for name in files.classes)
 
     def teach(self, batch: Batch) -> list:
         """(logits, features or None) of each teacher. In a cascade they see the image alone, not the previous stage."""

@@ -38,8 +38,8 @@ from nnunet_partial.data.preprocessed.pools import PoolDataLoader, Pools, case_w
 from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
-from nnunet_partial.labels import Annotations
-from nnunet_partial.losses.partial import MarginalDiceCELoss, groups_from_annotated
+from nnunet_partial.labels import Annotations, told_apart
+from nnunet_partial.losses.partial import MarginalDiceCELoss
 from nnunet_partial.networks.ema import EMA
 from nnunet_partial.networks.heads import can_switch_deep_supervision, mask_outputs
 from nnunet_partial.networks.onednn import onednn_convolutions
@@ -67,7 +67,9 @@ class Batch:
 
     ``data`` (B, channels, *S) float, in a cascade with the previous stage's classes after the image; ``target`` (B, 1, *S) or, with deep supervision, a list of these from full
     resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
-    ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels.
+    ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels; ``truth_groups``
+    (B, K + 1) int, on the host, the partition that the annotations alone tell apart: classes of a union share a group,
+    although pseudo labels may divide it.
     """
 
     data: torch.Tensor
@@ -77,6 +79,11 @@ class Batch:
     cases: Sequence[str]
     truth: torch.Tensor | None = None
     image_channels: int | None = None
+    truth_groups: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.truth_groups is None:  # no pseudo labels
+            self.truth_groups = self.groups
 
     @property
     def image(self) -> torch.Tensor:
@@ -438,7 +445,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """The augmenters' batch on the device, with what the labels of its cases distinguish."""
         truth = self.annotated_lookup(batch["keys"])
         # on the host, where the loss reads the groups
-        annotated = self.training_lookup(batch["keys"]) if training else truth
+        lookup = self.training_lookup if training else self.annotated_lookup
+        annotated = lookup(batch["keys"])
         target = batch["target"]
         target = (
             [i.to(self.device, non_blocking=True) for i in target]
@@ -450,10 +458,11 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             data,
             target,
             annotated.to(self.device, non_blocking=True),
-            groups_from_annotated(annotated),
+            lookup.groups(batch["keys"]),
             [str(i) for i in batch["keys"]],
             truth.to(self.device, non_blocking=True),
             self.image_channels,
+            self.annotated_lookup.groups(batch["keys"]),
         )
 
     @property
@@ -492,7 +501,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def taught_classes(self, cases: Sequence[str]) -> set:
         """Names of the classes that these training cases teach this method: those annotated or completed on any of them."""
         known = self.annotations if self.labels is None else self.labels.annotations(self.annotations)
-        return {name for case in cases for name in known.of(case).annotated}
+        return told_apart(name for case in cases for name in known.of(case).annotated)
 
     def _find_untaught(self, cases: Sequence[str]) -> tuple:
         taught = self.taught_classes(cases)
@@ -666,7 +675,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             loss = self.marginal_loss(output, batch)
         logits = output[0] if isinstance(output, (list, tuple)) else output
         counts = validation.annotated_counts(
-            logits, batch.full_resolution_target, batch.annotated, self.label_manager.ignore_label, get_tp_fp_fn_tn
+            logits,
+            batch.full_resolution_target,
+            batch.annotated,
+            self.label_manager.ignore_label,
+            get_tp_fp_fn_tn,
+            batch.groups,
+            [self.annotations.values_of(i) for i in self.annotations.unions],
         )
         return {"loss": loss.detach().cpu().numpy(), **counts}
 
@@ -679,7 +694,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         if self.local_rank == 0:
-            progress.plot_terms(self.logger, self.loss_terms, self.annotations.classes, self.output_folder)
+            structures = (*self.annotations.classes, *self.annotations.unions)
+            progress.plot_terms(self.logger, self.loss_terms, structures, self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation, scored per class only where the class is annotated (see :mod:`.validation`)."""

@@ -37,7 +37,7 @@ def replace_nan(logger) -> None:
 
 
 def plot_terms(logger, terms: Sequence[str], classes: Sequence[str], output_folder: str) -> None:
-    """``progress_terms.png`` beside nnU-Net's ``progress.png``: every loss term, and the pseudo Dice of every class."""
+    """``progress_terms.png`` beside nnU-Net's ``progress.png``: every loss term, and the pseudo Dice of every class and union."""
     import matplotlib
 
     matplotlib.use("agg")

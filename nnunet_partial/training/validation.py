@@ -30,12 +30,21 @@ ALL_CLASSES_FOLDER = "validation_all_classes"
 
 
 def annotated_counts(
-    logits: torch.Tensor, target: torch.Tensor, annotated: torch.Tensor, ignore_label: int | None, count: Callable
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    annotated: torch.Tensor,
+    ignore_label: int | None,
+    count: Callable,
+    groups: torch.Tensor | None = None,
+    unions: Sequence[Sequence[int]] = (),
 ) -> dict:
-    """True and false positives and false negatives of the K foreground classes, summed over the samples that annotate them.
+    """True and false positives and false negatives of the K foreground classes, then of the U ``unions``, summed over the
+    samples that annotate them.
 
     logits (B, K + 1, *S); target (B, 1, *S); annotated (B, K + 1) bool; ``count`` is nnU-Net's ``get_tp_fp_fn_tn``.
-    On a sample, a class that is not annotated there counts as background, in the prediction as in the label.
+    On a sample, a class that is not annotated there counts as background, in the prediction as in the label. ``unions`` hold
+    the values of their members, lowest first, and ``groups`` (B, K + 1) int says which samples outline them as one. A union
+    is a structure of its own: nothing of it counts for its members.
     """
     onehot = torch.zeros(logits.shape, dtype=torch.float16, device=logits.device)
     onehot.scatter_(1, logits.argmax(1, keepdim=True), 1)
@@ -45,11 +54,27 @@ def annotated_counts(
         target = torch.where(target == ignore_label, 0, target)
     tp, fp, fn, _ = count(onehot, target, axes=list(range(2, logits.ndim)), mask=mask)
     foreground = annotated[:, 1:].to(tp.dtype)
+    counts = [(value[:, 1:] * foreground).sum(0) for value in (tp, fp, fn)]
+    for union in unions:
+        rows = _annotating(groups, union).to(logits.device)
+        own = _union_counts(onehot[rows], target[rows], union, None if mask is None else mask[rows])
+        counts = [torch.cat((i, j[None].to(i.dtype))) for i, j in zip(counts, own)]
     # float64, which a checkpoint keeps as it is: nnU-Net's running mean then goes on exactly after a resume
-    return {
-        name: (value[:, 1:] * foreground).sum(0).cpu().double().numpy()
-        for name, value in (("tp_hard", tp), ("fp_hard", fp), ("fn_hard", fn))
-    }
+    return {name: value.cpu().double().numpy() for name, value in zip(("tp_hard", "fp_hard", "fn_hard"), counts)}
+
+
+def _annotating(groups: torch.Tensor, union: Sequence[int]) -> torch.Tensor:
+    """(B,) bool: the samples of which the classes ``union`` and no others are one group."""
+    of_union = groups == min(union)
+    return of_union[:, list(union)].all(1) & (of_union.sum(1) == len(union))
+
+
+def _union_counts(onehot: torch.Tensor, target: torch.Tensor, union: Sequence[int], mask: torch.Tensor | None) -> tuple:
+    """True and false positives and false negatives of the union, of a one-hot prediction (B, K + 1, *S) and target (B, 1, *S)."""
+    predicted = onehot[:, list(union)].sum(1, keepdim=True) > 0
+    true = torch.isin(target, torch.tensor(union, device=target.device, dtype=target.dtype))
+    valid = torch.ones_like(true) if mask is None else mask.bool()
+    return tuple((i & valid).sum() for i in (predicted & true, predicted & ~true, ~predicted & true))
 
 
 def metrics_on_annotated(
@@ -68,27 +93,33 @@ def metrics_on_annotated(
     """nnU-Net's ``compute_metrics_on_folder`` for partially annotated cases; same arguments after the first.
 
     ``label_map``: value in the label files -> value that the network predicts, for a network that knows only some of
-    the dataset's classes. Predictions in ``folder_predicted`` are replaced by their annotated part.
+    the dataset's classes. Predictions in ``folder_predicted`` are replaced by their annotated part, in which a union has the
+    value of its lowest class, as in the label files. In what is returned a union has an entry of its own, its key the tuple of
+    its values, as nnU-Net keys regions.
     """
     cases = [i[: -len(file_ending)] for i in sorted(os.listdir(folder_predicted)) if i.endswith(file_ending)]
     keep_annotated = partial(_keep_annotated, Path(folder_predicted), file_ending, image_reader_writer)
     with ThreadPool(min(num_processes, len(cases))) as pool:  # reading and writing: threads start in no time
-        pool.starmap(keep_annotated, [(i, annotations.values(i)) for i in cases])
+        pool.starmap(keep_annotated, [(i, annotations.groups(i)) for i in cases])
     with tempfile.TemporaryDirectory() as temporary:
         if label_map is not None:
-            for case in cases:
-                _relabel(
-                    os.path.join(folder_truth, case + file_ending),
-                    os.path.join(temporary, case + file_ending),
-                    image_reader_writer,
-                    label_map,
-                )
-            folder_truth = temporary
+            copy = tempfile.mkdtemp(dir=temporary)
+            _relabelled(folder_truth, copy, cases, file_ending, image_reader_writer, label_map)
+            folder_truth = copy
+        values = _values_of_unions(annotations)
+        if values:
+            folder_truth, folder_predicted = (
+                _with_unions_apart(annotations, values, i, temporary, cases, file_ending, image_reader_writer)
+                for i in (folder_truth, folder_predicted)
+            )
+            labels = [*labels, *values.values()]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=RuntimeWarning)  # classes without an annotated case have no mean
             result = compute_metrics_on_folder(
                 folder_truth, folder_predicted, None, image_reader_writer, file_ending, labels, ignore_label, num_processes, chill
             )
+            _name_unions(result, annotations, values)
+            labels = list(result["mean"])
             # nnU-Net's mean over classes is NaN as soon as one class is annotated nowhere
             result["foreground_mean"] = {
                 metric: float(np.nanmean([result["mean"][i][metric] for i in labels])) for metric in result["foreground_mean"]
@@ -98,7 +129,47 @@ def metrics_on_annotated(
     return result
 
 
-def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: str, values: Sequence[int]) -> None:
+def _values_of_unions(annotations: Annotations) -> dict:
+    """union -> a value that no class has, for files that are compared and thrown away."""
+    first = len(annotations.classes) + 2  # beyond the ignore label
+    return {union: value for value, union in enumerate(annotations.unions, first)}
+
+
+def _with_unions_apart(
+    annotations: Annotations,
+    values: Mapping[str, int],
+    folder: str,
+    temporary: str,
+    cases: Sequence[str],
+    file_ending: str,
+    image_reader_writer,
+) -> str:
+    """A copy of ``folder`` in which unions have ``values`` instead of that of a class."""
+    copy = tempfile.mkdtemp(dir=temporary)
+    for case in cases:
+        own = {annotations.values_of(i)[0]: values[i] for i in annotations.of(case).annotated if i in values}
+        label_map = {i: own.get(i, i) for i in range(len(annotations.classes) + 2)}
+        _relabelled(folder, copy, [case], file_ending, image_reader_writer, label_map)
+    return copy
+
+
+def _name_unions(result: dict, annotations: Annotations, values: Mapping[str, int]) -> None:
+    """Give the unions in nnU-Net's ``result`` their keys."""
+    keys = {value: annotations.values_of(union) for union, value in values.items()}
+    result["mean"] = {keys.get(k, k): v for k, v in result["mean"].items()}
+    for case in result["metric_per_case"]:
+        case["metrics"] = {keys.get(k, k): v for k, v in case["metrics"].items()}
+
+
+def _relabelled(
+    folder: str, copy: str, cases: Sequence[str], file_ending: str, image_reader_writer, label_map: Mapping[int, int]
+) -> None:
+    """Write the label files of ``cases`` to the folder ``copy`` under other values."""
+    for case in cases:
+        _relabel(*(os.path.join(i, case + file_ending) for i in (folder, copy)), image_reader_writer, label_map)
+
+
+def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: str, groups: Sequence[int]) -> None:
     """Keep the complete prediction of a case in ``validation_all_classes``; leave its annotated part where it was."""
     file = folder / (case + file_ending)
     require_whole(file)  # nnU-Net exports in processes of its own, and SimpleITK says nothing of a full disk
@@ -107,23 +178,25 @@ def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: s
     with atomic_path(complete) as temporary:
         shutil.copyfile(file, temporary)
     segmentation, properties = image_reader_writer.read_seg(str(file))
-    annotated = np.where(np.isin(segmentation, values), segmentation, 0)
+    annotated = np.array(groups, segmentation.dtype)[segmentation]
     if not np.array_equal(annotated, segmentation):
         write_segmentation(annotated[0], file, image_reader_writer, properties)
     probabilities = folder / (case + ".npz")
     if probabilities.is_file():
-        _keep_annotated_probabilities(probabilities, values)
+        _keep_annotated_probabilities(probabilities, groups)
 
 
-def _keep_annotated_probabilities(file: Path, values: Sequence[int]) -> None:
-    """Background gets the highest probability of all classes that are not annotated, they get 0: the argmax, also of an
-    ensemble's single member, is then the annotated part of the complete argmax."""
+def _keep_annotated_probabilities(file: Path, groups: Sequence[int]) -> None:
+    """Background gets the highest probability of all classes that are not annotated, the lowest class of a union that of its
+    members, and the others get 0: the argmax, also of an ensemble's single member, is then the annotated part of the complete
+    argmax."""
     content = load_npz(file)
     probabilities = content["probabilities"]
-    unknown = [i for i in range(len(probabilities)) if i not in values]
+    unknown = [i for i, group in enumerate(groups) if i != group]
     if not unknown:
         return
-    probabilities[0] = probabilities[[0, *unknown]].max(0)
+    for group in {groups[i] for i in unknown}:
+        probabilities[group] = probabilities[[i for i, own in enumerate(groups) if own == group]].max(0)
     probabilities[unknown] = 0
     with atomic_path(file) as temporary:
         np.savez_compressed(temporary, **content)

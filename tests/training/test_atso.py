@@ -19,6 +19,7 @@ from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.inference.preprocessed import restricted_prediction
 from nnunet_partial.inference.pseudo_labels import super_class_numbers
 from nnunet_partial.labels import check_super_classes
+from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.orchestration.atso.loop import Loop
 from nnunet_partial.orchestration.atso.options import Options
 from nnunet_partial.trainers.atso import super_class_groups
@@ -404,7 +405,7 @@ def test_missing_initial_weights_are_one_line(finished, capsys):
 def test_groups_of_super_classes():
     annotated = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
     truth = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
-    groups = super_class_groups(annotated, truth, [[1, 2, 3]])
+    groups = super_class_groups(groups_from_annotated(annotated), truth, [[1, 2, 3]])
     # all pseudo: 1, 2 and 3 together; 1 true: by itself, 2 unknown: background; nothing known: all background
     assert groups.tolist() == [[0, 1, 1, 1, 4], [0, 1, 0, 3, 4], [0, 0, 0, 0, 0]]
 

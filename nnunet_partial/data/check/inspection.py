@@ -24,7 +24,7 @@ from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
-from nnunet_partial.labels import CaseAnnotation
+from nnunet_partial.labels import CaseAnnotation, Union
 
 BODY_HU, BONE_HU = -300, 250
 SPINE_HALF_WIDTH_MM = 40
@@ -85,7 +85,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything about one dataset."""
+    """Everything about one dataset. ``classes``: then the unions of classes that some case does not tell apart."""
 
     name: str
     classes: tuple
@@ -116,13 +116,26 @@ def inspect(folder: Path, against: Sequence[Path] = (), processes: int | None = 
     classes = tuple(name for name, values in raw.labels.items() if len(values) == 1 and values[0] > 0 and name != "ignore")
     values = {name: raw.labels[name][0] for name in classes}
     everything = CaseAnnotation("", classes)
-    jobs = [Job(case, values, annotations.of(case.name) if annotations else everything, raw.is_ct) for case in raw.cases.values()]
+    entries = {case: annotations.of(case) if annotations else everything for case in raw.cases}
+    jobs = [
+        Job(case, values_in_file(entries[name].annotated, values), entries[name], raw.is_ct) for name, case in raw.cases.items()
+    ]
     facts = tuple(map_cases(measure, jobs, processes, "looking"))
     others = {Path(i).name: _prints(_images(Path(i)), raw.is_ct, processes) for i in against}
     others["imagesTs"] = _prints(_test_images(raw), raw.is_ct, processes)
     findings = [Finding("error", "contract", "", i) for i in dataset_problems(raw, processes)]
     findings += list(judge(facts, raw)) + list(shared_images(facts, others)) + list(conversion_notes(folder))
-    return Inspection(raw.folder.name, classes, raw.channel_names, facts, tuple(findings))
+    structures = (*classes, *(annotations.unions if annotations else ()))
+    return Inspection(raw.folder.name, structures, raw.channel_names, facts, tuple(findings))
+
+
+def values_in_file(annotated: Sequence[str], values: Mapping[str, int]) -> dict:
+    """Structure -> value in a label file that distinguishes ``annotated``; ``values`` of every class. A union stands in place
+    of its classes, whose volume and place cannot be told."""
+    unions = [i for i in annotated if isinstance(i, Union)]
+    hidden = {c for i in unions for c in i.members}
+    alone = {name: value for name, value in values.items() if name not in hidden}
+    return {**alone, **{i: values[i.members[0]] for i in unions}}
 
 
 # ------------------------------------------------------------------------------------------------------------ measuring

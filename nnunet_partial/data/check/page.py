@@ -6,11 +6,11 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_partial.data import images
-from nnunet_partial.data.check.inspection import Inspection
+from nnunet_partial.data.check.inspection import Inspection, values_in_file
 from nnunet_partial.data.fingerprint import patient_axes
 from nnunet_partial.data.raw import RawCase, RawDataset
 from nnunet_partial.files import PathLike, atomic_path
-from nnunet_partial.labels import drawn
+from nnunet_partial.labels import Union, drawn
 
 SHOWN = 8
 # Okabe and Ito's: told apart by all
@@ -102,8 +102,11 @@ def _draw_spacings(inspection: Inspection, axis) -> None:
 def _draw_case(inspection: Inspection, case: RawCase, raw: RawDataset, axis) -> None:
     picture, label, aspect = slice_of(case)
     axis.imshow(picture, cmap=None if picture.ndim == 3 else "gray", aspect=aspect, **_window(picture, inspection.channels[0]))
+    annotated = next(i.annotated for i in inspection.facts if i.case == case.name)
+    classes = [i for i in inspection.classes if not isinstance(i, Union)]
+    values = values_in_file(annotated, {name: raw.labels[name][0] for name in classes})
     for number, name in enumerate(inspection.classes):
-        mask = label == raw.labels[name][0]
+        mask = label == values.get(name, -1)
         if mask.any() and not mask.all():
             axis.contour(mask, levels=[0.5], colors=COLOURS[number % len(COLOURS)], linewidths=0.9)
     worst = next(

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from nnunet_partial.data.merge.sources import Source
 from nnunet_partial.errors import UserError
+from nnunet_partial.labels import members
 
 _LESIONS = frozenset(
     ["tumor", "lesion", "cyst", "cancer", "metastasis", "nodule", "carcinoma", "adenocarcinoma", "neoplasm", "mass", "abscess"]
@@ -66,11 +67,11 @@ def _members(name: str) -> list:
 
 
 def _in_table(inner: frozenset, outer: frozenset) -> bool:
-    for whole, members in _PARTS.items():
+    for whole, parts in _PARTS.items():
         sides = outer - {whole}
         if whole in outer and sides <= _POSITIONS and sides <= inner:
             own = inner - _POSITIONS
-            if own and own <= members:
+            if own and own <= parts:
                 return True
     column = {i for i in inner if _COLUMN.fullmatch(i)}
     return "vertebra" in outer and outer <= {"vertebra", "column"} and bool(column) and inner <= column | {"vertebra"}
@@ -107,7 +108,7 @@ def _within(part: str, whole: str, beside: Sequence[str]) -> bool:
 
 def check_granularity(loaded: Sequence[Source]) -> None:
     """Raises :class:`UserError`, with the options that settle it, where sources cut a structure differently."""
-    found = conflicts({i.spec.name: i.classes for i in loaded if i.classes})
+    found = conflicts({i.spec.name: [c for item in i.classes for c in members(item)] for i in loaded if i.classes})
     if not found:
         return
     whole, without, _, owner = found[0]
@@ -116,10 +117,19 @@ def check_granularity(loaded: Sequence[Source]) -> None:
     more = f" ({len({(w, p) for w, _, p, _ in found}) - len(parts)} more such pairs.)" if len(found) > len(parts) else ""
     raise UserError(
         f"source {without} has the class {whole!r} where source {owner} tells {_quoted(parts)} apart from it: the same "
-        f"tissue would be taught as both. Either make it one class: {_joining(fine, parts, whole)}; or let {without} "
+        f"tissue would be taught as both. {_as_union(coarse, whole, fine, parts)}make it one class: "
+        f"{_joining(fine, parts, whole)}; or let {without} "
         f"teach nothing of it: --map {_labels_of(coarse, [whole])}=background; or, if these names mean structures that do "
         f"not overlap, add --allow-parts.{more}"
     )
+
+
+def _as_union(coarse: Source, whole: str, fine: Source, parts: Sequence[str]) -> str:
+    """The option that loses nothing: the whole is the union of its parts, where it is known which these are."""
+    union = [whole, *parts] if whole in fine.classes else list(parts)
+    if len(union) < 2:
+        return "Either "
+    return f"Either say that it is their union: --map {_labels_of(coarse, [whole])}={'+'.join(union)}; or "
 
 
 def _joining(source: Source, parts: Sequence[str], whole: str) -> str:

@@ -28,7 +28,7 @@ from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import write_json
-from nnunet_partial.labels import KEY, Annotations, CaseAnnotation
+from nnunet_partial.labels import KEY, Annotations, CaseAnnotation, Union, members, settled, told_apart
 
 PROVENANCE_KEY = "nnunet_partial_provenance"
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
@@ -77,18 +77,19 @@ def merge_datasets(
     merged_classes = _merged_classes(loaded, classes)
     if not allow_parts:
         check_granularity(loaded)
-    cases = _unique_cases(loaded)
+    cases = [_ordered(i, merged_classes) for i in _unique_cases(loaded)]
+    _check_told_apart(cases, merged_classes)
     known = known_patients(loaded, patients or {})
     content, warnings = _dataset_json(loaded, merged_classes, cases, folder), _split_class_warnings(loaded)
     annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
     with _temporary_folder(folder) as temporary:
-        values = annotations.labels()
+        values = {**annotations.labels(), **{i: annotations.values_of(i)[0] for i in annotations.unions}}
         jobs = [
             _Job(i, values, str(temporary), content["file_ending"], loaded[0].raw.is_ct, headers_only, replace_not_finite)
             for i in cases
         ]
         done = dict(zip((i.name for i in cases), map_cases(_merge_case, jobs, processes, "merging", progress)))
-        warnings += _check_presence(cases, list(done.values()), values, allow_absent) + _far_cases(annotations, done)
+        warnings += _check_presence(cases, list(done.values()), values, allow_absent) + _far_cases(annotations, values, done)
         annotations, more = _with_patients(annotations, known, done)
         same_images = [i for i in connected({k: v.keys for k, v in done.items()}) if len(i) > 1]
         warnings += _same_image_warnings(same_images) + more + _use_copies(content, done)
@@ -267,6 +268,9 @@ def _load_sources(specs: Sequence[SourceSpec]) -> list:
     if twice:
         raise UserError(f"source name {twice[0]!r} is given twice. Every source needs a name of its own.")
     loaded = [Source(i) for i in specs]
+    regions = {name: union for i in loaded for name, union in i.regions.items()}
+    if regions:  # a class of another source may be the whole of them
+        loaded = [Source(i, regions) for i in specs]
     for other in loaded[1:]:
         _check_same_channels(loaded[0], other)
     return loaded
@@ -284,7 +288,7 @@ def _check_same_channels(first: Source, other: Source) -> None:
 
 
 def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tuple:
-    mentioned = tuple(dict.fromkeys(name for source in loaded for name in source.classes))
+    mentioned = tuple(dict.fromkeys(name for source in loaded for item in source.classes for name in members(item)))
     if not mentioned:
         raise UserError("no source annotates anything. Give at least one dataset with labels as --source.")
     for name in mentioned:
@@ -306,6 +310,28 @@ def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tu
             f"unknown, missing or repeated. Classes of the sources: {','.join(mentioned)}"
         )
     return tuple(order)
+
+
+def _ordered(case: MergedCase, classes: Sequence[str]) -> MergedCase:
+    """The case with the members of its unions in the order of ``classes``."""
+    made = {i: Union(sorted(i.members, key=classes.index)) for i in case.annotated if isinstance(i, Union)}
+    if not made:
+        return case
+    annotated = frozenset(made.get(i, i) for i in case.annotated)
+    return replace(case, annotated=annotated, targets={k: made.get(v, v) for k, v in case.targets.items()})
+
+
+def _check_told_apart(cases: Sequence[MergedCase], classes: Sequence[str]) -> None:
+    """Classes that every source that has them has in the same union cannot be learned one by one."""
+    items = dict.fromkeys(item for case in cases for item in case.annotated)
+    learned = told_apart(items)
+    missing = [i for i in classes if i not in learned]
+    if missing:
+        union = next(i for i in items if missing[0] in members(i))
+        raise UserError(
+            f"no source tells {missing[0]!r} apart from the rest of {str(union)!r}, so nothing could teach it. Make it one class: "
+            f"--map SOURCE:LABEL={'_or_'.join(members(union))}, or add a source that annotates its parts."
+        )
 
 
 def _check_class_name(name: str) -> None:
@@ -340,7 +366,7 @@ def _unique_cases(loaded: Sequence[Source]) -> list:
 
 def _dataset_json(loaded: Sequence[Source], classes: Sequence[str], cases: Sequence[MergedCase], folder: Path) -> dict:
     ignore_label = len(classes) + 1 if any(i.has_ignore_label for i in loaded) else None
-    contract = {i.name: CaseAnnotation(i.source, tuple(c for c in classes if c in i.annotated)) for i in cases}
+    contract = {i.name: CaseAnnotation(i.source, settled(i.annotated, classes)) for i in cases}
     annotations = Annotations(classes, contract, ignore_label)
     ending, reader = reader_and_ending(loaded)
     return {
@@ -399,14 +425,15 @@ def _check_presence(cases: Sequence[MergedCase], done: Sequence[_Done], values: 
     """A class that a source annotates but never shows would be taught as background everywhere."""
     present, annotating = set(), {}
     for case, result in zip(cases, done):
-        present.update((case.source, i) for i in result.values)
         for name in case.annotated:
             annotating.setdefault((case.source, name), []).append(case)
+            if values[name] in result.values:
+                present.add((case.source, name))
     warnings = []
     for (source, name), those in sorted(annotating.items()):
-        if (source, values[name]) not in present:
+        if (source, name) not in present:
             message = (
-                f"source {source} annotates {name!r}, but none of its {len(those)} label files "
+                f"source {source} annotates {str(name)!r}, but none of its {len(those)} label files "
                 f"({those[0].raw.label}, ...) holds it: training would take all of it for background."
             )
             if not allow_absent:
@@ -418,11 +445,10 @@ def _check_presence(cases: Sequence[MergedCase], done: Sequence[_Done], values: 
     return warnings
 
 
-def _far_cases(annotations: Annotations, done: Mapping[str, _Done]) -> list:
+def _far_cases(annotations: Annotations, values: Mapping[str, int], done: Mapping[str, _Done]) -> list:
     """Per source: cases that show much less than the others, as the first of them is told."""
-    names = dict(enumerate(annotations.classes, 1))
     shown = [
-        Shown(case, entry.source, entry.annotated, [names[i] for i in done[case].values if i in names])
+        Shown(case, entry.source, entry.annotated, [i for i in entry.annotated if values[i] in done[case].values])
         for case, entry in (annotations.cases or {}).items()
     ]
     groups: dict = {}

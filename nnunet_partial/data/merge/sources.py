@@ -2,12 +2,13 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnunet_partial import paths
+from nnunet_partial.data.merge.regions import exclusive_labels, regions_as_unions
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
-from nnunet_partial.labels import check_source_name
+from nnunet_partial.labels import Union, check_source_name, members
 
 BACKGROUND, IGNORE = "background", "ignore"
 ALL_OTHERS = "*"
@@ -21,6 +22,8 @@ class SourceSpec:
     ``dataset``: id or name of the raw dataset.
     ``classes``: classes of the merged label map that this source annotates; None: every label, under its own or
     mapped name.
+    ``classes`` and the targets of ``mapping`` may be unions, ``kidney_left+kidney_right``: one label of the source stands for
+    several classes that it does not tell apart.
     ``mapping``: label of the source -> class, ``background`` (not annotated here) or ``ignore`` (nnU-Net's ignore
     label); the label ``*`` stands for all that are neither mapped nor listed under ``classes``.
     ``labelled``: False for images alone; label files that may be there are not read.
@@ -37,7 +40,8 @@ class SourceSpec:
 
 @dataclass(frozen=True)
 class MergedCase:
-    """A case of the merged dataset. ``targets``: every value its label file may hold -> class, background or ignore."""
+    """A case of the merged dataset. ``annotated``: classes and unions; ``targets``: every value its label file may hold ->
+    one of these, background or ignore."""
 
     name: str
     source: str
@@ -49,27 +53,33 @@ class MergedCase:
 class Source:
     """A source whose every label is accounted for: it becomes a class, background or ignore."""
 
-    def __init__(self, spec: SourceSpec):
+    def __init__(self, spec: SourceSpec, regions: Mapping[str, Union] | None = None):
+        """``regions``: names that stand for unions of classes, because other sources have them as regions."""
         check_source_name(spec.name)
         if not spec.labelled and (spec.mapping or spec.classes):
             raise UserError(
                 f"source {spec.name} is given as --unlabelled, so it has no labels to map or list. Give it "
                 f"as --source {spec.name}={spec.dataset}, or leave its --map out."
             )
-        self.spec = spec
-        self.raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
+        self.spec = spec = _with_unions_listed(spec)
+        self._regions = dict(regions or {})
+        raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
+        self.raw = _with_exclusive_labels(raw, spec)
+        self._unions = regions_as_unions(raw.labels) if self.raw is not raw else {}
         if not self.raw.cases:
             raise UserError(f"source {spec.name}: {self.raw.folder} has no training case. Fill it, or leave that source out.")
         self.annotations = self.raw.annotations() if spec.labelled else None
-        self.targets = label_targets(spec, self.raw) if spec.labelled else {}
+        self.targets = self._structures(label_targets(spec, self.raw)) if spec.labelled else {}
+        self._several = self.annotations is not None and len(self.annotations.sources) > 1
+        self._became: dict = {}
         self.cases = [self._merged_case(case) for case in self._chosen_cases()]
         self._check_every_class_is_annotated()
 
     @property
     def classes(self) -> tuple:
-        """Classes that this source annotates: in the order listed, else in the order of its label values."""
+        """Classes and unions that this source annotates: in the order listed, else in the order of its label values."""
         if self.spec.classes is not None:
-            return tuple(self.spec.classes)
+            return tuple(self._structure(i) for i in self.spec.classes)
         ordered = sorted(self.targets, key=lambda label: self.raw.labels[label])
         return tuple(dict.fromkeys(self.targets[i] for i in ordered if self.targets[i] not in (BACKGROUND, IGNORE)))
 
@@ -81,14 +91,55 @@ class Source:
         """Class -> number of cases that annotate some but not all of its labels; they count as not annotating it."""
         counts: dict = {}
         for case in self.cases if self.annotations else ():
-            known = set(self.annotations.of(case.raw.name).annotated)
+            known = {i for item in self.annotations.of(case.raw.name).annotated for i in members(item)}
             for name in self.classes:
-                if known & self._parts(name) and name not in case.annotated:
+                if known & self._parts(name) and not _covers(case, name):
                     counts[name] = counts.get(name, 0) + 1
         return counts
 
+    @property
+    def regions(self) -> dict:
+        """Name of each region that this source's classes are parts of -> its :class:`Union`."""
+        found = {}
+        for name, union in self._unions.items():
+            targets = [self.targets[i] for i in union.members]
+            parts = list(dict.fromkeys(c for i in targets for c in members(i)))
+            if len(parts) > 1 and not {BACKGROUND, IGNORE} & set(parts):
+                found[name] = Union(parts)
+        return {name: union for name, union in found.items() if name not in self.classes}
+
     def _parts(self, name: str) -> set:
-        return {label for label, target in self.targets.items() if target == name}
+        """Labels that become something of this structure."""
+        wanted = set(members(name))
+        return {label for label, target in self.targets.items() if wanted & set(members(target))}
+
+    def _structures(self, targets: Mapping[str, str]) -> dict:
+        """``targets`` with unions where the user or a region of another source means them."""
+        given = {*self.spec.mapping.values(), *(self.spec.classes or ())}
+        made = {k: self._structure(v) if v in given or v in self._regions else v for k, v in targets.items()}
+        distinct = [i for i in dict.fromkeys(made.values()) if i not in (BACKGROUND, IGNORE)]
+        for number, first in enumerate(distinct):
+            for second in distinct[:number]:
+                shared = [i for i in members(first) if i in members(second)]
+                if shared:
+                    raise UserError(
+                        f"source {self.spec.name}: its labels become {str(second)!r} and {str(first)!r}, which share "
+                        f"{shared[0]!r}, so that it would be taught twice. Map one of them to what is left of it, to background "
+                        "or to ignore."
+                    )
+        return made
+
+    def _structure(self, name: str) -> str:
+        """The class or union of ``name``: ``a+b``, or the name of a region."""
+        if "+" not in name and name not in self._regions:
+            return name
+        parts = [c for i in name.split("+") for c in members(self._regions.get(i, i))]
+        if len(set(parts)) < len(parts) or not all(parts) or {BACKGROUND, IGNORE} & set(parts):
+            raise UserError(
+                f"source {self.spec.name}: {name!r} is no union of classes: write different names of classes between the '+', "
+                "such as kidney_left+kidney_right."
+            )
+        return Union(parts)
 
     def _chosen_cases(self) -> list:
         if self.spec.cases is None:
@@ -105,26 +156,77 @@ class Source:
         name, source = f"{self.spec.name}_{case.name}", self.spec.name
         if not self.spec.labelled:
             return MergedCase(name, source, frozenset(), {}, case)
-        known = set(self.targets)
+        own = tuple(self.targets)
         if self.annotations is not None:
             entry = self.annotations.of(case.name)
-            known = {*entry.annotated, IGNORE} & set(self.targets)
-            if len(self.annotations.sources) > 1:  # a dataset that was merged before keeps its sources apart
+            own = (*entry.annotated, IGNORE)
+            if self._several:  # a dataset that was merged before keeps its sources apart
                 source = f"{source}-{entry.source}"
-        # a class made of several labels is annotated where all of them are
-        annotated = frozenset(i for i in self.classes if self._parts(i) <= known)
-        targets = value_targets({label: target for label, target in self.targets.items() if label in known}, self.raw)
-        kept = {value: i if i in annotated or i == IGNORE else BACKGROUND for value, i in targets.items()}
-        return MergedCase(name, source, annotated, kept, case)
+        if own not in self._became:  # cases by the thousand annotate the same
+            self._became[own] = self._merged(own)
+        return MergedCase(name, source, *self._became[own], case)
+
+    def _merged(self, own: Sequence[str]) -> tuple:
+        """``(annotated, targets)`` of a merged case whose label file distinguishes the labels and unions ``own``."""
+        items = [i for i in map(members, own) if set(i) <= set(self.targets)]
+        targets = self._targets_of(items)
+        known = {label for labels in items for label in labels}
+        # a structure made of several labels is annotated where all of them are
+        whole = {i for i in dict.fromkeys(targets.values()) if i not in (BACKGROUND, IGNORE) and self._parts(i) <= known}
+        values = value_targets(targets, self.raw)
+        return frozenset(whole), {value: i if i in whole or i == IGNORE else BACKGROUND for value, i in values.items()}
+
+    def _targets_of(self, items: Sequence[tuple]) -> dict:
+        """The label whose values stand for each item (labels that are not told apart) -> what becomes of it.
+
+        Where an item becomes several classes, they are a union, with whatever else becomes one of them.
+        """
+        joined: list = []  # lists of classes, no class in two of them
+        targets = {}
+        for labels in items:
+            found = list(dict.fromkeys(c for i in labels for c in members(self.targets[i])))
+            if {BACKGROUND, IGNORE} & set(found):  # a union that is dropped in part cannot be divided
+                targets[labels[0]] = found[0] if len(found) == 1 else BACKGROUND
+                continue
+            touching = [i for i in joined if set(i) & set(found)]
+            joined = [i for i in joined if i not in touching]
+            joined.append(list(dict.fromkeys([c for i in touching for c in i] + found)))
+            targets[labels[0]] = found[0]
+        structures = {c: i[0] if len(i) == 1 else Union(i) for i in joined for c in i}
+        return {label: structures.get(i, i) for label, i in targets.items()}
 
     def _check_every_class_is_annotated(self) -> None:
         for name in self.classes if self.spec.labelled else ():
-            if not any(name in case.annotated for case in self.cases):
+            if not any(_covers(case, name) for case in self.cases):
                 raise UserError(
                     f"source {self.spec.name}: no case of {self.raw.folder} annotates all the labels that "
                     f"become {name!r} ({', '.join(sorted(self._parts(name)))}). Leave {name!r} out of "
                     f"--source {self.spec.name}."
                 )
+
+
+def _covers(case: MergedCase, name: str) -> bool:
+    """Whether the case annotates all of a structure, by itself or as a part of unions."""
+    return set(members(name)) <= {c for i in case.annotated for c in members(i)}
+
+
+def _with_unions_listed(spec: SourceSpec) -> SourceSpec:
+    """``liver`` among the classes of a source becomes ``liver+tumor`` where its label is mapped to that."""
+    if spec.classes is None:
+        return spec
+    unions = {label: target for label, target in spec.mapping.items() if "+" in target}
+    if not unions:
+        return spec
+    return replace(spec, classes=tuple(dict.fromkeys(unions.get(i, i) for i in spec.classes)))
+
+
+def _with_exclusive_labels(raw: RawDataset, spec: SourceSpec) -> RawDataset:
+    """The dataset with exclusive classes for its regions, unless ``spec`` names regions that are none."""
+    exclusive = exclusive_labels(raw.labels)
+    if exclusive.keys() == raw.labels.keys():
+        return raw
+    named = {*spec.mapping, *(spec.classes or ())} & set(raw.labels)
+    return raw if named - set(exclusive) else replace(raw, labels=exclusive)
 
 
 def label_targets(spec: SourceSpec, raw: RawDataset) -> dict:

@@ -23,7 +23,7 @@ import numpy as np
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, atomic_path, read_json, try_lock, write_json
-from nnunet_partial.labels import Annotations, check_case_names, check_file_name
+from nnunet_partial.labels import Annotations, check_case_names, check_file_name, items_from_json, settled
 from nnunet_partial.outputs import are_same, stamp
 from nnunet_partial.safe_read import load_pickle, open_array
 
@@ -142,7 +142,7 @@ def _record_file(folder: PathLike, case: str) -> Path:
 class LabelDirectory:
     """A finished label directory.
 
-    ``known``: case -> classes that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
+    ``known``: case -> classes and unions that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
     volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself.
     """
 
@@ -169,15 +169,16 @@ class LabelDirectory:
                 raise UserError(f"{file} has version {content['version']!r}, expected {VERSION}. {remedy}")
             cases = content["cases"]
             check_case_names(cases, str(file))
+            classes = tuple(content["classes"])
             return cls(
                 folder,
                 content["dataset"],
                 content["data_identifier"],
-                tuple(content["classes"]),
-                {k: (*v["annotated"], *v["pseudo"]) for k, v in cases.items()},
+                classes,
+                {k: settled(items_from_json([*v["annotated"], *v["pseudo"]]), classes) for k, v in cases.items()},
                 {k: v["volume_mm3"] for k, v in cases.items()},
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{file} is not the provenance of a label directory ({error!r}). {remedy}") from None
 
     @classmethod
@@ -248,15 +249,15 @@ class LabelDirectory:
                 )
 
     def annotations(self, truth: Annotations) -> Annotations:
-        """The annotated sets of ``truth``, with the pseudo classes added where this directory has them."""
+        """The annotated sets of ``truth``, with the pseudo classes added where this directory has them; a union that they
+        divide gives way to its members."""
         if not truth.is_partial:
             return truth
         cases = {k: replace(v, annotated=self._union(truth, k)) for k, v in truth.cases.items()}
         return Annotations(truth.classes, cases, truth.ignore_label, truth.file)
 
     def _union(self, truth: Annotations, case: str) -> tuple:
-        known = {*truth.of(case).annotated, *self.known.get(case, ())}
-        return tuple(i for i in truth.classes if i in known)
+        return settled((*truth.of(case).annotated, *self.known.get(case, ())), truth.classes)
 
     def mean_volumes_mm3(self, cases: Sequence[str]) -> list:
         """Mean volume of each class, over those of ``cases`` that show it. Raises :class:`UserError` if none does."""

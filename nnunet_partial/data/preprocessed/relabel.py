@@ -35,7 +35,7 @@ def relabel_locations(dataset: nnUNetBaseDataset, label_map: Mapping[int, int], 
         locations = {}
         for old, voxels in properties["class_locations"].items():
             new = tuple(range(-1, num_classes + 1)) if isinstance(old, tuple) else label_map.get(old)
-            if new is not None:
+            if new is not None and (new not in locations or len(voxels)):  # of classes that became one, one has voxels
                 locations[new] = voxels
         return data, seg, previous, {**properties, "class_locations": locations}
 

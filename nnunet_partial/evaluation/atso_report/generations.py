@@ -19,7 +19,7 @@ from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, loa
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.metrics import dice
 from nnunet_partial.files import PathLike, read_json, read_names, write_json
-from nnunet_partial.labels import check_file_name
+from nnunet_partial.labels import check_file_name, items_from_json, members
 from nnunet_partial.trust import check_plans
 
 CHANGES = ("generation", "case", "class", "dice_to_previous", "dice_to_m0", "dice_to_truth")
@@ -63,10 +63,10 @@ def agreement(labels: LabelDirectory, others: LabelDirectory, case: str) -> dict
 
 
 def compare(labels: LabelDirectory, seg: np.ndarray, other: np.ndarray, case: str) -> dict:
-    """Class -> Dice of two label maps, of the classes that ``labels`` has pseudo labels of on ``case``."""
-    pseudo = read_record(labels.folder_of(case), case)["pseudo"]
-    values = {i: labels.classes.index(i) + 1 for i in pseudo}
-    return {name: dice(seg == value, other == value) for name, value in values.items()}
+    """Structure -> Dice of two label maps, of the classes and unions that ``labels`` has pseudo labels of on ``case``."""
+    pseudo = items_from_json(read_record(labels.folder_of(case), case)["pseudo"])
+    values = {i: [labels.classes.index(c) + 1 for c in members(i)] for i in pseudo}
+    return {name: dice(*(np.isin(i, own) for i in (seg, other))) for name, own in values.items()}
 
 
 def read_seg(labels: LabelDirectory, case: str) -> np.ndarray:

@@ -34,7 +34,8 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
 def contents(inputs: Inputs, command: str = "") -> dict:
     """Everything that the template shows."""
     evaluated = {row["class"] for evaluations in inputs.rows.values() for rows in evaluations for row in rows}
-    classes = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file) if i in evaluated]
+    known = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file) if i in evaluated]
+    classes = [*known, *sorted(evaluated - set(known))]  # then unions and regions
     averaged = {name: ranking.average_over_seeds(i) for name, i in inputs.rows.items()}
     ranked = ranking.rank(inputs.rows, inputs.metric)
     pairs = ranking.pairwise(inputs.rows, inputs.metric)

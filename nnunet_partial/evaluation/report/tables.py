@@ -51,7 +51,7 @@ def annotated_matrix(dataset: Mapping[str, Any], file: str) -> Table:
         return Table(
             caption, ["cases", *classes], [("all", [Cell(str(count)), *[Cell(str(count), 1.0)] * len(classes)])], "source"
         )
-    rows = []
+    classes, rows = (*annotations.classes, *annotations.unions), []
     for source in annotations.sources:
         own = [i.annotated for i in annotations.cases.values() if i.source == source]
         known = Counter(name for i in own for name in i)
