@@ -220,6 +220,7 @@ UNIT = (
     "losses/test_ms_kd.py",
     "losses/test_partial.py",
     "losses/test_ramps.py",
+    "losses/test_unions.py",
     "networks/test_ema.py",
     "networks/test_meta.py",
     "test_api.py",

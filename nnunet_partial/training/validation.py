@@ -178,7 +178,9 @@ def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: s
     with atomic_path(complete) as temporary:
         shutil.copyfile(file, temporary)
     segmentation, properties = image_reader_writer.read_seg(str(file))
-    annotated = np.array(groups, segmentation.dtype)[segmentation]
+    group_of = np.zeros(max(len(groups), int(segmentation.max()) + 1), segmentation.dtype)
+    group_of[: len(groups)] = groups
+    annotated = group_of[segmentation.astype(np.int64)]  # nnU-Net's readers give float32
     if not np.array_equal(annotated, segmentation):
         write_segmentation(annotated[0], file, image_reader_writer, properties)
     probabilities = folder / (case + ".npz")

@@ -15,7 +15,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation import evaluate as evaluation
 from nnunet_partial.evaluation.evaluate import evaluate_folder, parse_tolerances
 from nnunet_partial.evaluation.metrics import METRICS, all_metrics
-from nnunet_partial.evaluation.results import read_metrics, summarise
+from nnunet_partial.evaluation.results import format_summary, read_metrics, summarise
 from nnunet_partial.evaluation.statistics import bootstrap_ci, compare
 
 SPACING_XYZ = (2.0, 1.0, 5.0)
@@ -529,3 +529,82 @@ def test_a_process_is_told_of_its_case_alone(abdomen, monkeypatch):
     rows = evaluate(abdomen)
     assert {i.case: list(i.truth_labels.annotations.cases) for i in jobs} == {i.case: [i.case] for i in jobs}
     assert {(row["case"], row["class"]) for row in rows} == {(k, name) for k, (_, names) in ANNOTATED.items() for name in names}
+
+
+# ------------------------------------------------------------------ unions and regions
+
+
+@pytest.fixture
+def with_union(abdomen):
+    """kits_0 outlines kidney and spleen as one, with the value of the lower."""
+    folder = abdomen / "raw" / "Dataset501_Abdomen"
+    content = json.loads((folder / "dataset.json").read_text())
+    content["nnunet_partial"]["version"] = 2
+    content["nnunet_partial"]["cases"]["kits_0"]["annotated"] = [["kidney", "spleen"]]
+    (folder / "dataset.json").write_text(json.dumps(content))
+    joint = np.where(np.isin(label_map(), (LABELS["kidney"], LABELS["spleen"])), min(LABELS["kidney"], LABELS["spleen"]), 0)
+    write(joint, folder / "labelsTr" / "kits_0.nii.gz")
+    return abdomen
+
+
+def union_of(label, *names):
+    return np.isin(label, [LABELS[i] for i in names])
+
+
+def test_a_union_is_one_structure_in_a_row_of_its_own(with_union, tmp_path):
+    rows = evaluate(with_union, out=tmp_path / "out", tolerance_mm=["liver=3", "spleen=4"])
+    assert [i["class"] for i in rows if i["case"] == "kits_0"] == ["kidney+spleen"]
+    (row,) = [i for i in rows if i["case"] == "kits_0"]
+    expected = all_metrics(*(union_of(i, "kidney", "spleen") for i in (label_map(2), label_map())), SPACING_ZYX, 4.0)
+    assert {k: row[k] for k in METRICS} == pytest.approx(expected)
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["tolerance_mm"]["kidney+spleen"] == 4 and content["summary"]["classes"]["kidney"]["dice"]["n"] == 1
+    assert sorted(content["pred_values"]["kidney+spleen"]) == sorted([LABELS["kidney"], LABELS["spleen"]])
+    assert type(row["class"]) is str and "kidney+spleen" in format_summary(content)
+
+
+def test_predictions_of_a_teacher_that_has_the_union_as_one_class(with_union):
+    labels = {"background": 0, "kidney+spleen": 1}
+    (with_union / "teacher").mkdir()
+    (with_union / "teacher" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    write(union_of(label_map(2), "kidney", "spleen"), with_union / "teacher" / "kits_0.nii.gz")
+    rows = evaluate(with_union, pred=with_union / "teacher", allow_missing=True)
+    own = [i for i in evaluate(with_union) if i["class"] == "kidney+spleen"]
+    assert [i["class"] for i in rows] == ["kidney+spleen"] and rows[0]["dice"] == pytest.approx(own[0]["dice"])
+
+
+def test_a_truth_with_a_member_that_a_union_does_not_allow_is_refused(with_union):
+    write(label_map(), with_union / "raw" / "Dataset501_Abdomen" / "labelsTr" / "kits_0.nii.gz")
+    with pytest.raises(UserError, match="does not allow for case kits_0"):
+        evaluate(with_union)
+
+
+def test_regions_of_predictions(with_union, tmp_path):
+    file = tmp_path / "regions.json"
+    file.write_text(
+        json.dumps({"both": ["kidney", "spleen"], "liver": [LABELS["liver"], LABELS["kidney"]], "spleen": ["spleen"]})
+    )
+    rows = evaluate(with_union, regions=file, out=tmp_path / "out")
+    # a region is scored where the truth tells it; called as a class, it is the region all the same
+    assert pairs(rows) == [("full_0", "both"), ("full_0", "liver"), ("full_0", "spleen"), ("kits_0", "both")]
+    for row, names in zip(rows, (("kidney", "spleen"), ("liver", "kidney"), ("spleen",), ("kidney", "spleen"))):
+        masks = [union_of(i, *names) for i in (label_map(2), label_map())]
+        assert row["dice"] == pytest.approx(all_metrics(*masks, SPACING_ZYX, 2.0)["dice"])
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["regions"]["both"] == ["kidney", "spleen"]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ([], "must be"),
+        ({}, "must be"),
+        ({"whole": ["lung"]}, "'lung', which is no class or value"),
+        ({"whole": [99]}, "99, which is no class or value"),
+        ({"whole": []}, r"region 'whole' holds \[\]"),
+        ({"whole": ["liver", "liver"]}, "Write each of its classes once"),
+    ],
+)
+def test_regions_that_say_nothing_are_refused(abdomen, tmp_path, content, words):
+    (tmp_path / "regions.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=words):
+        evaluate(abdomen, regions=tmp_path / "regions.json")
