@@ -104,7 +104,8 @@ def logit_loss(
             log_prob, shares = _union_of_student(student, _members(output))
             organ = organ + _masked_kl(reference, log_prob, region)
             for c, share in shares.items():
-                mean_teacher[c] = mean_teacher.get(c, 0) + reference * share / len(teacher_logits)
+                own = reference if share is None else reference * share
+                mean_teacher[c] = mean_teacher.get(c, 0) + own / len(teacher_logits)
     background = student[0].new_zeros(())
     for c, reference in mean_teacher.items():
         background = background + _masked_kl(reference, student[c], background_region)
@@ -162,13 +163,14 @@ def _members(output: Output) -> tuple[int, ...]:
     return (output,) if isinstance(output, int) else tuple(output)
 
 
-def _union_of_student(student: Sequence[Tensor], classes: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor | float]]:
-    """The student's log probability (B, *S) of the union of ``classes``, and the share of each in it, without a gradient.
+def _union_of_student(student: Sequence[Tensor], classes: tuple[int, ...]) -> tuple[Tensor, dict[int, Tensor | None]]:
+    """The student's log probability (B, *S) of the union of ``classes``, and the share of each in it, without a gradient; None
+    for all of it.
 
     ``student``: its log probability (B, *S) of every class.
     """
     if len(classes) == 1:
-        return student[classes[0]], {classes[0]: 1.0}
+        return student[classes[0]], {classes[0]: None}
     log_prob = torch.logsumexp(torch.stack([student[c] for c in classes]), 0)
     return log_prob, {c: (student[c] - log_prob).detach().exp() for c in classes}
 

@@ -65,7 +65,7 @@ class Source:
         self._regions = dict(regions or {})
         raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
         self.raw = _with_exclusive_labels(raw, spec)
-        self._unions = regions_as_unions(raw.labels) if self.raw is not raw else {}
+        self._unions = regions_as_unions(raw.labels) if spec.labelled and self.raw is not raw else {}
         if not self.raw.cases:
             raise UserError(f"source {spec.name}: {self.raw.folder} has no training case. Fill it, or leave that source out.")
         self.annotations = self.raw.annotations() if spec.labelled else None

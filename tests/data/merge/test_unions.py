@@ -135,8 +135,9 @@ def test_nnunets_regions_become_classes_and_another_sources_region_their_union(b
 
 def test_exclusive_classes_of_regions_can_be_renamed(brats, write_source, raw):
     write_source(102, "Whole", {"tumour": 1})
+    os.symlink(brats, raw / "Dataset103_Scans")
     merge(
-        "--source brats=101 --map brats:whole_without_core=edema --map brats:core_without_enhancing=necrosis",
+        "--unlabelled 103 --source brats=101 --map brats:whole_without_core=edema --map brats:core_without_enhancing=necrosis",
         "--source w=102 --map w:tumour=whole",
     )
     assert cases_of(raw)[1]["w_case0"]["annotated"] == [["edema", "necrosis", "enhancing"]]
