@@ -97,7 +97,7 @@ def test_batches_know_the_partition_of_each_case(joint, student):
 
 def test_validation_scores_a_union_in_its_own_row(joint, student, tmp_path):
     summary = read_json(student / "fold_0" / "validation" / "summary.json")
-    assert list(summary["mean"]) == ["1", "2", "3", "(2, 3)"]
+    assert set(summary["mean"]) == {"1", "2", "3", "(2, 3)"}
     of_case = {i["prediction_file"].rsplit("/", 1)[1].split("_")[0]: i["metrics"] for i in summary["metric_per_case"]}
     assert of_case["joint"]["(2, 3)"]["n_ref"] > 0 and of_case["joint"]["2"]["n_ref"] == of_case["joint"]["2"]["n_pred"] == 0
     assert of_case["apart"]["2"]["n_ref"] > 0 and of_case["apart"]["(2, 3)"]["n_ref"] == 0
@@ -151,6 +151,8 @@ def test_teachers_that_do_not_know_all_members_leave_the_union_whole(joint, tmp_
 def test_every_method_takes_steps(joint, labels, name, tmp_path):
     uses_labels = name.endswith(("SelfTraining", "CoTraining", "ATSO"))
     settings = {"labels": str(labels)} if uses_labels else {}
+    if name.endswith("Naive"):
+        settings["untaught"] = "mask"  # no label file holds the value of the pancreas
     plans = write_variant(511, f"of{name[13:]}", settings, joint.plans).stem
     made = make_trainer(joint, name, plans)
     made.initialize()
