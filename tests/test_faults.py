@@ -1,4 +1,4 @@
-"""Commands that write: killed at any moment it ends where it would have; on a full disk it says so in one line."""
+"""Every command that writes: killed at any moment it ends where it would have; on a full disk it says so in one line."""
 
 import importlib.util
 import json
@@ -13,6 +13,7 @@ import torch
 
 ORGANS = {"background": 0, "liver": 1, "kidney": 2}
 CASES = {"lits_0": ["liver"], "kits_0": ["kidney"], "none_0": []}
+MODEL = "Dataset501_Abdomen/nnUNetTrainer__nnUNetPlans_mine__3d_fullres"
 SHAPE = (16, 20, 18)
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -127,6 +128,17 @@ def convert(inputs):
     return prepare, lambda root: ["convert", "lits", root / "src", "--dataset-id", 7, "--processes", 1, "--copy-images"]
 
 
+def merge(inputs):
+    def prepare(root):
+        for number, organ in ((101, "liver"), (102, "kidney")):
+            cases = {f"{organ}_{i}": [organ] for i in range(3)}
+            write_raw(root / "nnUNet_raw" / f"Dataset{number}_{organ}", cases, {"background": 0, organ: 1})
+
+    names = {"liver": 101, "kidney": 102}
+    sources = [i for organ, number in names.items() for i in ("--source", f"{organ}={number}:{organ}")]
+    return prepare, lambda root: ["merge", "--dataset-id", 501, "--name", "Both", *sources, "--processes", 1]
+
+
 def preprocessed(inputs, root):
     shutil.copytree(inputs / "preprocessed", root / "nnUNet_preprocessed")
     shutil.copytree(inputs / "model", root / "model")
@@ -207,7 +219,30 @@ def evaluate(inputs):
     return lambda root: evaluated(inputs, root), argv
 
 
-COMMANDS = (predict, pseudo_label, fuse, coarse_to_fine, evaluate)
+def report(inputs):
+    def prepare(root):
+        from nnunet_partial.evaluation.evaluate import evaluate_folder
+
+        evaluated(inputs, root)
+        folder = root / "predictions"
+        more = {"annotated": "all", "processes": 1, "progress": False}
+        evaluate_folder(folder / "pred", folder / "truth", folder / "dataset.json", root / "evaluation", **more)
+
+    def argv(root):
+        named = ["--evaluation", f"Mine={root / 'evaluation'}", "--images", root / "predictions" / "images"]
+        return ["report", "--dataset", root / "predictions" / "dataset.json", *named, "--out", root / "out" / "report.html"]
+
+    return prepare, argv
+
+
+def export(inputs):
+    def prepare(root):
+        shutil.copytree(inputs / "model", root / "model")
+
+    return prepare, lambda root: ["export", root / "model", "--out", root / "out", "--zip", root / "zips" / "model.zip"]
+
+
+COMMANDS = (convert, merge, predict, pseudo_label, fuse, coarse_to_fine, evaluate, report, export)
 
 
 @pytest.fixture
@@ -221,7 +256,7 @@ def command(inputs, forked, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("factory", (convert, *COMMANDS), ids=lambda i: i.__name__)
+@pytest.mark.parametrize("factory", COMMANDS, ids=lambda i: i.__name__)
 def test_killed_at_any_moment(factory, command):
     faults.check_kills(command(factory))
 
@@ -229,3 +264,32 @@ def test_killed_at_any_moment(factory, command):
 @pytest.mark.parametrize("factory", COMMANDS, ids=lambda i: i.__name__)
 def test_full_disk(factory, command):
     faults.check_full_disk(command(factory))
+
+
+def test_a_model_stands_under_its_name_at_every_moment_of_its_replacement(inputs, command, tmp_path):
+    """export --overwrite of another model over one that is there: a kill leaves the one or the other, whole."""
+    replaced = command(export)
+    prepare = replaced.prepare
+
+    def prepare_old(root):
+        from nnunet_partial.inference.export import export_model
+
+        prepare(root)
+        export_model(root / "model", root / "out", root / "zips" / "model.zip")
+        content = torch.load(root / "model" / "fold_0" / "checkpoint_final.pth", weights_only=False)
+        content["network_weights"] = {k: v + 1 for k, v in content["network_weights"].items()}
+        torch.save(content, root / "model" / "fold_0" / "checkpoint_final.pth")
+
+    replaced.prepare = prepare_old
+    replaced.argv.append("--overwrite")
+    replaced.begin()
+    names = [f"out/{MODEL}/fold_0/checkpoint_final.pth", f"out/{MODEL}/plans.json", "zips/model.zip"]
+    old = replaced.files()
+
+    def whole():
+        assert all(i in replaced.files() for i in names)
+        seen.add(replaced.files()[names[0]] == old[names[0]])
+
+    seen: set = set()
+    faults.check_kills(replaced, after_kill=whole)
+    assert replaced.files()[names[0]] != old[names[0]]
