@@ -77,7 +77,7 @@ def nifti(voxels=60, order="<", stated=60):
 @pytest.mark.parametrize("order", ["<", ">"])
 def test_whole_files_are_taken(tmp_path, order):
     (tmp_path / "a.nii").write_bytes(nifti(order=order))
-    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(nifti(order=order)))
+    (tmp_path / "b.nii.gz").write_bytes(gzip.compress(nifti(order=order), mtime=0))
     (tmp_path / "c.png").write_bytes(b"x")
     for name in ("a.nii", "b.nii.gz", "c.png"):
         require_whole(tmp_path / name)
@@ -88,8 +88,8 @@ def test_whole_files_are_taken(tmp_path, order):
     [
         ("a.nii.gz", None, "was not written"),
         ("a.nii.gz", b"", "truncated"),
-        ("a.nii.gz", gzip.compress(nifti())[:-9], "truncated or damaged"),
-        ("a.nii.gz", gzip.compress(nifti(59)), "holds 470 of 472 bytes"),
+        ("a.nii.gz", gzip.compress(nifti(), mtime=0)[:-9], "truncated or damaged"),
+        ("a.nii.gz", gzip.compress(nifti(59), mtime=0), "holds 470 of 472 bytes"),
         ("a.nii.gz", b"<html>", "truncated or damaged"),
         ("a.nii", nifti(59), "holds 470 of 472 bytes"),
         ("a.nii", nifti()[:100], "truncated"),
@@ -111,7 +111,7 @@ def test_every_expected_prediction_must_be_there(tmp_path):
         (tmp_path / "images" / name).touch()
     left = Predictions(tmp_path / "images", tmp_path / "out", tmp_path / "dataset.json")
     assert [i.name for i in left.files()] == ["a.nii.gz", "b.nii.gz"]
-    (tmp_path / "out" / "a.nii.gz").write_bytes(gzip.compress(nifti()))
+    (tmp_path / "out" / "a.nii.gz").write_bytes(gzip.compress(nifti(), mtime=0))
     with pytest.raises(UserError, match="b.nii.gz was not written"):
         left.check()
     assert left.sizes()["b.nii.gz"] is None
