@@ -1,11 +1,21 @@
 """Any folder: NIfTI, NRRD, MetaImage or DICOM images, with or without labels.
 
-    generic.py SRC --dataset-id 200 --image-glob "*/CT" --label-glob "*/liver.nrrd" --labels liver=1,tumor=2
+    generic.py SRC --dataset-id 200 --name Ward3 --channels CT --image-glob "*/CT" --label-glob "*/liver" --labels liver=1,tumor=2
+    generic.py SRC --dataset-id 200 --name Ward3 --channels T1,T2 --table cases.csv --labels tumor=1
 
-A glob is relative to SRC; ``*`` stands for anything within a name, ``**`` for any folders. What the wildcards stand
-for makes the name of the case and must be the same for image and label, letter by letter. A glob that matches a folder
-means the DICOM series in it. One ``--image-glob`` per channel. ``--labels NAME=VALUE+VALUE`` names the values of the label
-files. Letters outside ASCII are written without their marks in the name of the case, and a few digits keep it apart.
+Say with ``--channels`` what the images show: nnU-Net clips and scales ``CT`` as Hounsfield units, anything else by itself.
+Without it one channel is taken for CT, and refused if its values do not look like it.
+
+A glob is relative to SRC; ``*`` stands for anything within a name, ``**`` for any folders, ``{a,b}`` for one of these. What
+``*``, ``**`` and ``?`` stand for makes the name of the case and must be the same for image and label, letter by letter; the
+ending of an image file (.nii, .nii.gz, .nrrd, .nhdr, .mha, .mhd, pictures) never belongs to it, and a glob without one takes
+all of them. A glob that matches a folder means the DICOM series in it. One ``--image-glob`` per channel. ``--labels
+NAME=VALUE+VALUE`` names the values of the label files; without ``--label-glob`` the cases are unlabelled. Letters outside
+ASCII are written without their marks in the name of the case, and a few digits keep it apart.
+
+A table says the same outright: a line a case, paths relative to SRC, a file or a folder of DICOM files each. Columns:
+``case``, ``image`` (several channels: ``image_0``, ``image_1``, ...), and as far as they are known ``label`` (empty:
+unlabelled), ``patient`` and ``annotated`` (class names joined by ``+``; empty: all classes).
 
 Every case is taken to annotate all classes, unless ``--annotated-from`` says otherwise: ``present``, a case annotates the
 classes of which its label file shows every value; ``FILE.csv``, a table with the columns ``case`` and ``annotated``, class
@@ -17,6 +27,7 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import replace
+from difflib import get_close_matches
 
 from nnunet_partial.data.conversion import (
     AS_STORED,
@@ -32,16 +43,22 @@ from nnunet_partial.data.conversion import (
     patient_of,
 )
 from nnunet_partial.data.conversion.organs import choose_organs
+from nnunet_partial.data.images import ENDINGS
 from nnunet_partial.errors import UserError
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--image-glob", action="append", required=True, metavar="GLOB", help="images; once per channel")
+    files = parser.add_mutually_exclusive_group(required=True)
+    files.add_argument("--image-glob", action="append", metavar="GLOB", help="images; once per channel")
+    files.add_argument("--table", metavar="FILE.csv", help="the files of each case, instead of globs")
     parser.add_argument("--label-glob", metavar="GLOB", help="label files; none: the cases are unlabelled")
     parser.add_argument("--labels", default="", metavar="A=1,B=2+3", help="names of the label values")
     parser.add_argument(
-        "--channels", default="CT", metavar="A,B", help="names of the channels; CT means Hounsfield units to nnU-Net"
+        "--channels",
+        metavar="A,B",
+        help="names of the channels; CT means Hounsfield units to nnU-Net; default: CT if it looks so",
     )
+    parser.add_argument("--allow-absent", action="store_true", help="accept classes that no label file shows")
     parser.add_argument(
         "--annotated-from",
         metavar="present|FILE.csv",
@@ -53,26 +70,103 @@ def add_arguments(parser) -> None:
 
 
 def read(source, options) -> Download:
-    channels = tuple(options.channels.split(","))
-    if len(channels) != len(options.image_glob):
-        raise UserError(f"--channels names {len(channels)} channels, but there are {len(options.image_glob)} --image-glob.")
-    if (options.label_glob is None) != (options.labels == ""):
-        raise UserError("--label-glob and --labels belong together: which files, and what their values mean.")
+    structures = parse_labels(options.labels)
+    cases, channels = (_from_table if options.table else _from_globs)(source, options, structures)
+    if options.label_headers_wrong:
+        cases = [replace(i, label=replace(i.label, mirrors=AS_STORED)) if getattr(i, "label", None) else i for i in cases]
+    if not structures:  # there is nothing that --unlabelled could ask for
+        options.unlabelled = True
+    globs = ", ".join([*(options.image_glob or ()), *filter(None, [options.label_glob])])
+    return Download(
+        structures,
+        cases,
+        channels=channels,
+        expected=f"nothing matches {globs}, relative to that folder" if globs else f"{options.table} names no case",
+        label_option="--labels",
+        hounsfield=options.channels is None,
+        all_shown=not options.allow_absent,
+    )
+
+
+def _channels(options, number: int) -> tuple:
+    """Names of the channels of ``number`` images a case."""
+    channels = tuple((options.channels or "CT").split(","))
+    if len(channels) != number:
+        raise UserError(f"--channels names {len(channels)} channels ({', '.join(channels)}), but a case has {number} images.")
+    return channels
+
+
+def _from_globs(source, options, structures: dict) -> tuple:
+    """``(cases, channels)``."""
+    channels = _channels(options, len(options.image_glob))
+    if options.label_glob is not None and not structures:
+        raise UserError("--label-glob needs --labels, which says what the values of these files mean: --labels liver=1,tumor=2.")
+    if options.label_glob is None and structures:
+        raise UserError("--labels needs --label-glob, which says which files hold the labels. Without labels leave out both.")
     if options.annotated_from and options.label_glob is None:
         raise UserError("--annotated-from needs labels: give --label-glob and --labels.")
-    found = [images_of(source, Glob(i)) for i in options.image_glob]
+    globs = [Glob(i) for i in options.image_glob]
+    found = [images_of(source, i) for i in globs]
     labels = labels_of(source, options.label_glob)
     names = case_names([*(text for part in found for text in part), *labels])
     complete = {text: tuple(part[text] for part in found) for text in names if all(text in part for part in found)}
     started = {text for part in found for text in part}
     missing = [Skip(names[i], "one of its channels is missing") for i in names if i in started and i not in complete]
-    mirrors = AS_STORED if options.label_headers_wrong else ()
-    labels = {text: LabelFile(path, mirrors) for text, path in labels.items() if text in complete or text not in started}
+    labels = {text: LabelFile(path) for text, path in labels.items() if text in complete or text not in started}
     paired = list(pair(complete, labels, unlabelled=lambda text: options.label_glob is None))
-    structures = parse_labels(options.labels) or {"foreground": (1,)}
     annotated = annotation(options.annotated_from, names, structures, options.organs)
-    cases = [_named(case, names[case.name], annotated) for case in paired]
-    return Download(structures, cases + missing, channels=channels)
+    looked = (globs, complete, Glob(options.label_glob) if options.label_glob else None, labels)
+    return [_named(_told(case, *looked), names[case.name], annotated) for case in paired] + missing, channels
+
+
+def _told(case, globs: list, complete: dict, label_glob, labels: dict):
+    """A case that lacks its image or its label, with what was looked for."""
+    if not isinstance(case, Skip):
+        return case
+    lacks_image = case.name in labels
+    wanted = globs[0] if lacks_image else label_glob
+    others = set(complete) - set(labels) if lacks_image else set(labels) - set(complete)
+    close = get_close_matches(case.name, sorted(others), 1)
+    return Skip(case.name, f"{case.reason}: {wanted.looked_for(case.name)} is not there" + (f"; {close[0]}?" if close else ""))
+
+
+def _from_table(source, options, structures: dict) -> tuple:
+    """``(cases, channels)`` of ``--table``."""
+    if options.label_glob or options.annotated_from:
+        raise UserError(f"--table says which labels there are and what they annotate: put it into {options.table}.")
+    classes = choose_organs(options.organs, structures, tuple(structures)).classes if structures else ()
+    rows, columns = _rows(options.table, {"case"})
+    images = ["image"] if "image" in columns else [f"image_{i}" for i in range(sum(c.startswith("image_") for c in columns))]
+    if not images or not set(images) <= set(columns):
+        raise UserError(f"{options.table}: the column 'image' is expected, or image_0, image_1, ...; found {', '.join(columns)}.")
+    channels = _channels(options, len(images))
+    names = case_names([row["case"] for _, row in rows])
+    cases: dict = {}
+    for number, row in rows:
+        where = f"{options.table}, line {number}"
+        if not row["case"] or row["case"] in cases:
+            raise UserError(f"{where}: {row['case']!r} is empty or there twice. Write one line a case.")
+        if row.get("label") and not structures:
+            raise UserError(f"{where} names a label: --labels says what its values mean, for example --labels liver=1,tumor=2.")
+        lacking = [i for i in images if not row[i]]
+        if lacking:
+            cases[row["case"]] = Skip(names[row["case"]], f"{where} names no file for {lacking[0]}")
+            continue
+        name = names[row["case"]]
+        label = LabelFile(source.named(row["label"], where, source.root)) if row.get("label") else None
+        annotated = _classes(row["annotated"], classes, where) if row.get("annotated") and label else None
+        patient = row.get("patient") or patient_of(name)
+        volumes = tuple(_image(source, row[i], where) for i in images)
+        cases[row["case"]] = Case(name, volumes, label, annotated=annotated, patient=patient)
+    return list(cases.values()), channels
+
+
+def _image(source, text: str, where: str):
+    """A file, or the DICOM files of a folder, that a table names."""
+    path = source.named(text, where, source.root)
+    inside = source.relative(path)
+    series = [source.root / i for i in source.paths() if i.rpartition("/")[0] == inside]
+    return DicomSeries(tuple(series)) if series else ImageFile(path)
 
 
 def _named(case, name: str, annotated):
@@ -104,41 +198,85 @@ def annotation(given: str | None, names: dict, structures: dict, organs: str | N
 def read_table(file: str, classes: tuple) -> dict:
     """``{case: classes that it annotates}`` of a table with the columns ``case`` and ``annotated``."""
     table: dict = {}
+    for number, row in _rows(file, {"case", "annotated"})[0]:
+        where = f"{file}, line {number}"
+        annotated = _classes(row["annotated"], classes, where)
+        if not row["case"] or row["case"] in table:
+            raise UserError(
+                f"{where}: {row['case']!r} is empty or there twice. Write one line a case, its classes joined by '+'."
+            )
+        table[row["case"]] = annotated
+    return table
+
+
+def _classes(text: str, classes: tuple, where: str) -> tuple:
+    """``liver+tumor`` -> names, all of which must be classes."""
+    names = tuple(i.strip() for i in text.split("+") if i.strip())
+    unknown = [i for i in names if i not in classes]
+    if unknown:
+        raise UserError(f"{where}: {unknown[0]!r} is no class ({', '.join(classes)}). Write names of classes joined by '+'.")
+    return names
+
+
+def _rows(file: str, needed: set) -> tuple:
+    """``([(line, {column: text})], columns)`` of a CSV file, comma or semicolon, that has the columns ``needed``."""
     try:
         with open(file, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            if not {"case", "annotated"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{file}: the columns 'case' and 'annotated' are expected, found {reader.fieldnames}.")
-            for number, row in enumerate(reader, start=2):
-                case = unicodedata.normalize("NFC", (row["case"] or "").strip())
-                annotated = tuple(i.strip() for i in (row["annotated"] or "").split("+") if i.strip())
-                unknown = [i for i in annotated if i not in classes]
-                if not case or case in table or unknown:
-                    what = (
-                        f"{unknown[0]!r} is no class ({', '.join(classes)})" if unknown else f"{case!r} is empty or there twice"
-                    )
-                    raise UserError(f"{file}, line {number}: {what}. Write one line a case, its classes joined by '+'.")
-                table[case] = annotated
+            head = handle.readline()
+            handle.seek(0)
+            reader = csv.DictReader(handle, delimiter=";" if head.count(";") > head.count(",") else ",")
+            columns = [(i or "").strip() for i in reader.fieldnames or ()]
+            if not needed <= set(columns):
+                expected = " and ".join(repr(i) for i in ("case", "annotated") if i in needed)
+                raise UserError(f"{file}: the columns {expected} are expected, found {', '.join(columns)}.")
+            reader.fieldnames = columns
+            rows = []
+            for row in reader:
+                text = {k: unicodedata.normalize("NFC", (v or "").strip()) for k, v in row.items() if k and isinstance(k, str)}
+                rows.append((reader.line_num, text))
+            return rows, columns
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"--annotated-from {file} cannot be read ({error}). Give 'present' or a CSV file.") from None
-    return table
+        option = "--annotated-from" if "annotated" in needed else "--table"
+        other = "'present' or " if option == "--annotated-from" else ""
+        raise UserError(f"{option} {file} cannot be read ({error}). Give {other}a CSV file.") from None
 
 
 class Glob:
     """A glob with the text of its wildcards as the name of a case."""
 
     def __init__(self, glob: str):
-        parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob.strip("/"))
+        parts = re.split(r"(\*\*/|\*\*|\*|\?|\{[^{}/]*,[^{}/]*\})", glob.strip("/"))
         patterns = {"**/": "((?:[^/]+/)*)", "**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-        self.text, self.pattern = glob, re.compile("".join(patterns.get(i) or re.escape(i) for i in parts))
+        self.text, self.pattern = glob, re.compile("".join(patterns.get(i) or _literal(i) for i in parts))
+        self.open = parts[-1] == "" and parts[-2:-1] != [] and parts[-2] in patterns  # ends with a wildcard
 
     def case(self, path: str) -> str | None:
-        """What the wildcards stand for in a relative path, or None if it does not match. Unicode may write a letter with a
-        mark in two ways; both are one text here."""
-        match = self.pattern.fullmatch(path)
+        """What the wildcards stand for in a relative path, without the ending of an image file, or None if it does not match.
+        Unicode may write a letter with a mark in two ways; both are one text here."""
+        ending = next((i for i in ENDINGS if path.lower().endswith(i)), "")
+        stem = path[: len(path) - len(ending)]
+        match = self.pattern.fullmatch(path) or self.pattern.fullmatch(stem)
         if match is None:
             return None
-        return unicodedata.normalize("NFC", "_".join(i.strip("/") for i in match.groups() if i)) or "case"
+        ends = [(match.start(i), min(match.end(i), len(stem))) for i in range(1, self.pattern.groups + 1)]
+        groups = [path[start:end].strip("/") for start, end in ends if start < end]
+        return unicodedata.normalize("NFC", "_".join(groups)) or "case"
+
+    def case_of_file(self, path: str) -> str | None:
+        """:meth:`case` of a file. A glob that leaves the ending open takes files of images alone."""
+        return None if self.open and not path.lower().endswith(ENDINGS) else self.case(path)
+
+    def looked_for(self, text: str) -> str:
+        """The file of a case, as far as the glob says where it would be."""
+        wildcards = re.findall(r"\*\*/?|\*|\?", self.text)
+        return self.text.replace("*", text) if wildcards == ["*"] else f"{self.text} with {text!r} for the wildcards"
+
+
+def _literal(text: str) -> str:
+    """Text between wildcards as a regular expression; ``{a,b}`` is one of several."""
+    if text.startswith("{") and "," in text:
+        return f"(?:{'|'.join(re.escape(i) for i in text[1:-1].split(','))})"
+    return re.escape(text)
 
 
 def case_names(texts) -> dict:
@@ -170,10 +308,10 @@ def images_of(source, glob: Glob) -> dict:
     files: dict = {}
     folders: dict = {}
     for path in source.paths():
-        case, in_folder = glob.case(path), glob.case(path.rpartition("/")[0])
+        case, in_folder = glob.case_of_file(path), glob.case(path.rpartition("/")[0]) if "/" in path else None
         if case is not None:
             files.setdefault(case, []).append(source.root / path)
-        elif in_folder is not None:
+        elif in_folder is not None and not path.lower().endswith(ENDINGS):
             folders.setdefault(in_folder, []).append(source.root / path)
     _refuse_repeats(files, glob)
     return {**{k: DicomSeries(tuple(v)) for k, v in folders.items()}, **{k: ImageFile(v[0]) for k, v in files.items()}}
@@ -185,7 +323,7 @@ def labels_of(source, glob: str | None) -> dict:
         return {}
     files: dict = {}
     for path in source.paths():
-        case = Glob(glob).case(path)
+        case = Glob(glob).case_of_file(path)
         if case is not None:
             files.setdefault(case, []).append(source.root / path)
     _refuse_repeats(files, Glob(glob))
@@ -196,7 +334,8 @@ def _refuse_repeats(files: dict, glob: Glob) -> None:
     for case, paths in files.items():
         if len(paths) > 1:
             raise UserError(
-                f"{glob.text!r} gives both {paths[0]} and {paths[1]} the name {case!r}. Use a glob that tells them apart."
+                f"{glob.text!r} gives both {paths[0]} and {paths[1]} the name {case!r}. Remove one, or use a glob that tells them "
+                "apart."
             )
 
 

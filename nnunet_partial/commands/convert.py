@@ -42,9 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     from nnunet_partial import api
+    from nnunet_partial.data.conversion import command
 
+    print(f"looking for cases in {arguments.source}", flush=True)
     given = {k: v for k, v in vars(arguments).items() if k != "command_line"}
-    print("\n".join(api.convert(**given).lines()), flush=True)
+    command.show(api.convert(**given), arguments.skip_bad)
 
 
 def load(name: str):

@@ -33,6 +33,7 @@ DIRECTION_TOLERANCE = 1e-4  # direction cosines
 
 _PICTURES = (".png", ".bmp", ".tif", ".tiff")  # have no position, and the resolution some of them state is for printing
 _POSITIONED = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")  # keep spacing, origin and direction
+ENDINGS = (".nii.gz", *(i for i in (*_POSITIONED, *_PICTURES) if i != ".nii.gz"))  # the longest first
 _DEFLATE_RATIO = 1032  # no file is compressed further by gzip, zlib or png
 _CHUNK_BYTES = 1 << 24
 

@@ -77,8 +77,9 @@ def test_two_channels_and_a_case_that_lacks_one(src, tools, run):
 
 def test_unlabelled_folder(src, tools, run):
     image = tools.write(src / "deep" / "er" / "x.nii.gz", tools.grey(0))
-    report = run("generic", src, "--image-glob", "**/*.nii.gz", "--unlabelled", "--source-name", "ward3")
-    tools.check(report, source="ward3", classes=["foreground"], cases={"deep_er_x": ([image], None, [])})
+    report = run("generic", src, "--image-glob", "**/*.nii.gz", "--source-name", "ward3")
+    tools.check(report, source="ward3", classes=[], cases={"deep_er_x": ([image], None, [])})
+    assert "1 cases, 0 labelled, 0 skipped; no classes" in report.lines()[0]
 
 
 def test_real_ct(src, run):
@@ -106,6 +107,13 @@ def test_real_ct(src, run):
         ("**/scan.nii", "scan.nii", "case"),
         ("*.nii", "x.nii.gz", None),
         ("a/*.nii", "a/b/c.nii", None),
+        ("img/*", "img/Anna [1].nii.gz", "Anna [1]"),
+        ("*.nii*", "x.nii.gz", "x"),
+        ("*.*", "x.1.mha", "x.1"),
+        ("*/ct", "anna/ct.NII.GZ", "anna"),
+        ("*{.nrrd,.nii.gz}", "b.nrrd", "b"),
+        ("*{.nrrd,.nii.gz}", "b.mha", None),
+        ("{ct,CT}_{*", "CT_{7.nii", "7"),
     ],
 )
 def test_what_wildcards_stand_for(glob, path, case):
@@ -145,7 +153,10 @@ def test_names_are_compared_before_they_are_made_ascii(src, tools, run):
         written = sitk.ReadImage(str(report.folder / report.converted[case].label))
         assert np.array_equal(sitk.GetArrayFromImage(written), arrays[name]), name
         assert Path(report.converted[case].images[0]).stem == unicodedata.normalize("NFC", name)
-    assert report.skipped == {case_name("Müller"): "Müller.mha has no label", case_name("Möller"): "Möller.mha has no image"}
+    assert report.skipped == {
+        case_name("Müller"): "Müller.mha has no label: lab/Müller.mha is not there; Möller?",
+        case_name("Möller"): "Möller.mha has no image: img/Möller.mha is not there; Müller?",
+    }
 
 
 def test_a_case_annotates_what_its_file_shows_on_request(src, tools, run):
@@ -270,3 +281,96 @@ def test_labels_are_parsed():
     for wrong in ("liver", "liver=0", "liver=x", "liver=1+"):
         with pytest.raises(UserError, match="is not NAME=VALUE"):
             parse_labels(wrong)
+
+
+WARD = {"Anna Müller [1].nii.gz": 0, "Bérénice.nii": 1, "case 3.nrrd": 2, "dora.mha": 3}
+
+
+def ward(src, tools, value=1):
+    """A folder as a hospital has it: four formats of one kind, names with spaces, brackets and umlauts."""
+    for name, seed in WARD.items():
+        tools.write(src / "scans (2024)" / name, tools.grey(seed))
+        tools.write(src / "Köpfe" / name.replace(".nii.gz", ".nrrd"), value * tools.label_with(seed, (1,)))
+    (src / "scans (2024)" / "notes.txt").write_text("x")
+
+
+OPEN = ("--image-glob", "scans (2024)/*", "--label-glob", "Köpfe/*")
+CASES = {"Anna_Muller_1", "Berenice", "case_3", "dora"}
+
+
+@pytest.mark.parametrize("globs", [OPEN, ("--image-glob", "scans*/*{.nii.gz,.nii,.nrrd,.mha}", "--label-glob", "Köpfe/*.n*")[:2]])
+def test_formats_may_be_mixed_and_no_ending_is_part_of_a_name(globs, src, tools, run):
+    ward(src, tools)
+    report = run("generic", src, *globs, *(("--labels", "liver=1") if "--label-glob" in globs else ()))
+    assert {i.split("-")[0].removeprefix("2024_") for i in report.converted} == CASES and not report.skipped
+    assert {bool(i.annotated) for i in report.converted.values()} == {"--label-glob" in globs}
+
+
+def test_two_formats_of_one_case_are_named(src, tools, run):
+    ward(src, tools)
+    tools.write(src / "scans (2024)" / "dora.nii.gz", tools.grey(3))
+    with pytest.raises(UserError, match="gives both .*dora.* and .*dora.* the name 'dora'"):
+        run("generic", src, *OPEN, "--labels", "liver=1")
+
+
+def test_a_table_names_the_files(src, tools, run, tmp_path):
+    ward(src, tools)
+    table = tmp_path / "cases.csv"
+    lines = [
+        "case;image;label;patient;annotated",
+        "p1;scans (2024)/Anna Müller [1].nii.gz;Köpfe/Anna Müller [1].nrrd;anna;",
+        "p2;scans (2024)/dora.mha;;anna;",
+    ]
+    table.write_text("\n".join(lines), encoding="utf-8")
+    arguments = ("--table", table, "--labels", "liver=1")
+    report = run("generic", src, *arguments, "--unlabelled")
+    label = tools.label_with(0, (1,))
+    scans = [src / "scans (2024)" / i for i in ("Anna Müller [1].nii.gz", "dora.mha")]
+    cases = {"p1": ([scans[0]], label, ["liver"]), "p2": ([scans[1]], None, [])}
+    tools.check(report, source="generic", classes=["liver"], cases=cases, patients={"p1": "anna", "p2": "anna"})
+    for text, words in (
+        ("name,image\na,b\n", "the columns 'case' are expected, found name, image"),
+        ("case,scan\na,b\n", "the column 'image' is expected, or image_0, image_1, ...; found case, scan"),
+        ("case,image\na,x\na,y\n", "line 3: 'a' is empty or there twice"),
+        ("case,image\na,../x.nii\n", "lies outside"),
+        ("case,image\na,gone.nii\n", "gone.nii is missing"),
+        ("case,image,label,annotated\na,scans (2024)/dora.mha,Köpfe/dora.mha,spleen\n", "line 2: 'spleen' is no class"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            run("generic", src, *arguments, "--unlabelled", dataset_id=9)
+
+
+def test_each_kind_of_reason_is_told_when_nothing_is_converted(src, tools, run):
+    segmented(src, tools, ["a", "b", "c"], ["a", "b"], values=(1, 2))
+    with pytest.raises(UserError, match=r"c: c.mha has no label: lab/c.mha is not there; a: .*value 2.*--labels NAME=VALUE; b: "):
+        run("generic", src, *GLOBS[:-1], "liver=1")
+
+
+def test_the_value_of_the_only_class_is_offered(src, tools, run):
+    ward(src, tools, value=255)
+    with pytest.raises(UserError, match="holds the label value 255; .*; if that is kidney, write --labels kidney=255"):
+        run("generic", src, *OPEN, "--labels", "kidney=1")
+
+
+def test_a_class_that_no_label_shows_is_refused(src, tools, run):
+    segmented(src, tools, ["a", "b"], ["a", "b"])
+    with pytest.raises(UserError, match="--labels names spleen, which no label file shows.*--allow-absent"):
+        run("generic", src, *GLOBS[:-1], "liver=1,tumor=2,spleen=7")
+    assert run("generic", src, *GLOBS[:-1], "liver=1,tumor=2,spleen=7", "--allow-absent").organs.classes[-1] == "spleen"
+
+
+def test_grey_values_that_are_no_hounsfield_units_need_a_name(src, tools, run):
+    tools.write(src / "a.mha", np.abs(tools.grey(0)))
+    with pytest.raises(UserError, match="a: its values, .* are no Hounsfield units.*--channels MR"):
+        run("generic", src, "--image-glob", "*")
+    assert run("generic", src, "--image-glob", "*", "--channels", "MR").converted
+    assert run("generic", src, "--image-glob", "*", "--channels", "CT", dataset_id=8).converted
+
+
+def test_a_foreign_folder_is_told_what_is_expected(src, tools, run):
+    ward(src, tools)
+    with pytest.raises(UserError, match=r"release \(.*Anna.*\): expected are ``case_NNNNN/imaging.nii.gz``.*kits --help"):
+        run("kits", src)
+    with pytest.raises(UserError, match=r"\): nothing matches \*\.dcm, relative to that folder"):
+        run("generic", src, "--image-glob", "*.dcm")

@@ -54,15 +54,22 @@ def test_second_run_changes_nothing(src, lits, run):
 
 
 def test_changed_new_and_removed_cases_are_noticed(src, lits, tools, run):
-    before = times(run("lits", src).folder)
+    folder = run("lits", src).folder
+    before = times(folder)
     lits(1, seed=99)
+    report = run("lits", src)
+    assert report.unchanged == ("lits_000", "lits_002") and set(report.converted) == {"lits_000", "lits_001", "lits_002"}
+    after = times(folder)
+    assert after["lits_000.nii.gz"] == before["lits_000.nii.gz"] and after["lits_001.nii.gz"] != before["lits_001.nii.gz"]
+    before = after
     lits(7)
     (src / "volume-2.nii.gz").unlink()
     (src / "segmentation-2.nii.gz").unlink()
-    report = run("lits", src)
-    assert report.unchanged == ("lits_000",) and set(report.converted) == {"lits_000", "lits_001", "lits_007"}
-    after = times(report.folder)
-    assert after["lits_000.nii.gz"] == before["lits_000.nii.gz"] and after["lits_001.nii.gz"] != before["lits_001.nii.gz"]
+    with pytest.raises(UserError, match="holds 1 cases that would go, the first: lits_002: it is not found any more"):
+        run("lits", src)
+    assert times(folder) == before
+    report = run("lits", src, "--overwrite")
+    assert set(report.converted) == {"lits_000", "lits_001", "lits_007"}
     label = {n: tools.remap(tools.label_with(seed, (1, 2)), {1: 1, 2: 1}) for n, seed in ((0, 0), (1, 99), (7, 7))}
     tools.check(
         report,
@@ -82,7 +89,9 @@ def test_label_that_vanished_from_the_dataset_is_written_again(src, lits, run):
 def test_case_that_breaks_later_leaves_the_dataset_consistent(src, lits, run):
     run("lits", src)
     (src / "segmentation-1.nii.gz").write_bytes(b"broken")
-    report = run("lits", src)
+    with pytest.raises(UserError, match="holds 1 cases that would go, the first: lits_001: .*segmentation-1"):
+        run("lits", src)
+    report = run("lits", src, "--overwrite")
     assert list(report.skipped) == ["lits_001"]
     assert sorted(i.name for i in (report.folder / "labelsTr").iterdir()) == ["lits_000.nii.gz", "lits_002.nii.gz"]
 

@@ -9,6 +9,8 @@ from nnunet_partial.data.conversion.source import SourceFolder
 from nnunet_partial.errors import exit_on_user_error
 from nnunet_partial.files import PathLike
 
+SKIPPED = 3  # exit code of a conversion that kept fewer cases than it found
+
 
 def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None:
     """Arguments of every converter, then its own."""
@@ -29,7 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser, converter: Converter) -> None
         help="resample NIfTI files whose axes are not at right angles onto a grid whose axes are; default: skip the case",
     )
     parser.add_argument("--follow-links", action="store_true", help="read links that lead out of SRC")
-    parser.add_argument("--strict", action="store_true", help="fail if any case has to be skipped")
+    skipping = parser.add_mutually_exclusive_group()
+    skipping.add_argument("--strict", action="store_true", help="write nothing if any case has to be skipped")
+    skipping.add_argument(
+        "--skip-bad", action="store_true", help=f"exit code 0 although cases had to be skipped; default: exit code {SKIPPED}"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     parser.add_argument("--processes", type=int, metavar="P", help="default: all cores")
     converter.add_arguments(parser)
@@ -51,11 +57,19 @@ def required_options(converter: Converter) -> list[str]:
 
 
 def run(converter: Converter, arguments: argparse.Namespace) -> Report:
-    """Convert and print what was done."""
-    source = SourceFolder(arguments.source, arguments.follow_links)
-    report = convert(converter, source, arguments)
-    print("\n".join(report.lines()), flush=True)
+    """Convert and print what was done. Cases that are missing end the command with exit code 3, unless --skip-bad."""
+    print(f"looking for cases in {arguments.source}", flush=True)
+    report = convert(converter, SourceFolder(arguments.source, arguments.follow_links), arguments)
+    show(report, arguments.skip_bad)
     return report
+
+
+def show(report: Report, skip_bad: bool) -> None:
+    """Print what was done; :class:`SystemExit` with code 3 if cases are missing and nobody has said that they may."""
+    print("\n".join(report.lines()), flush=True)
+    if report.skipped and not skip_bad:
+        print(f"nnunet_partial: {report.warning}", file=sys.stderr, flush=True)
+        raise SystemExit(SKIPPED)
 
 
 def main(converter: Converter, argv: Sequence[str] | None = None) -> None:

@@ -18,7 +18,8 @@ class OrganMap:
 
     ``classes``: names; ``values``: for each, the values of the download that belong to it; ``known``: every value
     that a label file of the download may hold; ``ignored``: values that become nnU-Net's ignore label, K + 1. ``only``:
-    the classes that one case annotates, None: all.
+    the classes that one case annotates, None: all. ``option``: of the command line, which names label values; empty where
+    the release fixes them.
     """
 
     classes: tuple
@@ -26,6 +27,7 @@ class OrganMap:
     known: frozenset
     ignored: frozenset = frozenset()
     only: tuple | None = None
+    option: str = ""
 
     @property
     def dtype(self) -> type:
@@ -66,9 +68,18 @@ class OrganMap:
         if unknown.any():
             raise UserError(
                 f"holds the label value {int(label[unknown][0])}; known values are "
-                f"{', '.join(str(i) for i in sorted(self.known | self.ignored | {0}))}"
+                f"{', '.join(str(i) for i in sorted(self.known | self.ignored | {0}))}{self._remedy(label)}"
             )
         return mapped
+
+    def _remedy(self, label: np.ndarray) -> str:
+        """How to name the values of ``label``: its only value is the only class, whatever number a program gave it."""
+        if not self.option:
+            return ""
+        found = np.unique(label[label > 0]).tolist()
+        if len(found) == len(self.classes) == 1:
+            return f"; if that is {self.classes[0]}, write {self.option} {self.classes[0]}={found[0]}"
+        return f"; the file shows {', '.join(map(str, found[:12]))}: name them all with {self.option} NAME=VALUE"
 
 
 def choose_organs(requested: str | None, structures: Structures, default: Sequence[str], ignored: Iterable[int] = ()) -> OrganMap:

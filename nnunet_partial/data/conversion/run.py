@@ -32,6 +32,7 @@ from nnunet_partial.data.parallel import default_processes
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, replace_folder, restore_folder, try_lock, write_json
 
+LOW_HU = -50  # a CT scan has voxels below it
 READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
 
 
@@ -46,6 +47,9 @@ class Download:
     ``structures``: name -> label values of the download. ``cases``: every :class:`Case` and :class:`Skip`.
     ``default``: classes without ``--organs``, all structures by default. ``ignored``: label values that become
     nnU-Net's ignore label. ``release``: which release of the dataset it is, and how that is known, for people.
+    ``expected``: names of files that would have been taken, for people. Where the user describes the data, and a release
+    does not: ``label_option`` names label values, ``hounsfield`` says that nobody has said what the grey values are, so that
+    they must look like Hounsfield units, ``all_shown`` that a class which no label shows is an error.
     """
 
     structures: Mapping[str, tuple]
@@ -57,6 +61,10 @@ class Download:
     ending: str = ".nii.gz"
     files: Mapping[str, object] = field(default_factory=dict)  # further JSON files: name -> content
     release: str = ""
+    expected: str = ""
+    label_option: str = ""
+    hounsfield: bool = False
+    all_shown: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,24 @@ class Report:
     preprocessed: bool = False  # nnU-Net has preprocessed an earlier state of this dataset
     release: str = ""
 
+    @property
+    def warning(self) -> str:
+        """The last line of a conversion that kept fewer cases than it found, or nothing."""
+        found = len(self.converted) + len(self.skipped)
+        return (
+            f"ATTENTION: {len(self.skipped)} of {found} cases are NOT in {self.folder.name}, for the reasons above. Mend them and "
+            "run the same command again, or leave them out with --skip-bad"
+            if self.skipped
+            else ""
+        )
+
     def lines(self) -> list:
         """The summary for people."""
         how = [h for i in self.converted.values() for h in i.how]
         labelled = sum(bool(i.annotated) for i in self.converted.values())
         lines = [
             f"{self.folder}: {len(self.converted)} cases, {labelled} labelled, {len(self.skipped)} skipped; "
-            f"classes {', '.join(self.organs.classes)}",
+            f"{'classes ' + ', '.join(self.organs.classes) if self.organs.classes else 'no classes'}",
             f"images: {', '.join(f'{how.count(k)} {k}' for k in dict.fromkeys(how))}",
         ]
         if self.release:
@@ -117,7 +136,8 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
     source.require_unpacked()
     download = converter.read(source, options)
-    organs = choose_organs(options.organs, download.structures, download.default or tuple(download.structures), download.ignored)
+    download = replace(download, expected=download.expected or _expected(converter))
+    organs = _organs(options, download)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
     settings = {
         "converter": converter.name,
@@ -129,6 +149,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         "resample_sheared": options.resample_sheared,
     }
     with _working_folder(final, settings, options.overwrite) as folder:
+        _check_none_is_lost(final, folder, [case.name for case in cases], skipped)
         journal = Journal(folder, settings)
         prints = {case.name: fingerprint(case, settings) for case in cases}
         unchanged = tuple(c.name for c in cases if journal.finished(c.name, prints[c.name]))
@@ -139,6 +160,8 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         ]
         for result in _run(jobs, options.processes, converter.name):
             if result.skipped is None:
+                if download.hounsfield:
+                    _check_hounsfield(result)
                 journal.add(result.case, _record(result, prints[result.case], folder))
             else:
                 skipped[result.case] = result.skipped
@@ -147,6 +170,32 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     converted = {i: _from_record(i, journal.cases[i]) for i in names}
     preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
     return Report(final, organs, converted, skipped, unchanged, preprocessed, download.release)
+
+
+def _expected(converter: Converter) -> str:
+    """The names that a converter looks for, as its description begins to tell them."""
+    told = re.search(r"Download: (.*?)(?:\. |\.?\n\n|\.?$)", converter.description, re.DOTALL)
+    names = f"expected are {told[1]}; " if told else ""
+    return f"{names}nnunet_partial convert {converter.name} --help says more"
+
+
+def _organs(options: argparse.Namespace, download: Download) -> OrganMap:
+    if not download.structures:  # images alone
+        return OrganMap((), (), frozenset())
+    default = download.default or tuple(download.structures)
+    organs = choose_organs(options.organs, download.structures, default, download.ignored)
+    return replace(organs, option=download.label_option)
+
+
+def _check_hounsfield(case: Converted) -> None:
+    """Air and fat lie below -50 HU and fill part of every CT scan; grey values of MR, and of CT that has lost its rescale,
+    begin at 0, and normalised ones span a few units."""
+    low, high = case.range
+    if low > LOW_HU:
+        raise UserError(
+            f"{case.case}: its values, {low:g} to {high:g}, are no Hounsfield units, and nnU-Net would clip and scale them as "
+            "such. Name what the image shows: --channels MR (any name but CT), or --channels CT if it is CT all the same."
+        )
 
 
 def dataset_folder(dataset_id: int, name: str) -> Path:
@@ -316,6 +365,7 @@ def _record(result: Converted, print_: str, folder: Path) -> dict:
         "range": list(result.range),
         "notes": list(result.notes),
         "patient": result.patient,
+        "shown": list(result.shown),
         "written": {i: (folder / i).stat().st_size for i in own},
     }
 
@@ -335,13 +385,20 @@ def _from_record(case: str, record: Mapping) -> Converted:
 
 def _publish(folder, final, journal, names, download, organs, skipped, options, source) -> None:
     if not names:
-        first = next(iter(skipped.items()), None)
-        reason = f"{first[0]}: {first[1]}" if first else "its files are not named as in the release"
-        raise UserError(f"no case could be converted from {source.given}: {reason}")
+        reasons = _grouped(((reason, name) for name, reason in skipped.items()), most=3)
+        reason = "; ".join(f"{cases}: {reason}" for reason, cases in reasons.items())
+        there = ", ".join(source.paths()[:3]) or "no file"
+        raise UserError(
+            f"no case could be converted from {source.given}: "
+            f"{reason or f'its files are not named as in the release ({there}, ...): {download.expected}'}"
+        )
     if options.strict and skipped:
         raise UserError(
             f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: {next(iter(skipped.values()))}."
         )
+    _check_none_is_lost(final, folder, names, skipped)
+    if download.all_shown:
+        _check_all_shown(organs, [journal.cases[i] for i in names])
     name = journal.settings["source_name"]
     records = {i: journal.cases[i] for i in names}
     annotations = {k: labels.CaseAnnotation(name, tuple(v["annotated"]), v["patient"]) for k, v in records.items()}
@@ -363,6 +420,29 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
     journal.close(names, source=str(source.root), release=download.release, skipped=skipped)
     if folder != final:
         replace_folder(folder, final)
+
+
+def _check_none_is_lost(final: Path, folder: Path, names: Sequence[str], skipped: Mapping[str, str]) -> None:
+    """A dataset that is there keeps its cases: with fewer, models of it could not be told from models of the new one."""
+    if folder != final or not (final / RECORD).is_file():
+        return
+    lost = [i for i in read_json(final / RECORD)["cases"] if i not in names]
+    if lost:
+        reason = skipped.get(lost[0], "it is not found any more")
+        raise UserError(
+            f"{final} holds {len(lost)} cases that would go, the first: {lost[0]}: {reason}. Nothing is replaced. Mend them, "
+            "choose another --dataset-id, or replace the dataset with --overwrite."
+        )
+
+
+def _check_all_shown(organs: OrganMap, records: Sequence[Mapping]) -> None:
+    shown = {name for i in records for name in i.get("shown", organs.classes)}  # older records do not say
+    absent = [i for i in organs.classes if i not in shown]
+    if absent and any(i["annotated"] for i in records):
+        raise UserError(
+            f"{organs.option} names {', '.join(absent)}, which no label file shows; as a class that is annotated and absent "
+            f"everywhere it would be taught as background. Leave it out, mend its value, or accept it with --allow-absent."
+        )
 
 
 def _remove_strangers(folder: Path, known: set) -> None:

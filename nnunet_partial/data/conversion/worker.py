@@ -36,7 +36,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Converted:
-    """``images`` and ``label`` as for dataset.json. ``skipped``: why the case was left out, or None."""
+    """``images`` and ``label`` as for dataset.json. ``skipped``: why the case was left out, or None.
+
+    ``shown``: the classes of which the label has a voxel.
+    """
 
     case: str
     images: tuple = ()
@@ -47,6 +50,7 @@ class Converted:
     notes: tuple = ()
     skipped: str | None = None
     patient: str | None = None
+    shown: tuple = ()
 
 
 def convert_case(job: Job) -> Converted:
@@ -72,7 +76,11 @@ def _convert(job: Job) -> Converted:
     path = job.folder / "labelsTr" / (case.name + job.ending)
     annotated, partly = _annotated(job)
     job = replace(job, organs=replace(job.organs, only=annotated))
-    notes = _write_label(job, geometry, path)
+    label, notes = _label(job, geometry)
+    voxels.write_label(label, geometry, path)
+    present = images.present_values(label)
+    shown = tuple(name for number, name in enumerate(job.organs.classes, start=1) if number in present)
+    notes += _few_classes(case, job.organs, shown)
     placed = [
         image.place(job.folder / "imagesTr" / f"{case.name}_{channel:04d}", geometry, job.copy_images)
         for channel, image in enumerate(case.images)
@@ -86,6 +94,7 @@ def _convert(job: Job) -> Converted:
         (min(i.low for i in placed), max(i.high for i in placed)),
         tuple(dict.fromkeys((*case.notes, *partly, *notes, *conflicts, *(note for i in placed for note in i.notes)))),
         patient=case.patient,
+        shown=shown,
     )
 
 
@@ -114,12 +123,11 @@ def _common_geometry(case: Case) -> Geometry:
     return geometry
 
 
-def _write_label(job: Job, geometry: Geometry, path: Path) -> tuple:
-    """Write the label map of the case on the grid of its image; returns notes."""
+def _label(job: Job, geometry: Geometry) -> tuple:
+    """``(label map of the case on the grid of its image, notes)``."""
     case, organs = job.case, job.organs
     if case.label is None or not organs.annotated():
-        voxels.write_label(np.zeros(geometry.shape_zyx, organs.dtype), geometry, path)
-        return ()
+        return np.zeros(geometry.shape_zyx, organs.dtype), ()
     label, claimed = case.label.read(organs, case.available, geometry)
     stored = case.images[0].stored_geometry()
     order = grids.reordering(claimed, stored if case.label.mirrors else geometry)
@@ -135,15 +143,13 @@ def _write_label(job: Job, geometry: Geometry, path: Path) -> tuple:
     else:
         differs = reordered or claimed.difference(stored) is not None
         label, notes = _onto_the_organs(job, label, differs, order.flips if order else None)
-    voxels.write_label(label, geometry, path)
-    return (*((REORDERED,) if reordered else ()), *notes, *_few_classes(case, organs, label))
+    return label, (*((REORDERED,) if reordered else ()), *notes)
 
 
-def _few_classes(case: Case, organs: OrganMap, label: np.ndarray) -> tuple:
+def _few_classes(case: Case, organs: OrganMap, shown: tuple) -> tuple:
     """A note if a case that is taken to annotate every class shows few of them: perhaps nobody outlined the others."""
-    annotated = organs.annotated(case.available)
-    shown = set(images.present_values(label))
-    names = [name for name in annotated if organs.classes.index(name) + 1 in shown]
+    annotated = organs.annotated(case.available) if case.label is not None else ()
+    names = [name for name in annotated if name in shown]
     if case.present or case.annotated is not None or len(annotated) < 3 or 2 * len(names) > len(annotated):
         return ()
     return (
