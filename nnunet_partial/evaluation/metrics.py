@@ -15,11 +15,12 @@ Empty masks:
 ============================  ============  ====================  =================
 metric                        both empty    prediction empty      truth empty
 ============================  ============  ====================  =================
-dice, surface_dice            NaN           0                     0
+dice, iou, surface_dice       NaN           0                     0
 hausdorff_mean, hausdorff95,  NaN           inf                   inf
 average_surface_distance
 volume_difference_ml          0             minus true volume     predicted volume
 volume_difference_percent     NaN           -100                  inf
+voxels_both                   0             0                     0
 ============================  ============  ====================  =================
 
 NaN says that there was nothing to measure (nnU-Net leaves such cases out of its means as well); ``inf`` says that a
@@ -44,6 +45,11 @@ _BLOCK = 4
 def dice(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float] | None = None) -> float:
     """Dice similarity coefficient, ``2 |P & G| / (|P| + |G|)``, in [0, 1]. It does not depend on the spacing."""
     return MaskPair(pred, truth, (1,) * np.ndim(pred) if spacing_mm is None else spacing_mm).dice()
+
+
+def iou(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union, ``|P & G| / |P or G|``, in [0, 1]: the Jaccard index."""
+    return MaskPair(pred, truth, (1,) * np.ndim(pred)).iou()
 
 
 def hausdorff_mean(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> float:
@@ -140,6 +146,10 @@ class MaskPair:
         pred, truth, both = self.voxels
         return 2 * both / (pred + truth) if pred + truth else math.nan
 
+    def iou(self) -> float:
+        pred, truth, both = self.voxels
+        return both / (pred + truth - both) if pred + truth else math.nan
+
     def hausdorff_mean(self) -> float:
         if any(self.empty):
             return _distance_without_surface(self.empty)
@@ -187,6 +197,7 @@ class MaskPair:
 # name -> (pair, tolerance in mm) -> value; the order is that of tables
 METRICS: Mapping[str, Callable] = {
     "dice": lambda pair, tolerance_mm: pair.dice(),
+    "iou": lambda pair, tolerance_mm: pair.iou(),
     "surface_dice": lambda pair, tolerance_mm: pair.surface_dice(tolerance_mm),
     "hausdorff_mean_mm": lambda pair, tolerance_mm: pair.hausdorff_mean(),
     "hausdorff95_mm": lambda pair, tolerance_mm: pair.hausdorff95(),
@@ -195,6 +206,9 @@ METRICS: Mapping[str, Callable] = {
     "volume_difference_percent": lambda pair, tolerance_mm: pair.volume_difference_percent(),
     "volume_pred_ml": lambda pair, tolerance_mm: pair.volume_pred_ml(),
     "volume_truth_ml": lambda pair, tolerance_mm: pair.volume_truth_ml(),
+    "voxels_pred": lambda pair, tolerance_mm: float(pair.voxels[0]),
+    "voxels_truth": lambda pair, tolerance_mm: float(pair.voxels[1]),
+    "voxels_both": lambda pair, tolerance_mm: float(pair.voxels[2]),
 }
 
 

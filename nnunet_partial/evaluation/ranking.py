@@ -18,6 +18,7 @@ from nnunet_partial.evaluation.statistics import bootstrap_cis, finite_pairs, ho
 
 HIGHER_IS_BETTER = {
     "dice": True,
+    "iou": True,
     "surface_dice": True,
     "hausdorff_mean_mm": False,
     "hausdorff95_mm": False,

@@ -18,9 +18,12 @@ from nnunet_partial.files import PathLike, json_text, read_json, write_texts
 CONFIDENCE = 0.95
 ROW_KEYS = ("case", "source", "class")
 
+COUNTS = ("voxels_pred", "voxels_truth", "voxels_both")
+
 # metric -> heading and format of the table of means
 COLUMNS = {
     "dice": ("Dice", "{:.4f}"),
+    "iou": ("IoU", "{:.4f}"),
     "surface_dice": ("surface Dice", "{:.4f}"),
     "hausdorff_mean_mm": ("HD mm", "{:.2f}"),
     "hausdorff95_mm": ("HD95 mm", "{:.2f}"),
@@ -28,6 +31,8 @@ COLUMNS = {
     "volume_difference_ml": ("dV ml", "{:+.2f}"),
     "volume_difference_percent": ("dV %", "{:+.1f}"),
 }
+# of counts that are summed over cases
+GLOBAL_COLUMNS = {"dice": "global Dice", "iou": "global IoU"}
 
 
 def summarise(rows: Sequence[Mapping], seed: int = 0, metrics: Sequence[str] | None = None) -> dict:
@@ -35,9 +40,9 @@ def summarise(rows: Sequence[Mapping], seed: int = 0, metrics: Sequence[str] | N
 
     ``n`` counts the cases with a finite value, of which mean, SD and interval are made; ``n_infinite`` the cases where
     the structure was missed or invented, which count in the median only; ``n_undefined`` those with nothing to measure.
-    ``metrics``: those to summarise (None: all that the rows have).
+    ``metrics``: those to summarise (None: all that the rows have). ``global``: see :func:`global_overlap`.
     """
-    metrics = ([i for i in rows[0] if i not in ROW_KEYS] if rows else []) if metrics is None else metrics
+    metrics = ([i for i in rows[0] if i not in (*ROW_KEYS, *COUNTS)] if rows else []) if metrics is None else metrics
     classes, cases = rows_by_class(rows), list(dict.fromkeys(i["case"] for i in rows))
     columns = {(name, metric): np.array([i[metric] for i in own]) for name, own in classes.items() for metric in metrics}
     tables = [_cases_by_classes(rows, metric, cases, list(classes)) for metric in metrics]
@@ -46,7 +51,23 @@ def summarise(rows: Sequence[Mapping], seed: int = 0, metrics: Sequence[str] | N
     mean = {
         metric: {"mean": _mean([by_class[i][metric]["mean"] for i in classes]), "ci": list(next(intervals))} for metric in metrics
     }
-    return {"n_cases": len(cases), "mean_over_classes": mean, "classes": by_class}
+    return {"n_cases": len(cases), "mean_over_classes": mean, "classes": by_class, "global": global_overlap(rows)}
+
+
+def global_overlap(rows: Sequence[Mapping]) -> dict:
+    """Dice and IoU of all cases as one: voxels are counted over the cases before the ratio, so large structures weigh more.
+
+    ``{"dice": {"mean": over classes, "classes": {name: value}}, "iou": ...}``: the global Dice of LiTS, and the mean IoU of
+    Cityscapes. A class without a voxel on either side is NaN. Empty for rows without the counts, as those of version 0.1.0.
+    """
+    if not rows or not all(set(COUNTS) <= set(row) for row in rows):
+        return {}
+    overlap: dict = {"dice": {}, "iou": {}}
+    for name, own in rows_by_class(rows).items():
+        pred, truth, both = (math.fsum(row[i] for row in own) for i in COUNTS)
+        overlap["dice"][name] = 2 * both / (pred + truth) if pred + truth else math.nan
+        overlap["iou"][name] = both / (pred + truth - both) if pred + truth else math.nan
+    return {metric: {"mean": _mean(list(values.values())), "classes": values} for metric, values in overlap.items()}
 
 
 def rows_by_class(rows: Sequence[Mapping]) -> dict:
@@ -106,7 +127,8 @@ def format_summary(content: Mapping[str, Any]) -> str:
     """A table of the means from the content of a ``metrics.json``: a line a class, and what was left out below."""
     summary = content["summary"]
     metrics = [i for i in COLUMNS if i in summary["mean_over_classes"]]
-    lines = [["", "n", *(COLUMNS[i][0] for i in metrics), "missed or invented"]]
+    overall = summary.get("global", {})  # absent from files of version 0.1.0
+    lines = [["", "n", *(COLUMNS[i][0] for i in metrics), *(GLOBAL_COLUMNS[i] for i in overall), "missed or invented"]]
     numbers = Counter(row["class"] for row in content["rows"])
     for name, values in summary["classes"].items():
         lines.append(
@@ -114,11 +136,18 @@ def format_summary(content: Mapping[str, Any]) -> str:
                 name,
                 str(numbers[name]),
                 *(_cell(values[i]["mean"], i) for i in metrics),
+                *(_cell(i["classes"][name], metric) for metric, i in overall.items()),
                 str(max(i["n_infinite"] for i in values.values()) or ""),
             ]
         )
     lines.append(
-        ["mean over classes", str(summary["n_cases"]), *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics), ""]
+        [
+            "mean over classes",
+            str(summary["n_cases"]),
+            *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics),
+            *(_cell(i["mean"], metric) for metric, i in overall.items()),
+            "",
+        ]
     )
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["  ".join([line[0].ljust(widths[0]), *(i.rjust(n) for i, n in zip(line[1:], widths[1:]))]).rstrip() for line in lines]

@@ -348,8 +348,8 @@ def test_no_case_in_common(abdomen):
 def test_metrics_can_be_chosen(abdomen):
     row = evaluate(abdomen, metrics=["hausdorff95_mm", "dice"])[0]
     assert list(row) == ["case", "source", "class", "dice", "hausdorff95_mm"]
-    with pytest.raises(UserError, match="--metrics iou: there is no such metric. Metrics: dice, "):
-        evaluate(abdomen, metrics=["iou"])
+    with pytest.raises(UserError, match="--metrics jaccard: there is no such metric. Metrics: dice, "):
+        evaluate(abdomen, metrics=["jaccard"])
 
 
 def test_tolerances():
@@ -608,3 +608,36 @@ def test_regions_that_say_nothing_are_refused(abdomen, tmp_path, content, words)
     (tmp_path / "regions.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=words):
         evaluate(abdomen, regions=tmp_path / "regions.json")
+
+
+def test_global_overlap_counts_the_voxels_of_all_cases(abdomen):
+    """The whole volumes put together into one are measured as one case."""
+    rows = evaluate(abdomen, out=abdomen / "out")
+    overall = summarise(rows)["global"]
+    for name in ("liver", "kidney", "spleen"):
+        own = [i for i in rows if i["class"] == name]
+        pred, truth = label_map(2) == LABELS[name], label_map() == LABELS[name]
+        together = all_metrics(np.concatenate([pred] * len(own)), np.concatenate([truth] * len(own)), SPACING_ZYX)
+        assert [overall[i]["classes"][name] for i in ("dice", "iou")] == pytest.approx([together["dice"], together["iou"]])
+    assert json.loads((abdomen / "out" / "metrics.json").read_text())["summary"]["global"] == overall
+
+
+def test_global_overlap_is_not_the_mean_over_cases():
+    counts = [("a", "liver", 100, 100, 90), ("b", "liver", 0, 10, 0), ("c", "liver", 0, 0, 0), ("c", "cyst", 0, 0, 0)]
+    rows = [
+        {"case": case, "source": "s", "class": name, "dice": 0.5, "voxels_pred": p, "voxels_truth": t, "voxels_both": both}
+        for case, name, p, t, both in counts
+    ]
+    summary = summarise(rows)
+    assert summary["global"]["dice"]["classes"]["liver"] == pytest.approx(2 * 90 / 210)
+    assert summary["global"]["iou"]["classes"]["liver"] == pytest.approx(90 / 120)
+    assert math.isnan(summary["global"]["dice"]["classes"]["cyst"])
+    assert summary["global"]["iou"]["mean"] == pytest.approx(90 / 120)  # what was never there is in no mean
+    assert set(summary["classes"]["liver"]) == {"dice"}
+    table = format_summary({"summary": summary, "rows": rows})
+    assert "global Dice  global IoU" in table and "0.8571      0.7500" in table
+    older = [{k: v for k, v in row.items() if not k.startswith("voxels")} for row in rows]
+    assert summarise(older)["global"] == {}
+    assert "global" not in format_summary(
+        {"summary": {k: v for k, v in summarise(older).items() if k != "global"}, "rows": older}
+    )

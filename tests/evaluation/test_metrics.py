@@ -20,6 +20,7 @@ from nnunet_partial.evaluation.metrics import (
     dice,
     hausdorff95,
     hausdorff_mean,
+    iou,
     surface_dice,
     volume_difference_ml,
     volume_difference_percent,
@@ -105,6 +106,18 @@ def test_percentile_leaves_out_a_small_spike():
     assert hausdorff_mean(pred, truth, spacing_mm) == pytest.approx(16 / 2)
 
 
+def test_iou_and_counts():
+    """By sets of voxels; IoU is D / (2 - D) of Dice D."""
+    pred, truth = random_masks(3, (8, 12, 10))
+    a, b = ({tuple(i) for i in np.argwhere(j)} for j in (pred, truth))
+    values = all_metrics(pred, truth, SPACING_MM)
+    assert iou(pred, truth) == values["iou"] == pytest.approx(len(a & b) / len(a | b), rel=1e-15)
+    assert values["iou"] == pytest.approx(values["dice"] / (2 - values["dice"]), rel=1e-12)
+    assert [values[f"voxels_{i}"] for i in ("pred", "truth", "both")] == [len(a), len(b), len(a & b)]
+    nothing = np.zeros_like(truth)
+    assert np.isnan(iou(nothing, nothing)) and iou(nothing, truth) == iou(pred, nothing) == 0
+
+
 def test_volumes():
     truth, pred = mask((6, 6, 6), np.s_[0:2, 0:5, 0:5]), mask((6, 6, 6), np.s_[0:2, 0:5, 0:4])
     voxel_ml = 5.0 * 1.0 * 2.0 / 1000
@@ -119,8 +132,10 @@ def test_equal_masks():
     truth, _ = random_masks(0, (8, 12, 10))
     values = all_metrics(truth, truth, SPACING_MM)
     assert values.pop("volume_pred_ml") == values.pop("volume_truth_ml") > 0
+    assert {values.pop(f"voxels_{i}") for i in ("pred", "truth", "both")} == {np.count_nonzero(truth)}
     assert values == {
         "dice": 1,
+        "iou": 1,
         "surface_dice": 1,
         "hausdorff_mean_mm": 0,
         "hausdorff95_mm": 0,

@@ -54,7 +54,7 @@ def contents(inputs: Inputs, command: str = "") -> dict:
         "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
         "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
         "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
-        "results": [tables.results(summaries, classes, m) for m in metrics],
+        "results": [*(tables.results(summaries, classes, m) for m in metrics), *tables.global_results(summaries, classes)],
         "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
         "shown_method": ranked[0].name,
         "metric": charts.heading(inputs.metric),

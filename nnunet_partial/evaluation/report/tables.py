@@ -12,7 +12,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked
 from nnunet_partial.evaluation.report.charts import heading
 from nnunet_partial.evaluation.report.inputs import Inputs, Model
-from nnunet_partial.evaluation.results import COLUMNS, ROW_KEYS
+from nnunet_partial.evaluation.results import COLUMNS, GLOBAL_COLUMNS, ROW_KEYS
 from nnunet_partial.labels import Annotations, foreground_classes
 
 PARTS = ("teachers", "labels", "training", "prediction")  # of a comparison's commands
@@ -83,6 +83,22 @@ def results(summaries: Mapping[str, Mapping], classes: Sequence[str], metric: st
         ]
         rows.append((method, [*cells, _result_cell(summary["mean_over_classes"].get(metric), metric)]))
     return Table(f"{heading(metric)}: mean over cases [95 % bootstrap interval]", [*classes, "mean over classes"], rows, "method")
+
+
+def global_results(summaries: Mapping[str, Mapping], classes: Sequence[str]) -> list:
+    """Methods x classes of Dice and of IoU over the voxels of all cases together; nothing for rows without these counts."""
+    if not all(i.get("global") for i in summaries.values()):
+        return []
+    tables = []
+    for metric, title in GLOBAL_COLUMNS.items():
+        rows = []
+        for method, summary in summaries.items():
+            own = summary["global"][metric]
+            values = [*(own["classes"].get(name, math.nan) for name in classes), own["mean"]]
+            rows.append((method, [Cell(number(i, metric) if math.isfinite(i) else "-") for i in values]))
+        caption = f"{title}: voxels are counted over all cases before the ratio"
+        tables.append(Table(caption, [*classes, "mean over classes"], rows, "method"))
+    return tables
 
 
 def _best(summaries: Mapping[str, Mapping], name: str, metric: str) -> str | None:
