@@ -45,7 +45,7 @@ from nnunet_partial.evaluation.results import json_values, read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
 from nnunet_partial.orchestration.compare.comparison import Comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
-from nnunet_partial.orchestration.compare.steps import Options
+from nnunet_partial.orchestration.compare.steps import CompareOptions
 
 COMPLETE, PARTIAL, FULL = 601, 611, 621  # dataset ids of the original, the partially and the fully labelled dataset
 EPOCHS = 10  # of every budget
@@ -313,7 +313,7 @@ class Budget:
         return Comparison(self._options(method))
 
     def _options(self, method):
-        return Options(
+        return CompareOptions(
             paths.dataset_name(str(PARTIAL)),
             self.arguments.configuration,
             (method,),
@@ -351,15 +351,15 @@ class Budget:
         return {
             **about,
             "method": method,
-            "title": comparison.planner.methods[method].title,
+            "title": comparison.plan.methods[method].title,
             "command": self._command(method),
             "commands": {
                 i["step"]: {"part": i["part"], "seconds": _rounded(i["seconds"]), "core_seconds": _rounded(i["cpu_seconds"])}
                 for i in comparison.commands()
                 if i["part"] != "plans"
             },
-            "test": scores.by_case(read_metrics(comparison.planner.evaluation(method, self.seed)), about["classes"]),
-            "validation": scores.by_case(self._validation_rows(comparison.planner, method), about["classes"]),
+            "test": scores.by_case(read_metrics(comparison.plan.evaluation(method, self.seed)), about["classes"]),
+            "validation": scores.by_case(self._validation_rows(comparison.plan, method), about["classes"]),
         }
 
     def _command(self, method):

@@ -101,7 +101,7 @@ class Student:
     def __init__(self, budget, row):
         self.budget, self.row, self.device = budget, row, budget.arguments.device
         self.title, self.changes, self.start = ROWS[row]
-        self.planner = budget.comparison("individual").planner
+        self.planner = budget.comparison("individual").plan
         self.base = self.planner.plans(budget.seed)
         self.out = budget.out / "mskd_start" / f"{row}_seed{budget.seed}"
 

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
+from collections.abc import Mapping
 from importlib.abc import Loader, MetaPathFinder
 
 PACKAGE = "nnunet_partial"
@@ -29,13 +30,12 @@ MOVED = {  # below the package: where a module was -> where it is
     "orchestration.command": "orchestration.atso.command",
     "orchestration.comparison": "orchestration.compare.comparison",
     "orchestration.comparison_steps": "orchestration.compare.steps",
-    "orchestration.journal": "orchestration.atso.journal",
     "orchestration.layout": "orchestration.atso.layout",
     "orchestration.loop": "orchestration.atso.loop",
     "orchestration.methods": "orchestration.compare.methods",
     "orchestration.options": "orchestration.atso.options",
     "orchestration.split": "orchestration.atso.split",
-    "orchestration.stages": "orchestration.atso.stages",
+    "orchestration.stages": "orchestration.atso.steps",
     "phantoms": "demo.phantoms",
     "study": "demo.study",
 }
@@ -77,6 +77,21 @@ def forward(package: str, module: str):
                 _warn(f"{package}.{name}", f"{package}.{module}.{name}")
                 return found
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return __getattr__
+
+
+def renamed(module: str, names: Mapping[str, str]):
+    """A ``__getattr__`` for ``module`` that finds under their old names what is called otherwise now; a new name may begin
+    with the name of another module below the package."""
+
+    def __getattr__(name):
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        place, _, new = names[name].rpartition(".")
+        place = f"{PACKAGE}.{place}" if place else module
+        _warn(f"{module}.{name}", f"{place}.{new}")
+        return getattr(importlib.import_module(place), new)
 
     return __getattr__
 

@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from nnunet_partial.evaluation.postprocessing import determine_for_model as postprocessing
     from nnunet_partial.inference.export import export_model as export
     from nnunet_partial.inference.pseudo_labels import pseudo_label
-    from nnunet_partial.orchestration.compare.steps import Options as CompareOptions
+    from nnunet_partial.orchestration.compare.steps import CompareOptions
     from nnunet_partial.orchestration.executors import Executor
     from nnunet_partial.variants import write_source_variants as source_variants
     from nnunet_partial.variants import write_variant as variant
 
 # one function, one signature: these are the functions themselves, found when they are first asked for
 _ELSEWHERE = {
-    "CompareOptions": ("nnunet_partial.orchestration.compare.steps", "Options"),
+    "CompareOptions": ("nnunet_partial.orchestration.compare.steps", "CompareOptions"),
     "MergeResult": ("nnunet_partial.data.merge.merge", "MergeResult"),
     "Report": ("nnunet_partial.data.conversion.run", "Report"),
     "SourceSpec": ("nnunet_partial.data.merge.sources", "SourceSpec"),

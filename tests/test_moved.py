@@ -37,6 +37,22 @@ def test_a_package_in_a_modules_place_forwards_its_names(package, name):
         module.no_such_name  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "module, old, new",
+    [
+        ("orchestration.atso.options", "Options", "orchestration.atso.options.AtsoOptions"),
+        ("orchestration.atso.steps", "Planner", "orchestration.atso.steps.AtsoSteps"),
+        ("orchestration.atso.steps", "Stage", "orchestration.engine.Step"),
+        ("orchestration.compare.steps", "Options", "orchestration.compare.steps.CompareOptions"),
+        ("orchestration.compare.steps", "Planner", "orchestration.compare.steps.ComparisonSteps"),
+    ],
+)
+def test_a_class_that_is_called_otherwise_now(module, old, new):
+    found = importlib.import_module(f"nnunet_partial.{module}")
+    with pytest.warns(FutureWarning, match=f"nnunet_partial.{module}.{old} is nnunet_partial.{new} now"):
+        assert getattr(found, old).__name__ == new.rpartition(".")[2]
+
+
 def test_modules_that_never_were_are_not_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("nnunet_partial.data.never")

@@ -26,6 +26,7 @@ PLACES = {
         {"networks/models.py", "trainers/co_training.py", "trainers/cross_teaching.py"},
     ),
     "opens locks": (r"os\.O_CREAT|\bopen_lock\(|\bflock\(", {"files.py"}),
+    "waits for jobs of a plan": (r"executor\.run\(|light\.run\(", {"orchestration/engine.py"}),
     "names the last checkpoint": (r"checkpoint_final\.pth", {"paths.py"}),
     "reads the number of a dataset": (r"\[7:10\]", set()),
     "reads the contract of a folder": (r"from_dataset_json\(read_json", {"labels.py"}),

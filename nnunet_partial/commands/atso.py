@@ -1,18 +1,28 @@
-"""``nnunet_partial atso``: the small stages of the ATSO loop, each a command of its own."""
+"""``nnunet_partial atso``: the loop of ATSO, and its small stages, each a command of its own."""
 
-DESCRIPTION = """The small stages of the ATSO loop (python scripts/atso_loop.py), for doing them by hand.
+from argparse import RawDescriptionHelpFormatter
 
+from nnunet_partial.orchestration.atso import command
+
+DESCRIPTION = """The loop of ATSO, which becomes a better model generation by generation, and its small stages for doing them by hand.
+
+run      the loop; nnunet_partial atso run --help says more (python scripts/atso_loop.py is the same)
 split    which cases are labelled, which are reference cases, and the parts of these
 exclude  the pseudo-labelled cases that are to be left out
 report   scores, changes and pictures of a run"""
-EXAMPLE = """nnunet_partial atso split 501 --fold 0 --subsets 2 --seed 0 --out subsets
+EXAMPLE = """nnunet_partial atso run --dataset 501 --configuration 3d_fullres --generations 5
+         nnunet_partial atso split 501 --fold 0 --subsets 2 --seed 0 --out subsets
          nnunet_partial atso exclude labels/generation_2 --by disagreement --previous labels/generation_1 --share 0.1 \\
              --out excluded.json
          nnunet_partial atso report $nnUNet_results/Dataset501_X/atso/atso_3d_fullres_fold0"""
 
 
 def add_arguments(parser):
-    verbs = parser.add_subparsers(dest="part", metavar="split|exclude|report", required=True)
+    verbs = parser.add_subparsers(dest="part", metavar="run|split|exclude|report", required=True)
+    loop = verbs.add_parser(
+        "run", description=command.DESCRIPTION, epilog=command.EXAMPLE, formatter_class=RawDescriptionHelpFormatter
+    )
+    command.add_arguments(loop)
     split = verbs.add_parser("split")
     split.add_argument("dataset", help="dataset id or name, preprocessed")
     split.add_argument("--fold", default="0", help="split the training cases of this fold (default: 0)")
@@ -31,7 +41,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    {"split": _split, "exclude": _exclude, "report": _report}[arguments.part](arguments)
+    {"run": command.run, "split": _split, "exclude": _exclude, "report": _report}[arguments.part](arguments)
 
 
 def _split(arguments):

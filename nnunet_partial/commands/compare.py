@@ -110,11 +110,11 @@ def run(arguments):
 
 
 def _options(arguments):
-    from nnunet_partial.orchestration.compare.steps import Options
+    from nnunet_partial.orchestration.compare.steps import CompareOptions
 
     images, labels = _test_set(arguments)
     folds = arguments.folds or (["0"] if images else ["0", "1", "2", "3", "4"])
-    return Options(
+    return CompareOptions(
         arguments.dataset,
         arguments.configuration,
         _methods(arguments),
@@ -165,13 +165,13 @@ def _absolute(path):
 def _demo_options(arguments):
     """Phantoms as ``nnunet_partial demo`` makes them; nnU-Net's folders lie below --out."""
     from nnunet_partial.demo import pipeline as demo
-    from nnunet_partial.orchestration.compare.steps import Options
+    from nnunet_partial.orchestration.compare.steps import CompareOptions
 
     made = demo.make_ready(arguments.out, device_of(arguments), arguments.quick)
     # the paper's weight average, 0.999, is of more steps than the demo has
     settings = ("co_training.ema_decay=0.98", *(f"{k}={v}" for k, v in made.settings.items() if k != "seed"))
     test = made.folder / "test"
-    return Options(
+    return CompareOptions(
         str(demo.DATASET),
         "3d_fullres",
         _methods(arguments),

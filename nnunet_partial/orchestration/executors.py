@@ -38,12 +38,14 @@ _SLURM_MIN = 24 * 60
 
 @dataclass(frozen=True)
 class Job:
-    """A command line. ``name`` is unique in its executor's folder; ``log`` gets its output, run after run."""
+    """A command line. ``name`` is unique in its executor's folder; ``log`` gets its output, run after run. ``beside``: how
+    many jobs may run at the same time, this one included, where who hands it over knows; the machine is shared by them."""
 
     name: str
     argv: tuple
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
+    beside: int | None = None
 
 
 class Executor(Protocol):
@@ -168,11 +170,12 @@ class _FileExecutor(ABC):
     def run(self, jobs: Sequence[Job], more: Callable[[str], Sequence[Job]] | None = None) -> list:
         waiting, running, seconds, errors = list(jobs), [], {}, []
         free, attempts = self.slots(), Counter()
-        share = self.share(len(free) if more else len(jobs))
+        jobs_beside = len(free) if more else len(jobs)
         try:
             while waiting or running:
                 while waiting and free:
-                    begun = self._begin(waiting.pop(0), free.pop(0), share)
+                    job = waiting.pop(0)
+                    begun = self._begin(job, free.pop(0), self.share(job.beside or jobs_beside))
                     running.append(begun)  # before it starts, so that an interrupt of that ends it too
                     if not begun.adopted:
                         self.start(begun)

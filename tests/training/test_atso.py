@@ -21,7 +21,7 @@ from nnunet_partial.inference.pseudo_labels import super_class_numbers
 from nnunet_partial.labels import check_super_classes
 from nnunet_partial.losses.partial import groups_from_annotated
 from nnunet_partial.orchestration.atso.loop import Loop
-from nnunet_partial.orchestration.atso.options import Options
+from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.trainers.atso import super_class_groups
 from nnunet_partial.variants import write_variant
 
@@ -51,12 +51,15 @@ class Forked:
     def __init__(self, start, kill=(), refuse=None):
         self.start, self.kill, self.refuse, self.begun, self.killed = start, dict(kill), refuse, [], []
 
-    def run(self, jobs):
-        for job in jobs:
+    def run(self, jobs, more=lambda name: ()):
+        waiting = list(jobs)
+        while waiting:
+            job = waiting.pop(0)
             if self.refuse and job.name.startswith(self.refuse):
                 raise Killed(job.name)
             self.begun.append(job.name)
             self._run(job)
+            waiting += more(job.name)
         return [0.0] * len(jobs)
 
     def _run(self, job):
@@ -126,7 +129,7 @@ class Semi:
 
     def loop(self, executor, **changes):
         self.use()
-        return Loop(Options(**{**OPTIONS, **changes}), executor, "cpu", light=executor)
+        return Loop(AtsoOptions(**{**OPTIONS, **changes}), executor, "cpu", light=executor)
 
     def weights(self, model):
         file = next((self.folder / "nnUNet_results").rglob(f"*-{model}__3d_fullres/fold_0/checkpoint_final.pth"))

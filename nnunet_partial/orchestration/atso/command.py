@@ -1,4 +1,4 @@
-"""The command line of ``scripts/atso_loop.py``."""
+"""The command line of ``nnunet_partial atso run`` and of its alias ``scripts/atso_loop.py``."""
 
 import argparse
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.orchestration.atso.loop import Loop
-from nnunet_partial.orchestration.atso.options import FILTERS, STRATEGIES, VALIDATIONS, Options
+from nnunet_partial.orchestration.atso.options import FILTERS, STRATEGIES, VALIDATIONS, AtsoOptions
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
 
 DESCRIPTION = """ATSO (Huo et al. 2021): a dataset with missing labels becomes a better model, generation by generation.
@@ -29,16 +29,21 @@ _FOLDERS = ("initial_model", "super_classes", "test_images", "test_labels", "ref
 def parser() -> argparse.ArgumentParser:
     """All arguments."""
     made = argparse.ArgumentParser(description=DESCRIPTION, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _add_what(made.add_argument_group("what is done (starting again needs the same)"))
-    how = made.add_argument_group("how it is done (may change from start to start)")
+    add_arguments(made)
+    return made
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add all arguments to ``parser``."""
+    _add_what(parser.add_argument_group("what is done (starting again needs the same)"))
+    how = parser.add_argument_group("how it is done (may change from start to start)")
     add_executor_options(how)
     how.add_argument(
         "--trust",
         action="store_true",
         help="build the network of --initial-model whatever classes its plans.json names; only for models of people you trust",
     )
-    _add_verbs(made.add_argument_group("other than running"))
-    return made
+    _add_verbs(parser.add_argument_group("other than running"))
 
 
 def _add_what(group) -> None:
@@ -108,33 +113,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. Bad input ends with one line on stderr and exit code 2."""
     arguments = parser().parse_args(argv)
     with exit_on_user_error():
-        options = read_options(arguments)
-        device = device_of(arguments)
-        if arguments.dry_run or arguments.status:
-            loop = Loop(options, device=device)
-            print(loop.status() if arguments.status else loop.dry_run())
-            return
+        run(arguments)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the loop, or show what it would do or has done."""
+    options = read_options(arguments)
+    device = device_of(arguments)
+    if arguments.dry_run or arguments.status:
         loop = Loop(options, device=device)
-        loop.check()
-        loop.executor = executor_of(arguments, loop.layout.folder)
-        try:
-            model = loop.run(arguments.from_generation)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on from here.", file=sys.stderr)
-            raise SystemExit(130) from None
-        print(f"model: {model}\nreport: {loop.layout.report / 'index.html'}")
+        print(loop.status() if arguments.status else loop.overview())
+        return
+    loop = Loop(options, device=device)
+    loop.check()
+    loop.executor = executor_of(arguments, loop.layout.folder)
+    try:
+        model = loop.run(arguments.from_generation)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here.", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"model: {model}\nreport: {loop.layout.report / 'index.html'}")
 
 
-def read_options(arguments: argparse.Namespace) -> Options:
+def read_options(arguments: argparse.Namespace) -> AtsoOptions:
     """The options among the arguments, with absolute folders."""
-    given = {i.name: getattr(arguments, i.name) for i in fields(Options)}
+    given = {i.name: getattr(arguments, i.name) for i in fields(AtsoOptions)}
     given["run"] = given["run"] or arguments.strategy
     given["subsets"] = given["subsets"] or (2 if arguments.strategy == "atso" else 1)
     for name in _FOLDERS:
         given[name] = str(Path(given[name]).absolute()) if given[name] else None
     if given["super_classes"] and not Path(given["super_classes"]).is_file():
         raise UserError(f"--super-classes {given['super_classes']} does not exist.")
-    return Options(**given)
+    return AtsoOptions(**given)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_partial import paths
-from nnunet_partial.orchestration.atso.options import Options
+from nnunet_partial.orchestration.atso.options import AtsoOptions
 
 TRAINER = "nnUNetTrainerATSO"
 
@@ -21,7 +21,7 @@ class Layout:
         nnUNet_results/DATASET/nnUNetTrainerATSO__PLANS_...__CONFIGURATION/
     """
 
-    options: Options
+    options: AtsoOptions
 
     @property
     def dataset(self) -> str:

@@ -1,12 +1,10 @@
-"""The loop: does the stages that are not done, one group after the other, and can be killed at any moment."""
+"""The loop: Algorithm 1 in its folder, which does what is not done, one group after the other, and can be killed at any
+moment."""
 
 import os
 import platform
-import shlex
 import shutil
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from nnunet_partial import paths
@@ -14,52 +12,41 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, sha256, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.orchestration import job as runner
-from nnunet_partial.orchestration.atso.journal import DISCARDED, DONE, FAILED, RUNNING, WAITING, Journal, now
-from nnunet_partial.orchestration.atso.options import Options
-from nnunet_partial.orchestration.atso.stages import Planner, Stage
-from nnunet_partial.orchestration.executors import Executor, Job, make_executor
+from nnunet_partial.orchestration.atso.options import AtsoOptions
+from nnunet_partial.orchestration.atso.steps import AtsoSteps
+from nnunet_partial.orchestration.engine import Engine, Step
+from nnunet_partial.orchestration.executors import Executor
+from nnunet_partial.orchestration.journal import DISCARDED, DONE, RUNNING, WAITING, Journal, now
 from nnunet_partial.trust import check_model
 
 
-class Loop:
-    """One run. ``executor`` runs its heavy stages, ``light`` the others: in line, unless given."""
+class Loop(Engine):
+    """One run. ``executor`` runs its heavy steps, ``light`` the others: in line, unless given."""
 
-    def __init__(self, options: Options, executor: Executor | None = None, device: str = "cuda", light: Executor | None = None):
-        self.planner = Planner(options, device)
-        self.options, self.layout, self.executor = options, self.planner.layout, executor
-        self.light = light or make_executor("debug", self.layout.folder)
-        self.groups = self.planner.groups()
-        self.stages = [stage for group in self.groups for stage in group]
-        self.waited, self.started = 0.0, time.time()
+    def __init__(
+        self, options: AtsoOptions, executor: Executor | None = None, device: str = "cuda", light: Executor | None = None
+    ):
+        self.plan = AtsoSteps(options, device)
+        self.options, self.layout = options, self.plan.layout
+        super().__init__(self.layout.folder, self.plan.steps(), executor, light)
 
     # ---- what a person asks for
 
     def run(self, from_generation: int | None = None) -> Path:
         """Do what is left, and return the folder of the model that the run returns."""
         inputs = self.check()
-        with self.locked():
+        with self.working(self.layout.lock, self._busy):
+            write_json({"pid": os.getpid(), "host": platform.node(), "since": now()}, self._holder)
             for leftover in self.layout.folder.glob(".tmp-*"):  # of a loop that was killed while it wrote
                 leftover.unlink(missing_ok=True)
             self._refuse_strangers()
-            self.journal = Journal.open(self.layout.journal, self.options.to_json(), inputs)
-            write_json(self.planner.manifest(), self.layout.manifest)
-            self.started = time.time()
+            self.journal = Journal.open(self.layout.journal, self.options.to_json(), inputs, self._refusal)
+            write_json(self.plan.manifest(), self.layout.manifest)
             if from_generation is not None:
                 self._discard(from_generation)
             self._remove_discarded()
-            try:
-                for group in self.groups:
-                    self._do([i for i in group if not self.is_done(i)])
-            finally:
-                self.journal.note_loop(time.time() - self.started, self.waited)
-        return self.layout.model(self.planner.returned_model)
-
-    def dry_run(self) -> str:
-        """Every command in order; commands of one group, which may run side by side, stand together."""
-        lines = []
-        for group in self.groups:
-            lines += [*(f"{shlex.join(i.argv)}{'   # done' if self._outputs_exist(i) else ''}" for i in group), ""]
-        return "\n".join(lines).strip()
+            self.do()
+        return self.layout.model(self.plan.returned_model)
 
     def status(self) -> str:
         """A table of all stages."""
@@ -71,17 +58,17 @@ class Loop:
         if handle is not None:
             handle.close()
         rows = [("stage", "generation", "state", "seconds", "log")]
-        for stage in self.stages:
-            entry = self.journal.content["stages"].get(stage.name, {})
+        for step in self.steps:
+            entry = self.journal.content["stages"].get(step.name, {})
             state = entry.get("state", WAITING)
             if state == RUNNING and not alive:
                 state = "interrupted"
             seconds = f"{entry['seconds']:.0f}" if entry.get("seconds") else ""
-            log = self.layout.log(stage.name)
-            rows.append((stage.name, str(stage.generation), state, seconds, str(log) if log.is_file() else ""))
+            log = self.log(step)
+            rows.append((step.name, str(step.part), state, seconds, str(log) if log.is_file() else ""))
         done = sum(row[2] == DONE for row in rows)
         head = (
-            f"{self.layout.folder}: {done} of {len(self.stages)} stages done, "
+            f"{self.layout.folder}: {done} of {len(self.steps)} stages done, "
             f"{'a loop is running' if alive else 'no loop is running'}"
         )
         return "\n".join([head, *_table(rows)])
@@ -118,28 +105,27 @@ class Loop:
 
     # ---- one loop at a time
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the run. It ends with the process that holds it, however it ends."""
-        holder = self.layout.folder / "loop.json"
-        handle = try_lock(self.layout.lock)
-        if handle is None:
-            who = read_json(holder) if holder.is_file() else {}
-            raise UserError(
-                f"another loop works on {self.layout.folder} (process {who.get('pid', '?')} on "
-                f"{who.get('host', '?')} since {who.get('since', '?')}). Wait for it, end it, or choose another "
-                f"--run."
-            )
-        with handle:
-            write_json({"pid": os.getpid(), "host": platform.node(), "since": now()}, holder)
-            yield
+    @property
+    def _holder(self) -> Path:
+        return self.layout.folder / "loop.json"
+
+    def _busy(self) -> str:
+        who = read_json(self._holder) if self._holder.is_file() else {}
+        return (
+            f"another loop works on {self.layout.folder} (process {who.get('pid', '?')} on {who.get('host', '?')} since "
+            f"{who.get('since', '?')}). Wait for it, end it, or choose another --run."
+        )
+
+    def _refusal(self, part: str, differences: str) -> str:
+        what = "was started with other arguments" if part == "arguments" else "was started on other files"
+        return f"the run of {self.layout.journal} {what}: {differences}. Start it with the same ones, or choose another --run."
 
     def _refuse_strangers(self) -> None:
         """Without a journal nothing of this run may exist: it would be of another one."""
         if self.layout.journal.is_file():
             return
-        for stage in self.stages:
-            found = [i for i in stage.owned if i.exists()]
+        for step in self.steps:
+            found = [i for i in step.owned if i.exists()]
             if found:
                 raise UserError(
                     f"{found[0]} exists, but {self.layout.journal} does not: it is of another run of this name. "
@@ -155,29 +141,29 @@ class Loop:
                 f"--from-generation {generation}: this run has the generations 0 to "
                 f"{self.options.generations}, and {self.options.generations + 1} for what follows them."
             )
-        for stage in self.stages:
-            if stage.generation >= generation:
-                self.journal.content["stages"][stage.name] = {"seconds": 0.0, "state": DISCARDED, "changed": now()}
+        for step in self.steps:
+            if step.part >= generation:
+                self.journal.content["stages"][step.name] = {"seconds": 0.0, "state": DISCARDED, "changed": now()}
         self.journal.write()
 
     def _remove_discarded(self) -> None:
-        discarded = [i for i in self.stages if self.journal.state(i.name) == DISCARDED]
-        for stage in discarded:
-            self._refuse_if_alive(stage)
-        for stage in discarded:
-            for path in (*stage.owned, self._job_folder(stage)):
+        discarded = [i for i in self.steps if self.journal.state(i.name) == DISCARDED]
+        for step in discarded:
+            self._refuse_if_alive(step)
+        for step in discarded:
+            for path in (*step.owned, self.job_folder(step)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for stage in discarded:
-            self.journal.forget(stage.name)
+        for step in discarded:
+            self.journal.forget(step.name)
 
-    def _refuse_if_alive(self, stage: Stage) -> None:
+    def _refuse_if_alive(self, step: Step) -> None:
         """A loop that was killed may have left a stage to itself: what it writes must not be removed under it."""
-        folder = self._job_folder(stage)
+        folder = self.job_folder(step)
         handle = try_lock(folder / runner.LOCK) if folder.is_dir() else None
         if handle is None and folder.is_dir():
             started = read_json(folder / runner.STARTED) if (folder / runner.STARTED).is_file() else {}
             raise UserError(
-                f"{stage.name} still runs (process {started.get('pid', '?')} on {started.get('host', '?')}). Wait "
+                f"{step.name} still runs (process {started.get('pid', '?')} on {started.get('host', '?')}). Wait "
                 f"for it to end, or end it, and start again."
             )
         if handle is not None:
@@ -185,100 +171,37 @@ class Loop:
 
     # ---- doing
 
-    def is_done(self, stage: Stage) -> bool:
-        """Whether a stage needs nothing more; what the journal does not know yet it is told."""
-        if not self._outputs_exist(stage):
+    def is_done(self, step: Step) -> bool:
+        """Whether a step needs nothing more; what the journal does not know yet it is told."""
+        if self.missing_output(step) is not None:
             return False
-        state = self.journal.state(stage.name)
-        if state == DONE and stage.predictions is None:
+        state = self.journal.state(step.name)
+        if state == DONE and step.predictions is None:
             return True
-        known = self.journal.content["stages"].get(stage.name, {}).get("bytes")
-        if state == DONE and known is not None and stage.predictions is not None:
-            return stage.predictions.sizes() == known
-        result = self._result(stage)
-        if result is None and not stage.atomic:
+        known = self.journal.content["stages"].get(step.name, {}).get("bytes")
+        if state == DONE and known is not None and step.predictions is not None:
+            return step.predictions.sizes() == known
+        result = self.result(step)
+        if result is None and not step.atomic:
             return False
         try:
-            found = _looked_at(stage)
+            found = self.look_at(step)
         except UserError:
             return False
         if state != DONE:  # a journal of version 0.1 has no sizes
-            self.journal.mark(stage.name, DONE, result["seconds"] if result else None, argv=list(stage.argv), **found)
+            self.journal.mark(step.name, DONE, result["seconds"] if result else None, argv=list(step.argv), **found)
         return True
 
-    def _outputs_exist(self, stage: Stage) -> bool:
-        return all(i.is_file() for i in stage.outputs)
+    def seems_done(self, step: Step) -> bool:
+        """Without a journal the outputs alone tell."""
+        return self.missing_output(step) is None
 
-    def _job_folder(self, stage: Stage) -> Path:
-        return self.layout.folder / "jobs" / stage.name
-
-    def _result(self, stage: Stage) -> dict | None:
-        """How this very command ended well while no loop was looking, else None."""
-        folder = self._job_folder(stage)
-        result = runner.read_result(folder)
-        if result is None or result["exit_code"] != 0 or read_json(folder / runner.JOB)["argv"] != list(stage.argv):
-            return None
-        return result
-
-    def _do(self, stages: Sequence[Stage]) -> None:
-        for executor, light in ((self.light, True), (self.executor, False)):
-            chosen = [i for i in stages if i.light == light]
-            if chosen:
-                assert executor is not None, "give an executor before the loop is run"
-                self._run(executor, chosen)
-
-    def _run(self, executor: Executor, stages: Sequence[Stage]) -> None:
-        for stage in stages:
-            self._check_inputs(stage)
-            self.journal.mark(stage.name, RUNNING, argv=list(stage.argv))
-            print(f"{stage.name}: {shlex.join(stage.argv)}", flush=True)
-        try:
-            seconds = executor.run([Job(i.name, i.argv, self.layout.log(i.name)) for i in stages])
-        except BaseException:
-            for stage in stages:
-                ended = self._result(stage) is not None and self._outputs_exist(stage)
-                self.journal.mark(stage.name, DONE if ended and stage.predictions is None else FAILED)
-            raise
-        for stage, took in zip(stages, seconds):
-            if not self._outputs_exist(stage):
-                missing = next(i for i in stage.outputs if not i.is_file())
-                self.journal.mark(stage.name, FAILED)
-                raise UserError(
-                    f"{stage.name} ended well but did not write {missing}. Its output is in {self.layout.log(stage.name)}."
-                )
-            try:
-                found = _looked_at(stage)
-            except UserError:
-                self.journal.mark(stage.name, FAILED)
-                raise
-            self.journal.mark(stage.name, DONE, took, **found)
-        self.waited += _busy((self._job_folder(i) for i in stages), self.started)
-
-    def _check_inputs(self, stage: Stage) -> None:
-        missing = [i for i in stage.inputs if not i.is_file()]
+    def before(self, step: Step) -> None:
+        missing = [i for i in step.inputs if not i.is_file()]
         if missing:
             raise UserError(
-                f"{stage.name} needs {missing[0]}, which is gone. Do it anew with --from-generation "
-                f"{max(0, stage.generation - 1)}."
+                f"{step.name} needs {missing[0]}, which is gone. Do it anew with --from-generation {max(0, step.part - 1)}."
             )
-
-
-def _looked_at(stage: Stage) -> dict:
-    """What the journal is to know of the predictions of a stage. Raises :class:`UserError` if they are not whole."""
-    return {} if stage.predictions is None else {"bytes": stage.predictions.check()}
-
-
-def _busy(folders, since: float) -> float:
-    """Seconds from ``since`` on during which at least one of these jobs ran."""
-    spans, busy, reached = [], 0.0, since
-    for folder in folders:
-        result = runner.read_result(folder)
-        if result is not None:
-            spans.append((result["ended"] - result["seconds"], result["ended"]))
-    for start, end in sorted(spans):
-        busy += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return busy
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list:

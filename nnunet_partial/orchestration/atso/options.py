@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 
+from nnunet_partial import _moved
 from nnunet_partial.errors import UserError
 from nnunet_partial.labels import check_source_name
 
@@ -11,7 +12,7 @@ VALIDATIONS = ("none", "final", "all")
 
 
 @dataclass(frozen=True)
-class Options:
+class AtsoOptions:
     """Everything that the result of a run depends on. Folders are absolute; ``None`` keeps the default.
 
     ``plans``             plans of all models, a variant as a rule
@@ -112,3 +113,6 @@ class Options:
     def last_model(self) -> str:
         """Name of the model that Algorithm 1 returns, before a fine-tuning at full class level."""
         return "final" if self.subsets > 1 else f"g{self.generations}s1"
+
+
+__getattr__ = _moved.renamed(__name__, {"Options": "AtsoOptions"})

@@ -1,22 +1,23 @@
-"""A comparison of methods as data: commands that a person can type, with what they need and when they are done.
+"""A comparison of methods as steps: commands that a person can type, with what they need and when they are done.
 
 No method's training reads the test images or their labels, and nothing is chosen by them: every model is the one at the
 end of its training.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial import paths
+from nnunet_partial import _moved, paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.orchestration.atso import layout as atso_layout
 from nnunet_partial.orchestration.atso import options as atso_options
-from nnunet_partial.orchestration.atso import stages as atso_stages
+from nnunet_partial.orchestration.atso import steps as atso_steps
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
+from nnunet_partial.orchestration.engine import Step
 from nnunet_partial.outputs import Predictions
 from nnunet_partial.recipes import read_recipe
 from nnunet_partial.settings import BLOCKS, parse_assignments
@@ -25,7 +26,7 @@ COMPLETED = "completed"  # the plans variant that trains on completed labels
 
 
 @dataclass(frozen=True)
-class Options:
+class CompareOptions:
     """Everything that the result depends on. Folders are absolute.
 
     ``plans``        planned network, or a variant of it; every model's plans are variants of these
@@ -85,33 +86,13 @@ class Options:
         return self.test_images is None
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command. ``part``: what it is for; ``needs``: names of the steps before it; ``outputs``: files that are there
-    when it is done; ``inputs``: files that, when they change, make it worth doing again; ``owned``: folders that a killed
-    run leaves in part, removed before it starts anew; ``light``: done in seconds, never queued; ``taken``: raises
-    UserError unless outputs that this comparison did not make are what it would have made; None: it makes its own;
-    ``predictions``: what else it must have left, which is looked at before the step counts as done."""
-
-    name: str
-    part: str
-    argv: tuple
-    outputs: tuple
-    needs: tuple = ()
-    inputs: tuple = ()
-    owned: tuple = ()
-    light: bool = False
-    taken: Callable[[], None] | None = None
-    predictions: Predictions | None = None
-
-
 # ------------------------------------------------------------------ what is to be done
 
 
-class Planner:
+class ComparisonSteps:
     """The steps of a comparison, from its options and the dataset's contract alone."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: CompareOptions):
         self.options, self.methods = options, find_methods(options.methods)
         self.out = Path(options.out)
         self.dataset = paths.dataset_name(options.dataset)
@@ -426,7 +407,7 @@ class Planner:
     def _atso(self, seed: int, fold: str) -> "_Atso":
         o = self.options
         return _Atso(
-            atso_options.Options(
+            atso_options.AtsoOptions(
                 self.dataset,
                 o.configuration,
                 fold,
@@ -603,13 +584,13 @@ class Planner:
 class _Atso:
     """What the comparison needs to know of a run of ATSO."""
 
-    def __init__(self, options: atso_options.Options):
+    def __init__(self, options: atso_options.AtsoOptions):
         self.options = options
 
     @property
     def model(self) -> Path:
-        planner = atso_stages.Planner(self.options)
-        return atso_layout.Layout(self.options).model(planner.returned_model)
+        returned = atso_steps.AtsoSteps(self.options).returned_model
+        return atso_layout.Layout(self.options).model(returned)
 
 
 def _plans_step(seed: int, dataset: str = "") -> str:
@@ -634,9 +615,6 @@ def require_same_plans(model: Path, plans_file: Path, configuration: str) -> Non
             )
 
 
-def waves(steps: Sequence[Step]) -> list:
-    """Lists of steps; those of a list do not need each other, and need nothing but the lists before."""
-    level: dict = {}
-    for step in steps:
-        level[step.name] = 1 + max((level[i] for i in step.needs), default=-1)
-    return [[i for i in steps if level[i.name] == n] for n in range(max(level.values()) + 1)]
+__getattr__ = _moved.renamed(
+    __name__, {"Options": "CompareOptions", "Planner": "ComparisonSteps", "waves": "orchestration.engine.waves"}
+)

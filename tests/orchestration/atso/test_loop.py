@@ -6,11 +6,12 @@ import shutil
 
 import pytest
 
+from nnunet_partial import cli
 from nnunet_partial.errors import UserError
 from nnunet_partial.labels import Annotations, CaseAnnotation
-from nnunet_partial.orchestration.atso.options import Options
+from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.atso.split import split_reference
-from nnunet_partial.orchestration.atso.stages import Planner
+from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.executor_options import read_slurm
 
 
@@ -19,7 +20,7 @@ def planner(tmp_path, monkeypatch):
     """``planner(**options)``; nothing on disk is needed to plan."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path))
-    return lambda **options: Planner(Options(**{"dataset": "Dataset777_X", "configuration": "2d", **options}), "cpu")
+    return lambda **options: AtsoSteps(AtsoOptions(**{"dataset": "Dataset777_X", "configuration": "2d", **options}), "cpu")
 
 
 def stages_of(planner):
@@ -131,7 +132,7 @@ def test_options_reach_the_commands(planner, tmp_path):
 )
 def test_unusable_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        Options(dataset="1", configuration="2d", **options)
+        AtsoOptions(dataset="1", configuration="2d", **options)
 
 
 def test_slurm_options():
@@ -294,3 +295,11 @@ def test_nothing_to_label_is_refused(place):
     place.write_json("dataset.json", content)
     result = place.loop(check=False)
     assert result.returncode == 2 and "nothing to pseudo-label" in result.stderr and not place.run.exists()
+
+
+def test_the_verb_of_the_package_is_the_script(place, monkeypatch, capsys):
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    arguments = [*place.argv("--dry-run", "--seed", 3)[2:]]
+    assert cli.main(["atso", "run", *arguments]) == 0
+    assert capsys.readouterr().out == place.loop("--dry-run", "--seed", 3).stdout

@@ -21,7 +21,8 @@ from nnunet_partial import cli
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration.compare import comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
-from nnunet_partial.orchestration.compare.steps import Options, Planner, waves
+from nnunet_partial.orchestration.compare.steps import CompareOptions, ComparisonSteps
+from nnunet_partial.orchestration.engine import waves
 from nnunet_partial.orchestration.executors import make_executor
 
 DATASET, FULL = "Dataset777_Stub", "Dataset778_Full"
@@ -175,7 +176,7 @@ def copy(finished, new_place):
 
 @pytest.fixture
 def planned(place, monkeypatch):
-    """``planned(methods, **options)`` -> Planner in this process."""
+    """``planned(methods, **options)`` -> ComparisonSteps in this process."""
     for name, value in place.environment.items():
         monkeypatch.setenv(name, value)
     given = {
@@ -186,7 +187,7 @@ def planned(place, monkeypatch):
         "test_labels": "/test/labels",
         "device": "cpu",
     }
-    return lambda methods, **options: Planner(Options(**{**given, "methods": tuple(methods), **options}))
+    return lambda methods, **options: ComparisonSteps(CompareOptions(**{**given, "methods": tuple(methods), **options}))
 
 
 # ------------------------------------------------------------------ what is planned
@@ -342,7 +343,7 @@ def test_wrong_methods_are_refused(names, message):
 )
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):
-        Options(
+        CompareOptions(
             **{
                 "dataset": "777",
                 "configuration": "2d",

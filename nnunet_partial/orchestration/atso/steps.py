@@ -1,54 +1,36 @@
-"""Algorithm 1 as data: commands that a person can type, with what they read, write, and when they are done."""
+"""Algorithm 1 as steps: commands that a person can type, with what they read, write, and when they are done."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from nnunet_partial import paths
+from nnunet_partial import _moved, paths
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
-from nnunet_partial.orchestration.atso.options import Options
+from nnunet_partial.orchestration.atso.options import AtsoOptions
+from nnunet_partial.orchestration.engine import Step
 from nnunet_partial.outputs import Predictions
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One command.
+class AtsoSteps:
+    """All steps of a run, from its options alone."""
 
-    ``generation``  0 for what comes before the first, one more than the last for what comes after it
-    ``inputs``      files that must be there when it starts
-    ``outputs``     files that are there when it is done
-    ``atomic``      the outputs appear only when everything else is written, so that they alone say that it is done
-    ``light``       over in seconds: run by the loop itself, never queued
-    ``owned``       files and folders that are removed when the stage is to be done anew
-    ``predictions`` what else it must have left, which is looked at before it counts as done
-    """
-
-    name: str
-    generation: int
-    argv: tuple
-    outputs: tuple
-    inputs: tuple = ()
-    owned: tuple = ()
-    atomic: bool = True
-    light: bool = False
-    predictions: Predictions | None = None
-
-
-class Planner:
-    """All stages of a run, from its options alone."""
-
-    def __init__(self, options: Options, device: str = "cuda"):
+    def __init__(self, options: AtsoOptions, device: str = "cuda"):
         self.options, self.layout, self.device = options, Layout(options), device
 
+    def steps(self) -> list:
+        """Every step, each after those that it needs."""
+        return [step for group in self.groups() for step in group]
+
     def groups(self) -> list:
-        """Lists of stages; the stages of a list do not need each other, every list needs those before it."""
+        """Lists of steps; the steps of a list do not need each other, every list needs those before it."""
         o, groups = self.options, [[self.split()]]
         if not o.initial_model:
             groups += [[self.plans("m0", 0)], [self.train("m0", 0)]]
         for t in range(1, o.generations + 1):
             groups += self.generation(t)
         groups += self.ending()
-        return [i for i in groups if i]
+        return _one_after_the_other([i for i in groups if i])
 
     def generation(self, t: int) -> list:
         """Label, choose, train, report. The models of the generation before are tested while it labels."""
@@ -123,9 +105,9 @@ class Planner:
     def _validates(self, model: str) -> bool:
         return self.options.validation == "all" or self.options.validation == "final" and model == self.returned_model
 
-    # ---- stages
+    # ---- steps
 
-    def split(self) -> Stage:
+    def split(self) -> Step:
         """S and R, and the parts of R."""
         o, folder = self.options, self.layout.subset(1).parent
         argv = [
@@ -142,9 +124,9 @@ class Planner:
             "--out",
             folder,
         ]
-        return _stage("split", 0, argv, [folder / "labelled.txt"], owned=[folder], light=True)
+        return _step("split", 0, argv, [folder / "labelled.txt"], owned=[folder], light=True)
 
-    def plans(self, model: str, generation: int, settings: dict | None = None) -> Stage:
+    def plans(self, model: str, generation: int, settings: dict | None = None) -> Step:
         """The plans variant of a model."""
         settings = {**(settings or {}), "atso.final_validation": "true" if self._validates(model) else "false"}
         argv = [
@@ -160,9 +142,9 @@ class Planner:
         for name, value in settings.items():
             argv += ["--set", f"{name}={value}"]
         file = self.layout.plans_file(model)
-        return _stage(f"{model}-plans", generation, argv, [file], owned=[file], light=True)
+        return _step(f"{model}-plans", generation, argv, [file], owned=[file], light=True)
 
-    def train(self, model: str, generation: int) -> Stage:
+    def train(self, model: str, generation: int) -> Step:
         """Train one model, or go on with it."""
         o, checkpoint = self.options, self.layout.checkpoint(model)
         # always --c: without a checkpoint it starts from the beginning, and a job that the cluster hands in again goes on
@@ -180,9 +162,9 @@ class Planner:
             "--c",
         ]
         outputs = [checkpoint, checkpoint.parent / "validation" / "summary.json"][: 1 + self._validates(model)]
-        return _stage(f"{model}-train", generation, argv, outputs, [self.layout.plans_file(model)], [self.layout.model(model)])
+        return _step(f"{model}-train", generation, argv, outputs, [self.layout.plans_file(model)], [self.layout.model(model)])
 
-    def label(self, generation: int, subset: int) -> Stage:
+    def label(self, generation: int, subset: int) -> Step:
         """Pseudo labels of one subset by the model that was not trained on it."""
         return self._label(
             f"g{generation}s{subset}-label",
@@ -193,13 +175,13 @@ class Planner:
             bool(self.options.super_classes),
         )
 
-    def label_all(self, name: str, model: str, coarse: bool) -> Stage:
+    def label_all(self, name: str, model: str, coarse: bool) -> Step:
         """Pseudo labels of the whole reference set by one model."""
         return self._label(
             f"{name}-label", self.options.generations + 1, model, self.layout.other_labels(name), self.layout.reference, coarse
         )
 
-    def _label(self, name: str, generation: int, model: str, out: Path, cases: Path, coarse: bool) -> Stage:
+    def _label(self, name: str, generation: int, model: str, out: Path, cases: Path, coarse: bool) -> Step:
         o = self.options
         argv = [
             "nnunet_partial",
@@ -224,9 +206,9 @@ class Planner:
         argv += ["--largest-component"] if o.largest_component else []
         argv += ["--disable-tta"] if o.disable_tta else []
         argv += ["--trust"] if o.trust and model == "m0" and o.initial_model else []
-        return _stage(name, generation, argv, [out / "provenance.json"], [self.layout.checkpoint(model), cases], [out])
+        return _step(name, generation, argv, [out / "provenance.json"], [self.layout.checkpoint(model), cases], [out])
 
-    def exclude(self, t: int) -> Stage:
+    def exclude(self, t: int) -> Step:
         """The cases that the filter leaves out."""
         o, out = self.options, self.layout.excluded(t)
         argv = [
@@ -243,13 +225,13 @@ class Planner:
         ]
         if o.filter == "disagreement":
             argv += ["--previous", self.layout.generation_labels(t - 1)]
-        return _stage(f"g{t}-exclude", t, argv, [out], owned=[out], light=True)
+        return _step(f"g{t}-exclude", t, argv, [out], owned=[out], light=True)
 
     def predict(self, models: list, generation: int) -> list:
         """Predictions of the test images by each of ``models``, if there are any images."""
         return [self._predict(i, generation) for i in models] if self.options.test_images else []
 
-    def _predict(self, model: str, generation: int) -> Stage:
+    def _predict(self, model: str, generation: int) -> Step:
         o, out = self.options, self.layout.predictions(model)
         argv = [
             "nnUNetv2_predict_from_modelfolder",
@@ -270,7 +252,7 @@ class Planner:
             "--disable_progress_bar",
         ]
         argv += ["--disable_tta"] if o.disable_tta else []
-        return _stage(
+        return _step(
             f"{model}-predict",
             generation,
             argv,
@@ -283,10 +265,10 @@ class Planner:
             ),
         )
 
-    def report(self, t: int) -> Stage:
+    def report(self, t: int) -> Step:
         """Scores, changes and pictures of everything that is there at the start of generation ``t``."""
         argv = ["nnunet_partial", "atso", "report", self.layout.folder]
-        return _stage(
+        return _step(
             f"g{t}-report" if t <= self.options.generations else "report",
             t,
             argv,
@@ -335,17 +317,16 @@ class Planner:
         return {"folder": str(self.layout.model(name)), "predictions": predictions}
 
 
-def _stage(
-    name: str,
-    generation: int,
-    argv: Sequence,
-    outputs: Sequence,
-    inputs: Sequence = (),
-    owned: Sequence = (),
-    atomic: bool = True,
-    light: bool = False,
-    predictions: Predictions | None = None,
-) -> Stage:
-    return Stage(
-        name, generation, tuple(str(i) for i in argv), tuple(outputs), tuple(inputs), tuple(owned), atomic, light, predictions
-    )
+def _one_after_the_other(groups: list) -> list:
+    """``groups``, the steps of each needing all of the group before."""
+    names = [tuple(i.name for i in group) for group in groups]
+    return [[replace(i, needs=before) for i in group] for group, before in zip(groups, [(), *names])]
+
+
+def _step(
+    name: str, generation: int, argv: Sequence, outputs: Sequence, inputs: Sequence = (), owned: Sequence = (), **more: Any
+) -> Step:
+    return Step(name, generation, tuple(str(i) for i in argv), tuple(outputs), inputs=tuple(inputs), owned=tuple(owned), **more)
+
+
+__getattr__ = _moved.renamed(__name__, {"Planner": "AtsoSteps", "Stage": "orchestration.engine.Step"})

@@ -1,0 +1,105 @@
+"""The engine on plans of its own: order, what may run beside what, and what its journal says."""
+
+import pytest
+
+from nnunet_partial.errors import UserError
+from nnunet_partial.orchestration.engine import Engine, Step, busy_seconds, waves
+from nnunet_partial.orchestration.executors import Job, make_executor
+from nnunet_partial.orchestration.job import RESULT
+from nnunet_partial.orchestration.journal import DONE, FAILED, Journal
+
+
+class Plan(Engine):
+    """``needs``: step -> the steps before it; each writes a file of its name."""
+
+    def __init__(self, folder, needs, executor, light=(), fails=()):
+        steps = [
+            Step(
+                name,
+                "part",
+                ("sh", "-c", "exit 3" if name in fails else f"echo {name} >> {folder}/order; touch {folder}/{name}"),
+                (folder / name,),
+                needs=tuple(before),
+                light=name in light,
+            )
+            for name, before in needs.items()
+        ]
+        super().__init__(folder, steps, executor)
+        self.journal = Journal.open(folder / "journal.json", {}, {}, str)
+
+    def is_done(self, step):
+        return self.missing_output(step) is None
+
+
+class Recording:
+    """An executor that keeps the jobs it was given."""
+
+    def __init__(self, folder):
+        self.one, self.jobs = make_executor("debug", folder), []
+
+    def run(self, jobs, more):
+        waiting = list(jobs)
+        while waiting:
+            self.jobs.append(waiting.pop(0))
+            self.one.run([self.jobs[-1]])
+            waiting += more(self.jobs[-1].name)
+
+
+DIAMOND = {"first": (), "left": ("first",), "right": ("first",), "last": ("left", "right")}
+
+
+def test_every_step_runs_once_after_what_it_needs_and_knows_what_may_run_beside_it(tmp_path):
+    executor = Recording(tmp_path)
+    Plan(tmp_path, DIAMOND, executor, light=["last"]).do()
+    assert (tmp_path / "order").read_text().split() == ["first", "left", "right", "last"]
+    assert {i.name: i.beside for i in executor.jobs} == {"first": 1, "left": 2, "right": 2}  # the light one is run at once
+    Plan(tmp_path, DIAMOND, executor).do()
+    assert len(executor.jobs) == 3  # all was done
+
+
+def test_what_ended_well_is_done_after_another_has_failed(tmp_path):
+    plan = Plan(tmp_path, DIAMOND, make_executor("local", tmp_path, gpus=(), processes=2), fails=["left"])
+    with pytest.raises(UserError, match="left ended with exit code 3"):
+        plan.do()
+    states = {k: v["state"] for k, v in Journal.read(tmp_path / "journal.json").content["stages"].items()}
+    assert states == {"first": DONE, "left": FAILED, "right": DONE}
+    assert len(plan.journal.content["loops"]) == 1
+
+
+def test_waves_are_as_early_as_needs_allow(tmp_path):
+    steps = Plan(tmp_path, {**DIAMOND, "free": ()}, None).steps
+    assert [[i.name for i in wave] for wave in waves(steps)] == [["first", "free"], ["left", "right"], ["last"]]
+
+
+def test_a_journal_of_other_arguments_is_refused_but_for_what_may_change(tmp_path):
+    def refusal(part, differences):
+        return f"{part}: {differences}"
+
+    file = tmp_path / "journal.json"
+    Journal.open(file, {"a": 1, "b": 1}, {"plans": "x"}, refusal)
+    assert Journal.open(file, {"a": 1, "b": 2}, {"plans": "x"}, refusal, ["b"]).content["arguments"] == {"a": 1, "b": 2}
+    with pytest.raises(UserError, match="^arguments: a: 1 then, 3 now$"):
+        Journal.open(file, {"a": 3, "b": 2}, {"plans": "x"}, refusal, ["b"])
+    with pytest.raises(UserError, match="^inputs: plans: 'x' then, 'y' now$"):
+        Journal.open(file, {"a": 1, "b": 2}, {"plans": "y"}, refusal)
+
+
+def test_seconds_in_which_two_jobs_ran_count_once(tmp_path):
+    for name, ended, seconds in (("a", 20, 10), ("b", 25, 10), ("c", 40, 5)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / RESULT).write_text(f'{{"token": "t", "ended": {ended}, "seconds": {seconds}}}')
+    folders = [tmp_path / i for i in "abcd"]
+    assert busy_seconds(folders, 0) == (25 - 10) + 5
+    assert busy_seconds(folders, 18) == (25 - 18) + 5
+
+
+@pytest.mark.parametrize("beside, share", [(1, 1), (2, 2), (9, 3), (None, 3)])
+def test_the_machine_is_shared_by_as_many_jobs_as_may_run_beside_each_other(tmp_path, beside, share):
+    executor = make_executor("local", tmp_path, gpus=(), processes=3)
+    shares = []
+    executor.start = lambda running: None
+    executor.lives = lambda running: False
+    executor._write = lambda running, share: shares.append(share)
+    with pytest.raises(UserError, match="without a result"):
+        executor.run([Job("one", ("true",), tmp_path / "log", beside=beside)], lambda name: [])
+    assert set(shares) == {share}  # it never ends well, and is started again
