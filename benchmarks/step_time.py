@@ -32,6 +32,7 @@ BARS = {
     "nnUNetTrainerMSKDLW": lambda k: 1.05 * (3 + k) / 3,
     "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
     "nnUNetTrainerCoTraining": lambda k: 1.05 * 8 / 3,
+    "nnUNetTrainerDoDNet": lambda k: 1.1,
 }
 TAUGHT = ("nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus")
 LABELLED = ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining")  # trained on the teachers' pseudo labels
