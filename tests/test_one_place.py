@@ -23,7 +23,15 @@ PLACES = {
     # a trainer builds its own from the plans that nnUNetv2_train was given
     "builds networks from plans": (
         r"get_network_from_plans|(?<!is nnUNetTrainer\.)build_network_architecture\b(?! is )",
-        {"networks/models.py", "trainers/co_training.py", "trainers/cross_teaching.py"},
+        {
+            "networks/models.py",
+            "networks/planned.py",
+            "trainers/co_training.py",
+            "trainers/condition_cnn.py",
+            "trainers/cross_teaching.py",
+            "trainers/dodnet.py",
+            "training/one_against_rest.py",
+        },
     ),
     "opens locks": (r"os\.O_CREAT|\bopen_lock\(|\bflock\(", {"files.py"}),
     "waits for jobs of a plan": (r"executor\.run\(|light\.run\(", {"orchestration/engine.py"}),

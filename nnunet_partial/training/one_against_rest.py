@@ -10,6 +10,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_partial.errors import UserError
 from nnunet_partial.losses.binary import BinaryDiceBCELoss, annotated_pairs
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.training.base import Batch, PartialTrainer
@@ -26,6 +27,12 @@ class OneAgainstRestTrainer(PartialTrainer):
     loss_terms = ("binary",)
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
+        unions = self.dataset_annotations.unions
+        if unions:
+            raise UserError(
+                f"{self.dataset_annotations.file}: cases annotate {unions[0]} as one structure, but to {type(self).__name__} every "
+                "class is a task of its own. Train nnUNetTrainerPartial, or merge the dataset without these sources."
+            )
         manager = PlansManager(dict(plans))
         planned = manager.get_configuration(configuration)
         channels = determine_num_input_channels(manager, planned, dataset_json)

@@ -14,6 +14,7 @@ from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import load_checkpoint
 from nnunet_partial.inference.export import export_model
+from nnunet_partial.labels import Annotations, Union
 from nnunet_partial.orchestration.compare.methods import METHODS
 from nnunet_partial.variants import write_variant
 
@@ -136,6 +137,11 @@ def test_plans_of_another_architecture_are_one_line(tiny, trainer, own_results, 
     monkeypatch.setattr(nnUNetTrainer, "build_network_architecture", staticmethod(lambda *_: torch.nn.Conv3d(1, 2, 3)))
     assert "Take plans of nnU-Net's U-Nets" in refused(lambda: trainer(name))
     assert not list(own_results.rglob("fold_0"))
+
+
+def test_unions_are_one_line(tiny, trainer, own_results, refused, monkeypatch):
+    monkeypatch.setattr(Annotations, "unions", (Union(("liver", "kidney")),))
+    assert "cases annotate liver+kidney as one structure" in refused(lambda: trainer(NAMES[0]))
 
 
 def test_compare_knows_them():
