@@ -25,6 +25,7 @@ from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
 from nnunet_partial.data.preprocessed.label_directory import writing as writing_labels
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import sha256
+from nnunet_partial.labels import Annotations
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import load_teacher
 from nnunet_partial.orchestration.atso import command as atso
@@ -293,7 +294,7 @@ def test_teacher_by_setting(world, refused):
     shutil.copy(world.images / "lits_0.pkl", world.images / "none.pkl")
     refused(cli.main, labelling(world, "teachers"), "nonlin is 'os.system'", "mskd.trust")
     files = ModelFiles("lits", model, model / "fold_0" / "checkpoint_final.pth", ("liver",))
-    annotations = SimpleNamespace(classes=("liver",))
+    annotations = Annotations(("liver",))
     with pytest.raises(UserError, match="mskd.trust=true"):  # as the trainers of MS-KD load theirs
         load_teacher(files, annotations, torch.device("cpu"))
     assert not world.marker.exists()

@@ -9,12 +9,16 @@ extent that holds every voxel of the old grid.
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nnunet_partial.data import images
 from nnunet_partial.data.conversion.voxels import is_nifti
 from nnunet_partial.errors import UserError
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
 
 NOTE = "sheared: resampled onto a grid with right angles, grey values linearly, label values from the nearest voxel"
 
@@ -65,8 +69,21 @@ def _straight(path: Path, folder: Path, order: int) -> Path:
     resampled = np.asanyarray(result.dataobj)
     if voxels.dtype.kind in "iu":
         resampled = np.rint(resampled).astype(voxels.dtype)
-    nibabel.save(nibabel.Nifti1Image(resampled, result.affine), target)
+    images.write_image(_as_image(resampled, result.affine), target)
     return target
+
+
+def _as_image(voxels: np.ndarray, affine: np.ndarray) -> "sitk.Image":
+    """Voxels (x, y, z) and the affine of NIfTI, whose world has right and front where SimpleITK's has left and back."""
+    import SimpleITK as sitk
+
+    world = np.diag((-1.0, -1.0, 1.0)) @ affine[:3]
+    spacing = np.linalg.norm(world[:, :3], axis=0)
+    image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(world[:, 3].tolist())
+    image.SetDirection((world[:, :3] / spacing).ravel().tolist())
+    return image
 
 
 def right_angled_grid(shape: tuple, affine: np.ndarray) -> tuple:
