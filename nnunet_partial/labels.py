@@ -118,13 +118,13 @@ def structure(name: str, classes: Sequence[str]) -> str | None:
 
 def settled(items: Iterable[str], classes: Sequence[str]) -> tuple:
     """Structures that are known together, in the order of their lowest values: a union gives way to all of its members, not to
-    some of them."""
+    some of them. What is no class comes last; whoever compares the classes reports it."""
     items = set(items)
     unions = [i for i in items if isinstance(i, Union) and not set(i.members) <= items]
     hidden = {c for i in unions for c in i.members}
     kept = [*unions, *(i for i in items if not isinstance(i, Union) and i not in hidden)]
     order = {name: n for n, name in enumerate(classes)}
-    return tuple(sorted(kept, key=lambda item: order[members(item)[0]]))
+    return tuple(sorted(kept, key=lambda item: order.get(members(item)[0], len(order))))
 
 
 def told_apart(items: Iterable[str]) -> set:
