@@ -295,7 +295,7 @@ def test_an_unreadable_label_is_one_line_and_earlier_generations_stay(tiny, fini
     with pytest.raises(SystemExit) as end, contextlib.redirect_stderr(said):
         trainer.on_train_start()
     error = said.getvalue().strip().splitlines()[-1]
-    assert end.value.code == 2 and str(damaged) in error and "make it again" in error
+    assert end.value.code == 2 and str(damaged) in error and "make the label directory again" in error
     assert LabelDirectory.read(here.run / "labels" / "generation_1").known.keys() == set(finished.unlabelled)
 
 
