@@ -378,16 +378,21 @@ class Budget:
         )
 
     def _validation_rows(self, planner, method):
-        """nnU-Net's own validation, with mirroring, against the labels of all classes. A teacher knows its classes alone, and
-        the cases of its source."""
-        truth, rows = paths.preprocessed_dataset(FULL) / "gt_segmentations", []
+        """nnU-Net's own validation, with mirroring: of full supervision on all classes, of everything else on the classes that a
+        case's source annotates, which are all that its files hold and all that a user of partial labels could choose by."""
+        truth, rows, known = paths.preprocessed_dataset(FULL) / "gt_segmentations", [], planner.annotations
         for model in planner.models(method, self.seed):
             folder = paths.fold_folder(model, "0") / "validation"
             if any(folder.glob("*.nii.gz")):
-                own = _classes_of(model, planner.annotations.classes)
+                own = _classes_of(model, known.classes)
                 more = {"annotated": own, "metrics": scores.METRICS, "allow_missing": True, "processes": 1, "progress": False}
                 rows += evaluate_folder(folder, truth, str(FULL), **more)
-        return rows
+        return rows if method == scores.FULL else on_annotated(rows, known)
+
+
+def on_annotated(rows, known):
+    """The rows of the classes that their case annotates."""
+    return [i for i in rows if i["class"] in known.of(i["case"]).annotated]
 
 
 def _rounded(seconds):

@@ -152,6 +152,7 @@ class Student:
         truth = paths.preprocessed_dataset(accuracy.FULL) / "gt_segmentations"
         test = evaluate_folder(self.out / "predictions", self.planner.truth, str(accuracy.PARTIAL), **more)
         validation = evaluate_folder(paths.fold_folder(model, "0") / "validation", truth, str(accuracy.FULL), **more)
+        validation = accuracy.on_annotated(validation, self.planner.annotations)
         o, seed = self.budget.arguments, self.budget.seed
         given = (
             "python",

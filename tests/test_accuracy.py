@@ -15,6 +15,7 @@ import SimpleITK as sitk
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
+from nnunet_partial.labels import Annotations, CaseAnnotation
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, CASES = ("liver", "kidney"), 12
@@ -209,8 +210,9 @@ def test_bad_arguments_are_one_line(accuracy, monkeypatch, capsys, argv, message
     assert end.value.code == 2 and message in error and "\n" not in error
 
 
-def test_validation_is_against_all_labels(accuracy, monkeypatch, tmp_path):
-    """A teacher of one class is measured on that class alone, against the labels of all."""
+@pytest.mark.parametrize("model_knows", [("liver",), CLASSES])
+def test_validation_is_of_the_classes_that_a_case_annotates(accuracy, monkeypatch, tmp_path, model_knows):
+    """A teacher knows no more; the files of nnU-Net's validation of a partially labelled case hold no more."""
     truth = np.zeros((2, 4, 4), np.uint8)
     truth[0, :2], truth[1, 2:] = 1, 2
     predicted = np.zeros_like(truth)
@@ -224,14 +226,17 @@ def test_validation_is_against_all_labels(accuracy, monkeypatch, tmp_path):
         sitk.WriteImage(sitk.GetImageFromArray(array), str(file))
     content = {"channel_names": {"0": "CT"}, "numTraining": 1, "file_ending": ".nii.gz"}
     (tmp_path / "pre" / "Dataset621_Full" / "dataset.json").write_text(json.dumps({**content, "labels": labels}))
-    (model / "dataset.json").write_text(json.dumps({**content, "labels": {"background": 0, "liver": 1}}))
+    (model / "dataset.json").write_text(json.dumps({**content, "labels": {i: labels[i] for i in ("background", *model_knows)}}))
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / "pre"))
     budget = accuracy.Budget.__new__(accuracy.Budget)
     budget.seed = 0
-    planner = SimpleNamespace(models=lambda *_: [model], annotations=SimpleNamespace(classes=CLASSES))
+    annotations = Annotations(CLASSES, {"c": CaseAnnotation("lits", ("liver",))})
+    planner = SimpleNamespace(models=lambda *_: [model], annotations=annotations)
     rows = budget._validation_rows(planner, "individual")
     assert [(i["case"], i["class"], i["dice"]) for i in rows] == [("c", "liver", pytest.approx(2 * 4 / (4 + 8)))]
+    if len(model_knows) == 2:  # with the labels of all classes, a class that was missed counts
+        assert [(i["class"], i["dice"]) for i in budget._validation_rows(planner, "full")][1] == ("kidney", 0)
 
 
 # ------------------------------------------------------------------ how MS-KD starts
@@ -244,7 +249,8 @@ def mskd_start(study, monkeypatch):
 
     def evaluate_folder(folder, *_, **__):
         assert (folder / "predict_from_raw_data_args.json").exists() or (folder / "summary.json").exists()
-        return [{"case": "a", "class": i, "dice": 0.5, "hausdorff95_mm": 1.0} for i in ("kidney", "liver")]
+        case = "kits_1" if (folder / "summary.json").exists() else "a"
+        return [{"case": case, "class": i, "dice": 0.5, "hausdorff95_mm": 1.0} for i in ("kidney", "liver")]
 
     def write_variant(dataset, name, changes, base, configuration):
         file = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial" / f"{base}_{name}.json"
@@ -279,6 +285,7 @@ def test_students_start_where_their_row_says_and_are_trained_once(study, mskd_st
     assert own["deep_supervision"] is False and "600-s0_lits" in own["mskd"]["teachers"]["lits"]
     score = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
     assert score["settings"]["deep_supervision"] == "False" and score["settings"]["num_iterations_per_epoch"] == "60"
+    assert score["validation"]["dice"] == {"kits_1": [0.5, None]}  # the kidney alone is annotated
     assert set(score["commands"]) == {"s0-full-scale-train", "s0-full-scale-predict"}
     shutil.rmtree(study.work)
     assert mskd_start(*given) == [] and not study.work.exists()
