@@ -137,9 +137,10 @@ def convert(
     unknown = [i for i in given if not hasattr(arguments, i)]
     if unknown:
         raise UserError(f"converter {converter} has no option {unknown[0]!r}. Options: {', '.join(sorted(vars(arguments)))}.")
-    missing = [i for i in required_options(chosen) if given.get(i) is None]
-    if missing:
-        raise UserError(f"converter {converter} needs the option {missing[0]!r}.")
+    wrong = [i for i in required_options(chosen) if sum(given.get(j) is not None for j in i) != 1]
+    if wrong:
+        one = "exactly one of the options" if len(wrong[0]) > 1 else "the option"
+        raise UserError(f"converter {converter} needs {one} {', '.join(map(repr, wrong[0]))}.")
     vars(arguments).update(given)
     return run(chosen, SourceFolder(source, arguments.follow_links), arguments)
 

@@ -11,6 +11,7 @@ import pytest
 
 from nnunet_partial import api, cli
 from nnunet_partial.commands.convert import CONVERTERS
+from nnunet_partial.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,14 +89,9 @@ def test_options_of_the_command_line_are_those_of_the_function():
         converter = __import__(f"dataset_conversion.{name}", fromlist=["CONVERTER"]).CONVERTER
         parser = argparse.ArgumentParser()
         command.add_arguments(parser, converter)
-        own = [
-            i
-            for a in parser._actions
-            if a.required and a.option_strings and a.dest != "dataset_id"
-            for i in (a.option_strings[0], *(["x"] if a.nargs is None else ["x=1"]))
-        ]
+        own = [j for i in command.required_options(converter) for j in (f"--{i[0].replace('_', '-')}", "x")]
         parsed = vars(parser.parse_args(["SRC", "--dataset-id", "101", *own]))
-        required = command.required_options(converter)
+        required = [j for i in command.required_options(converter) for j in i]
         ours = vars(command.default_options(converter, "SRC", 101))
         assert {k: v for k, v in parsed.items() if k not in required} == {
             k: v for k, v in ours.items() if k not in (*required, "help")
@@ -105,3 +101,9 @@ def test_options_of_the_command_line_are_those_of_the_function():
 def test_nothing_heavy_on_import():
     script = "import sys, nnunet_partial.api; assert not {'torch', 'nnunetv2', 'numpy'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], env={**os.environ}).returncode == 0
+
+
+def test_of_options_that_exclude_each_other_one_is_needed(tmp_path):
+    for options in ({}, {"image_glob": ["*.nii.gz"], "table": "cases.csv"}):
+        with pytest.raises(UserError, match="exactly one of the options 'image_glob', 'table'"):
+            api.convert("generic", tmp_path, 101, **options)

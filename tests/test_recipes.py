@@ -22,7 +22,8 @@ CASES = {f"c{i}": {"source": "a" if i < 3 else "b", "annotated": ["liver"] if i 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch):
     """A preprocessed dataset as far as plans go: one configuration of 2D, one of 3D."""
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path))
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):  # no other dataset 501 is to be found
+        monkeypatch.setenv(name, str(tmp_path))
     folder = tmp_path / "Dataset501_X"
     folder.mkdir()
 

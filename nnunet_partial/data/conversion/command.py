@@ -49,11 +49,12 @@ def default_options(converter: Converter, source: PathLike, dataset_id: int) -> 
     return argparse.Namespace(**{**defaults, "source": source, "dataset_id": dataset_id})
 
 
-def required_options(converter: Converter) -> list[str]:
-    """The names of the converter's own options that have no default."""
+def required_options(converter: Converter) -> list[tuple[str, ...]]:
+    """The names of the converter's own options that have no default: of each tuple exactly one is needed."""
     parser = argparse.ArgumentParser(add_help=False)
     converter.add_arguments(parser)
-    return [i.dest for i in parser._actions if i.required]
+    alone = [(i.dest,) for i in parser._actions if i.required]
+    return [*alone, *(tuple(i.dest for i in g._group_actions) for g in parser._mutually_exclusive_groups if g.required)]
 
 
 def run(converter: Converter, arguments: argparse.Namespace) -> Report:
