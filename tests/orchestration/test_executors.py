@@ -27,15 +27,15 @@ def test_commands_run_with_their_environment_and_their_output_is_kept(tmp_path, 
 
 def test_a_result_says_what_the_command_cost(tmp_path):
     """Core seconds, the command's children included: a command that waits costs none, whatever its wall time."""
-    busy = "import time\nwhile time.process_time() < 0.5: pass"
+    busy = "import time\nwhile time.process_time() < 2: pass"
     jobs = [
         Job("busy", ("sh", "-c", f"{sys.executable} -SE -c '{busy}'; true"), tmp_path / "busy.log"),
         shell(tmp_path, "waiting", "sleep 1"),
     ]
     make_executor("debug", tmp_path).run(jobs)
     results = {i.name: runner.read_result(tmp_path / "jobs" / i.name) for i in jobs}
-    assert results["busy"]["cpu_seconds"] >= 0.5
-    assert results["waiting"]["cpu_seconds"] < 0.5 and results["waiting"]["seconds"] >= 1
+    assert results["busy"]["cpu_seconds"] >= 1.9  # accounting is not exact
+    assert results["waiting"]["cpu_seconds"] < 1.9 and results["waiting"]["seconds"] >= 1
 
 
 def test_failures_let_the_others_end_and_show_the_last_lines(tmp_path):
