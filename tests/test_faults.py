@@ -264,32 +264,3 @@ def test_killed_at_any_moment(factory, command):
 @pytest.mark.parametrize("factory", COMMANDS, ids=lambda i: i.__name__)
 def test_full_disk(factory, command):
     faults.check_full_disk(command(factory))
-
-
-def test_a_model_stands_under_its_name_at_every_moment_of_its_replacement(inputs, command, tmp_path):
-    """export --overwrite of another model over one that is there: a kill leaves the one or the other, whole."""
-    replaced = command(export)
-    prepare = replaced.prepare
-
-    def prepare_old(root):
-        from nnunet_partial.inference.export import export_model
-
-        prepare(root)
-        export_model(root / "model", root / "out", root / "zips" / "model.zip")
-        content = torch.load(root / "model" / "fold_0" / "checkpoint_final.pth", weights_only=False)
-        content["network_weights"] = {k: v + 1 for k, v in content["network_weights"].items()}
-        torch.save(content, root / "model" / "fold_0" / "checkpoint_final.pth")
-
-    replaced.prepare = prepare_old
-    replaced.argv.append("--overwrite")
-    replaced.begin()
-    names = [f"out/{MODEL}/fold_0/checkpoint_final.pth", f"out/{MODEL}/plans.json", "zips/model.zip"]
-    old = replaced.files()
-
-    def whole():
-        assert all(i in replaced.files() for i in names)
-        seen.add(replaced.files()[names[0]] == old[names[0]])
-
-    seen: set = set()
-    faults.check_kills(replaced, after_kill=whole)
-    assert replaced.files()[names[0]] != old[names[0]]
