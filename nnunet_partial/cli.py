@@ -17,7 +17,7 @@ VERBS = {
     "merge": ("merge", "merge datasets that annotate different organs into one partially labelled dataset"),
     "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
-    "predict": ("predict", "segment a dataset's own cases with a trained model, from their preprocessed files"),
+    "predict": ("predict", "segment new scans with a trained model, whatever they are called, or a dataset's own cases"),
     "atso": ("atso", "the small stages of the ATSO loop, by hand"),
     "coarse-to-fine": ("coarse_to_fine", "find the organs at low resolution, then segment their box: prepare, train, predict"),
     "efficiency": ("efficiency", "measure what prediction costs: time, memory, arithmetic; model beside model"),

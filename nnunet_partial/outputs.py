@@ -85,6 +85,11 @@ class Records:
             return None
         return content if isinstance(content, dict) else None
 
+    def cases(self) -> list:
+        """Names of the cases that have a record."""
+        folder = self.folder / FOLDER
+        return sorted(i.relative_to(folder).as_posix()[: -len(".json")] for i in folder.rglob("*.json"))
+
     def forget(self, case: str) -> None:
         """Mark a case as not done."""
         self._file(case).unlink(missing_ok=True)

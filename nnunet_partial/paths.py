@@ -85,6 +85,22 @@ def model_folder(dataset: int | str, trainer: str, plans: str, configuration: st
     return root("nnUNet_results") / dataset_name(dataset) / f"{trainer}__{plans}__{configuration}"
 
 
+def trained_models() -> list:
+    """Every model folder below nnUNet_results, where that is set, of which a fold is trained to its end; sorted."""
+    value = os.environ.get("nnUNet_results")
+    found = Path(value).glob(f"Dataset*/*__*__*/fold_*/{FINAL_CHECKPOINT}") if value else ()
+    return sorted({i.parent.parent for i in found})
+
+
+def trained_models_in_words(most: int = 6) -> str:
+    """The sentence that follows when a model is not there: those that are."""
+    found = trained_models()
+    if not found:
+        return "No model is trained in nnUNet_results: train one with nnUNetv2_train."
+    more = f" and {len(found) - most} more" if len(found) > most else ""
+    return f"Trained are: {', '.join(map(str, found[:most]))}{more}."
+
+
 def fold_folder(model: str | Path, fold: int | str) -> Path:
     """``MODEL/fold_N``."""
     return Path(model) / f"fold_{fold}"

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_partial import paths
-from nnunet_partial.data.images import write_segmentation
+from nnunet_partial.data.images import ENDINGS, write_segmentation
 from nnunet_partial.data.preprocessed.splits import all_cases
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
@@ -80,7 +80,7 @@ def predict_cases(
         "mirroring": mirroring,
     }
     predictor = load_predictor(files, torch.device(device), mirroring)  # raises before anything is written
-    _claim(out, request, cases, ending, overwrite)
+    claim_masks(out, request, {i: out / (i + ending) for i in cases}, overwrite)
     write_json(
         {k: dataset_json[k] for k in ("channel_names", "labels", "file_ending") if k in dataset_json}, out / "dataset.json"
     )
@@ -96,33 +96,55 @@ def predict_cases(
     return todo
 
 
-def _claim(out: Path, request: Mapping[str, Any], cases: Sequence[str], ending: str, overwrite: bool) -> None:
-    masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
+def claim_masks(out: Path, request: Mapping[str, Any], files: Mapping[str, Path], overwrite: bool) -> None:
+    """Note in ``out`` what masks there are made from, and forget those that are made again.
+
+    ``files``: case -> its mask. Raises :class:`UserError` for a folder with anything that this command has not made, and, without
+    ``overwrite``, for one with masks that are made from something else.
+    """
+    masks = [i for i in out.rglob("*") if i.name.lower().endswith(ENDINGS) and not i.name.startswith(".")]
+    ours = (out / REQUEST).is_file()
     foreign = [*masks, *out.glob("dataset.json")]
-    if foreign and not (out / REQUEST).is_file():  # truth, for example, or a raw dataset
+    if foreign and not ours:  # truth, for example, or a raw dataset
         raise UserError(f"{out} holds files that this command has not made, such as {foreign[0].name}. Choose another folder.")
-    if overwrite:
-        same = (out / REQUEST).is_file() and read_json(out / REQUEST) == request
-        for case in cases:
+    if overwrite and ours:
+        same = read_json(out / REQUEST) == request
+        made = {} if same else _masks_made(out)
+        strange = [] if same else [i for i in masks if i not in made and i not in files.values()]
+        if strange:
+            raise UserError(f"{strange[0]} is not of this command, which would replace everything there. Choose another folder.")
+        for case in {*files, *made.values()}:
             Records(out).forget(case)
-        for file in [out / (i + ending) for i in cases] if same else [*foreign, out / REQUEST]:
+        for file in files.values() if same else [*made, *files.values(), out / REQUEST]:
             file.unlink(missing_ok=True)
     claim(out / REQUEST, request, "predictions made from something else")
 
 
+def _masks_made(out: Path) -> dict:
+    """Every mask below ``out`` that this command has noted as done -> its case."""
+    records = Records(out)
+    return {out / mask: case for case in records.cases() for mask in (records.read(case) or {}).get("outputs", {})}
+
+
 def _write(predictor, values: np.ndarray, logits: torch.Tensor, properties: Mapping[str, Any], file: Path) -> None:
     """``values``: the dataset's value of each of the model's."""
+    mask = labels_of_logits(predictor, logits, properties)
+    write_segmentation(values[mask], file, predictor.plans_manager.image_reader_writer_class(), properties)
+
+
+def labels_of_logits(predictor: Any, logits: torch.Tensor, properties: Mapping[str, Any]) -> np.ndarray:
+    """Logits (classes, *S) of a preprocessed case -> its label map on the scan's voxels, in the model's values.
+
+    The way back is nnU-Net's, one class at a time where classes exclude each other (:func:`resampled_labels`).
+    """
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-    mask = convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits,
-        predictor.plans_manager,
-        _LabelsForLogits(predictor.configuration_manager),
-        _LabelsStay(predictor.label_manager),
-        properties,
-        num_threads_torch=torch.get_num_threads(),
+    configuration, labels = predictor.configuration_manager, predictor.label_manager
+    if not labels.has_regions:
+        configuration, labels = _LabelsForLogits(configuration), _LabelsStay(labels)
+    return convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, predictor.plans_manager, configuration, labels, properties, num_threads_torch=torch.get_num_threads()
     )
-    write_segmentation(values[mask], file, predictor.plans_manager.image_reader_writer_class(), properties)
 
 
 def resampled_labels(resample: Callable, logits: torch.Tensor, *geometry: Any) -> np.ndarray:
