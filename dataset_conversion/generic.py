@@ -44,7 +44,7 @@ from nnunet_partial.data.conversion import (
 )
 from nnunet_partial.data.conversion.organs import choose_organs
 from nnunet_partial.data.images import ENDINGS
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 
 
 def add_arguments(parser) -> None:
@@ -214,7 +214,9 @@ def _classes(text: str, classes: tuple, where: str) -> tuple:
     names = tuple(i.strip() for i in text.split("+") if i.strip())
     unknown = [i for i in names if i not in classes]
     if unknown:
-        raise UserError(f"{where}: {unknown[0]!r} is no class ({', '.join(classes)}). Write names of classes joined by '+'.")
+        raise UserError(
+            f"{where}: {unknown[0]!r} is no class ({', '.join(classes)}). {did_you_mean(unknown[0], classes)}Write names of classes joined by '+'."
+        )
     return names
 
 

@@ -23,7 +23,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike
 
 if TYPE_CHECKING:
@@ -122,7 +122,9 @@ def convert(
     from nnunet_partial.data.conversion.source import SourceFolder
 
     if converter not in converters():
-        raise UserError(f"there is no converter {converter!r}. Converters: {', '.join(converters())}.")
+        raise UserError(
+            f"there is no converter {converter!r}. {did_you_mean(converter, converters())}Converters: {', '.join(converters())}."
+        )
     chosen = importlib.import_module(f"dataset_conversion.{converter}").CONVERTER
     arguments = default_options(chosen, source, dataset_id)
     given = {
@@ -136,7 +138,9 @@ def convert(
     }
     unknown = [i for i in given if not hasattr(arguments, i)]
     if unknown:
-        raise UserError(f"converter {converter} has no option {unknown[0]!r}. Options: {', '.join(sorted(vars(arguments)))}.")
+        raise UserError(
+            f"converter {converter} has no option {unknown[0]!r}. {did_you_mean(unknown[0], vars(arguments))}Options: {', '.join(sorted(vars(arguments)))}."
+        )
     wrong = [i for i in required_options(chosen) if sum(given.get(j) is not None for j in i) != 1]
     if wrong:
         one = "exactly one of the options" if len(wrong[0]) > 1 else "the option"

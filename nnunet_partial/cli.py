@@ -2,12 +2,14 @@
 
 import argparse
 import importlib
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from nnunet_partial import __version__
-from nnunet_partial.errors import exit_on_user_error
+from nnunet_partial.errors import did_you_mean, exit_on_user_error
 
 # verb -> (module of nnunet_partial.commands, one line of help). A module has DESCRIPTION, EXAMPLE,
 # add_arguments(parser) and run(arguments) -> None; bad input is a UserError.
@@ -32,10 +34,27 @@ VERBS = {
 }
 
 
+STOPPED = 130  # exit code after Ctrl-C, as shells have it
+
+
+class Parser(argparse.ArgumentParser):
+    """Also asks what may have been meant by a misspelt verb, choice or option."""
+
+    def error(self, message: str) -> NoReturn:
+        choice = re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message)
+        option = re.match(r"unrecognized arguments: (--[\w-]+)", message)
+        hint = ""
+        if choice:
+            hint = did_you_mean(choice[1], re.findall(r"[^', ]+", choice[2]))
+        elif option:
+            hint = did_you_mean(option[1], [i for i in self._option_string_actions if i.startswith("--")])
+        super().error(f"{message}{'. ' + hint.strip() if hint else ''}")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Bad input ends with one line on stderr and exit code 2."""
+    """Entry point. Bad input ends with one line on stderr and exit code 2, Ctrl-C with one line and 130."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nnunet_partial",
         description="Partially labelled datasets in, one ordinary nnU-Net v2 model that segments every organ out.",
     )
@@ -44,8 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for verb, (_, summary) in VERBS.items():
         verbs.add_parser(verb, help=summary, add_help=False)
     verb = parser.parse_args(argv[:1]).verb
-    with exit_on_user_error():
-        run_verb(verb, argv[1:])
+    try:
+        with exit_on_user_error():
+            run_verb(verb, argv[1:])
+    except KeyboardInterrupt:
+        print("\nnnunet_partial: stopped; the same command goes on", file=sys.stderr, flush=True)
+        return STOPPED
     return 0
 
 
@@ -59,7 +82,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> None:
 def verb_parser(verb: str) -> argparse.ArgumentParser:
     """The parser of one verb's arguments."""
     module = importlib.import_module(f"nnunet_partial.commands.{VERBS[verb][0]}")
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog=f"nnunet_partial {verb}",
         description=module.DESCRIPTION,
         epilog=f"example: {module.EXAMPLE}",

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json
 
 KEY = "nnunet_partial"
@@ -377,7 +377,9 @@ def _read_item(item: Any, order: Mapping[str, int], where: str, unions: bool) ->
     names = item if isinstance(item, list) else [item]
     unknown = [i for i in names if not isinstance(i, str) or i not in order]
     if unknown:
-        raise UserError(f"{where} annotates the unknown class {unknown[0]!r}. Classes of this dataset: {', '.join(order)}.")
+        raise UserError(
+            f"{where} annotates the unknown class {unknown[0]!r}. {did_you_mean(unknown[0], order)}Classes of this dataset: {', '.join(order)}."
+        )
     if not isinstance(item, list):
         return item
     if len(item) < 2:

@@ -7,7 +7,6 @@ searches: its own, those of ``nnUNet_extTrainer``, and this package's.
 """
 
 import ast
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 
 BASE, HOST = "PartialTrainer", "nnUNetTrainer"
 _OWN = ("short_name", "title")  # never inherited: an ablation is a method of its own
 _INHERITED = {"needs_teachers": False, "needs_labels": False, "settings_name": None}
-_ALIKE = 3  # names to suggest for a misspelt one
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,9 @@ def find_trainer_source(name: str) -> TrainerSource:
     """What the source of any trainer says that stock nnU-Net finds. Raises :class:`UserError` for one that it does not."""
     known = _all_trainers()
     if name not in known:
-        alike = difflib.get_close_matches(name, known, _ALIKE)
         raise UserError(
             f"nnU-Net finds no trainer called {name}. "
-            + (f"Is it {' or '.join(alike)}? " if alike else "")
+            + did_you_mean(name, known)
             + "If it is one of your own, add its folder: export nnUNet_extTrainer=/path/to/folder"
         )
     return known[name]

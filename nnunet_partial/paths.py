@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 
 FINAL_CHECKPOINT = "checkpoint_final.pth"  # nnU-Net's, at the end of a training
 _ROOTS = {"nnUNet_raw": "raw datasets", "nnUNet_preprocessed": "preprocessed datasets", "nnUNet_results": "trained models"}
@@ -37,15 +37,30 @@ def dataset_name(dataset: int | str) -> str:
     if re.fullmatch(r"Dataset\d{3}_[^/\\\0]+", text):
         return text
     if not text.isdigit():
-        raise UserError(f"dataset {text!r} is neither a number nor a name such as Dataset501_AbdomenPartial.")
+        raise UserError(
+            f"dataset {text!r} is neither a number nor a name such as Dataset501_AbdomenPartial. {_datasets_in_words(text)}"
+        )
     names = sorted({i.name for i in dataset_folders(int(text))})
     if len(names) != 1:
-        found = f"found {', '.join(names)}; keep one" if names else "found none; convert or merge it first"
+        found = (
+            f"found {', '.join(names)}; keep one"
+            if names
+            else f"found none; convert or merge it first. {_datasets_in_words(text)}"
+        )
         raise UserError(
             f"dataset id {int(text):03d} must belong to exactly one dataset of nnUNet_raw, nnUNet_preprocessed and "
-            f"nnUNet_results: {found}."
+            f"nnUNet_results: {found}{'.' if names else ''}"
         )
     return names[0]
+
+
+def _datasets_in_words(wanted: str, most: int = 8) -> str:
+    """The sentence that follows when a dataset is not there: those that are."""
+    names = sorted({i.name for v in _ROOTS for i in Path(os.environ.get(v) or os.devnull).glob("Dataset[0-9][0-9][0-9]_*")})
+    if not names:
+        return "There is no dataset in nnUNet_raw, nnUNet_preprocessed and nnUNet_results."
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{did_you_mean(wanted, names)}There are: {', '.join(names[:most])}{more}."
 
 
 def dataset_number(name: str) -> int:
@@ -57,7 +72,9 @@ def raw_dataset(dataset: int | str) -> Path:
     """Raw folder of a dataset; it must hold dataset.json."""
     folder = root("nnUNet_raw") / dataset_name(dataset)
     if not (folder / "dataset.json").is_file():
-        raise UserError(f"{folder / 'dataset.json'} does not exist. Convert or merge dataset {dataset} first.")
+        raise UserError(
+            f"{folder / 'dataset.json'} does not exist. Convert or merge dataset {dataset} first. {_datasets_in_words(folder.name)}"
+        )
     return folder
 
 
@@ -76,7 +93,9 @@ def plans_file(dataset: int | str, plans: str = "nnUNetPlans") -> Path:
     path = folder / f"{plans}.json"
     if not path.is_file():
         others = sorted(i.stem for i in folder.glob("*Plans*.json"))
-        raise UserError(f"{path} does not exist. Plans of this dataset: {', '.join(others) or 'none'}.")
+        raise UserError(
+            f"{path} does not exist. {did_you_mean(plans, others)}Plans of this dataset: {', '.join(others) or 'none'}."
+        )
     return path
 
 

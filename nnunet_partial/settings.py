@@ -15,16 +15,24 @@ import dataclasses
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 KEY = "nnunet_partial"
+#: what a variant may change of nnU-Net's own configuration, with its meaning; everything else is a setting
+NETWORK_CHANGES = MappingProxyType(
+    {
+        "features": "features of each stage of the network; fewer stages than planned drop the deepest ones",
+        "batch_size": "patches of a training step",
+        "patch_size": "size of a patch, in the order of the plans; divisible by the network's strides",
+    }
+)
 SGD_MOMENTUM = 0.99  # nnU-Net's
 # nnU-Net's first trainer waited for 30 epochs; factor and threshold are those of Feng et al. 2021
 PLATEAU = MappingProxyType({"factor": 0.8, "threshold": 1e-3, "patience": 30})
@@ -50,9 +58,13 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: Sequence[str] | None = None,
+    methods: Sequence[str] | None = None,
 ) -> Any:
-    """A dataclass field with what a user needs to know about it: meaning, unit, and the allowed range or values."""
-    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices}
+    """A dataclass field with what a user needs to know about it: meaning, unit, and the allowed range or values.
+
+    ``methods``: the short names of those that read it, () for none that is trained; None: every one that has the block.
+    """
+    metadata = {"help": help, "unit": unit, "low": low, "high": high, "choices": choices, "methods": methods}
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -63,9 +75,11 @@ class MSKDSettings:
     """MS-KD (Feng et al. 2021), Eq. 8. The defaults are the paper's."""
 
     lambda_background: float = setting(1.0, "weight of the background logit term (lambda_1)", low=0)
-    lambda_feature: float = setting(10.0, "weight of the feature term (lambda_2)", low=0)
-    lambda_marginal: float = setting(1.0, "weight of the marginal loss on annotated voxels (MSKDPlus only)", low=0)
-    feature_level: int = setting(1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0)
+    lambda_feature: float = setting(10.0, "weight of the feature term (lambda_2)", low=0, methods=("mskd", "mskdplus"))
+    lambda_marginal: float = setting(1.0, "weight of the marginal loss on annotated voxels", low=0, methods=("mskdplus",))
+    feature_level: int = setting(
+        1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0, methods=("mskd", "mskdplus")
+    )
     teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
     sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
     teacher_checkpoint: str = setting(FINAL_CHECKPOINT, "file name of the teachers' checkpoints")
@@ -194,7 +208,12 @@ class RunSettings:
     seed: int | None = setting(
         None, "seed of initialisation and augmentation; exact with single-threaded augmentation only", low=0
     )
-    source: str | None = setting(None, "the one source that nnUNetTrainerIndividual trains on")
+    final_validation: bool = setting(
+        True,
+        "predict the fold's validation cases after the training, as nnU-Net does; on short trainings it takes longer than they do. "
+        "nnUNetv2_train ... --val does it later in any case",
+    )
+    source: str | None = setting(None, "the one source that nnUNetTrainerIndividual trains on", methods=("individual",))
     labels: str | None = setting(
         None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
     )
@@ -203,9 +222,13 @@ class RunSettings:
         "classes that no training case of the fold annotates: refuse to train, or mask: train without them, and never predict them",
         choices=("refuse", "mask"),
     )
-    base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it")
-    recipe: str | None = setting(None, "the recipe that settings were taken from; nnunet_partial variant --recipe sets it")
-    trainers: dict = setting({}, "block of settings -> trainer that declares it; nnunet_partial variant --trainer sets it")
+    base_plans: str | None = setting(None, "plans that this variant was made from; nnunet_partial variant sets it", methods=())
+    recipe: str | None = setting(
+        None, "the recipe that settings were taken from; nnunet_partial variant --recipe sets it", methods=()
+    )
+    trainers: dict = setting(
+        {}, "block of settings -> trainer that declares it; nnunet_partial variant --trainer sets it", methods=()
+    )
 
     @property
     def sgd(self) -> dict:
@@ -322,7 +345,7 @@ def read_settings(cls: type[Block], content: Any, where: str, prefix: str = "") 
     unknown = [i for i in content if i not in fields]
     if unknown:
         raise UserError(
-            f"{where}: unknown setting {prefix}{unknown[0]!s}. Valid settings: {', '.join(prefix + i for i in fields)}."
+            f"{where}: unknown setting {prefix}{unknown[0]!s}. {did_you_mean(prefix + str(unknown[0]), setting_names(fields, prefix))}Valid settings: {', '.join(prefix + i for i in fields)}."
         )
     hints = typing.get_type_hints(cls)
     values = {}
@@ -332,6 +355,14 @@ def read_settings(cls: type[Block], content: Any, where: str, prefix: str = "") 
         else:
             values[name] = _checked(value, hints[name], fields[name].metadata, f"{where}: setting {prefix}{name}")
     return cls(**values)
+
+
+def setting_names(fields: Iterable[str], prefix: str = "") -> list:
+    """What may have been meant by a name that is no setting: those of the same block, and all that are known."""
+    own = [prefix + i for i in fields]
+    common = [i.name for i in dataclasses.fields(RunSettings)]
+    blocks = [f"{block}.{i.name}" for block, cls in BLOCKS.items() for i in dataclasses.fields(cls)]
+    return [*own, *common, *NETWORK_CHANGES, *blocks]
 
 
 def _checked(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> Any:

@@ -9,16 +9,14 @@ from typing import Any
 import numpy as np
 
 from nnunet_partial import paths
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.methods import find_trainer_source, trainers_with_block
 from nnunet_partial.recipes import Recipe, read_recipe, samples_of_an_epoch
-from nnunet_partial.settings import BLOCKS, KEY, RunSettings, merged, unknown_blocks
+from nnunet_partial.settings import BLOCKS, KEY, NETWORK_CHANGES, RunSettings, merged, unknown_blocks
 from nnunet_partial.trust import find_trainer
 
-# what a variant may change of nnU-Net's own configuration; everything else is a field of RunSettings
-NETWORK_CHANGES = ("features", "batch_size", "patch_size")
 _PER_STAGE = ("kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage")
 
 
@@ -163,7 +161,9 @@ def _target_configurations(plans: Mapping[str, Any], configuration: str | None) 
     if configuration is None:
         return [i for i in names if "inherits_from" not in plans["configurations"][i]]
     if configuration not in names:
-        raise UserError(f"plans {plans['plans_name']} have no configuration {configuration!r}. They have: {', '.join(names)}.")
+        raise UserError(
+            f"plans {plans['plans_name']} have no configuration {configuration!r}. {did_you_mean(configuration, names)}They have: {', '.join(names)}."
+        )
     return [configuration]
 
 

@@ -224,6 +224,8 @@ UNIT = (
     "networks/test_ema.py",
     "networks/test_meta.py",
     "test_api.py",
+    "test_docs.py",
+    "test_errors.py",
     "test_files.py",
     "test_import_rules.py",
     "test_labels.py",

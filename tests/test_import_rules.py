@@ -13,7 +13,20 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "nnunet_partial"
-BASE = {"_moved", "errors", "files", "labels", "methods", "outputs", "paths", "recipes", "safe_read", "settings", "trust"}
+BASE = {
+    "_moved",
+    "errors",
+    "files",
+    "labels",
+    "methods",
+    "outputs",
+    "paths",
+    "recipes",
+    "safe_read",
+    "settings",
+    "settings_help",
+    "trust",
+}
 
 # part of the package -> the parts that it may import, itself included
 MAY_IMPORT = {

@@ -70,7 +70,7 @@ def test_what_nnunet_would_not_find_is_refused(folder, name):
 
 
 def test_a_name_that_is_almost_right_is_suggested():
-    with pytest.raises(UserError, match="Is it nnUNetTrainerMSKD "):
+    with pytest.raises(UserError, match="Did you mean nnUNetTrainerMSKD "):
         find_trainer_source("nnUNetTrainerMSDK")
 
 

@@ -61,8 +61,8 @@ def test_a_block_is_checked_by_whoever_knows_it():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"epochs": 3}, "unknown setting epochs. Valid settings: num_epochs"),
-        ({"mskd": {"lambda": 3}}, "unknown setting mskd.lambda. Valid settings: mskd.lambda_background"),
+        ({"epochs": 3}, "unknown setting epochs. Did you mean num_epochs.*Valid settings: num_epochs"),
+        ({"mskd": {"lambda": 3}}, "unknown setting mskd.lambda. Did you mean .*Valid settings: mskd.lambda_background"),
         ({"num_epochs": 0}, "setting num_epochs must be at least 1, found 0"),
         ({"num_epochs": 2.5}, "num_epochs must be of type int, found 2.5"),
         ({"num_epochs": True}, "num_epochs must be of type int, found True"),

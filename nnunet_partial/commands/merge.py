@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 
 DESCRIPTION = """Merge nnU-Net raw datasets that annotate different organs into one partially labelled raw dataset.
 
@@ -156,7 +156,9 @@ def _names(text: str, where: str) -> tuple:
 
 def _check_known(source: str, names: list, where: str) -> None:
     if source not in names:
-        raise UserError(f"{where}: there is no source {source!r}. Sources: {', '.join(names) or 'none'}.")
+        raise UserError(
+            f"{where}: there is no source {source!r}. {did_you_mean(source, names)}Sources: {', '.join(names) or 'none'}."
+        )
 
 
 def _summary(result) -> str:

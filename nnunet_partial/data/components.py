@@ -13,7 +13,7 @@ import numpy as np
 
 from nnunet_partial.data import images
 from nnunet_partial.data.parallel import map_cases
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike
 from nnunet_partial.labels import Annotations
 
@@ -99,5 +99,7 @@ def checked_classes(names: Sequence[str], annotations: Annotations, where: str) 
     """``names`` as a tuple. Raises :class:`UserError` that calls them ``where`` for one that is no class."""
     unknown = [i for i in names if i not in annotations.classes]
     if unknown:
-        raise UserError(f"{where} {unknown[0]} is no class of this dataset: {', '.join(annotations.classes)}.")
+        raise UserError(
+            f"{where} {unknown[0]} is no class of this dataset. {did_you_mean(unknown[0], annotations.classes)}Classes: {', '.join(annotations.classes)}."
+        )
     return tuple(names)

@@ -25,7 +25,7 @@ from nnunet_partial import paths
 from nnunet_partial.data.grids import read_label_on
 from nnunet_partial.data.images import present_values, read_label
 from nnunet_partial.data.parallel import map_cases
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, all_metrics
 from nnunet_partial.evaluation.results import write_results
 from nnunet_partial.files import PathLike, read_json
@@ -116,7 +116,9 @@ class LabelMap:
                     f"example {option} liver=5 kidney=2+3"
                 )
             if name not in classes:
-                raise UserError(f"{option} {part}: {name!r} is not a class of the dataset. Classes: {', '.join(classes)}.")
+                raise UserError(
+                    f"{option} {part}: {name!r} is not a class of the dataset. {did_you_mean(name, classes)}Classes: {', '.join(classes)}."
+                )
             values[name] = tuple(int(i) for i in numbers)
         return cls(values, option, closed=False)
 
@@ -327,7 +329,9 @@ def parse_tolerances(given: float | str | Sequence[str], classes: Sequence[str])
         if part == "flare22":
             flare = {i: FLARE22_TOLERANCE_MM[_spoken(i)] for i in classes if _spoken(i) in FLARE22_TOLERANCE_MM}
         elif equals and name not in classes:
-            raise UserError(f"--tolerance-mm {part}: {name!r} is not a class. Classes: {', '.join(classes)}.")
+            raise UserError(
+                f"--tolerance-mm {part}: {name!r} is not a class. {did_you_mean(name, classes)}Classes: {', '.join(classes)}."
+            )
         elif equals:
             named[name] = _positive_mm(number, part)
         else:
@@ -391,7 +395,9 @@ def check_metrics(names: Sequence[str]) -> tuple:
     """``names`` in the order of tables, all for none; raises UserError for an unknown one."""
     unknown = [i for i in names if i not in METRICS]
     if unknown:
-        raise UserError(f"--metrics {unknown[0]}: there is no such metric. Metrics: {', '.join(METRICS)}.")
+        raise UserError(
+            f"--metrics {unknown[0]}: there is no such metric. {did_you_mean(unknown[0], METRICS)}Metrics: {', '.join(METRICS)}."
+        )
     return tuple(i for i in METRICS if i in names or not names)
 
 
@@ -506,7 +512,9 @@ def _chosen_classes(annotated: str | Sequence[str], classes: Sequence[str], know
             (known_pred.values, known_pred.file),
         ):
             if name not in known:
-                raise UserError(f"--annotated {name}: there is no such class in {where}. Classes there: {', '.join(known)}.")
+                raise UserError(
+                    f"--annotated {name}: there is no such class in {where}. {did_you_mean(name, known)}Classes there: {', '.join(known)}."
+                )
     return tuple(i for i in classes if i in annotated)
 
 

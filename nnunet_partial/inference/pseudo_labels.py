@@ -22,7 +22,7 @@ from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.parallel import start_worker
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.preprocessed.splits import training_cases
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json, sha256
 from nnunet_partial.inference.preprocessed import (
     case_file,
@@ -209,7 +209,9 @@ def _task(
     files = _find_models(sources, annotations, plans, configuration, fold, checkpoint, trusted)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
-        raise UserError(f"--largest-component {unknown[0]} is no class of this dataset: {', '.join(annotations.classes)}.")
+        raise UserError(
+            f"--largest-component {unknown[0]} is no class of this dataset. {did_you_mean(unknown[0], annotations.classes)}Classes: {', '.join(annotations.classes)}."
+        )
     return Task(
         out,
         images,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nnunet_partial import paths
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import read_json
 from nnunet_partial.labels import Annotations, foreground_classes, members, structure
 from nnunet_partial.networks.features import FeatureTap
@@ -50,7 +50,7 @@ def _check_sources(annotations: Annotations, settings: MSKDSettings) -> None:
         unknown = [i for i in given if i not in known]
         if unknown:
             raise UserError(
-                f"setting {name}: {unknown[0]!r} is not a source that annotates anything. Such sources: {', '.join(known)}."
+                f"setting {name}: {unknown[0]!r} is not a source that annotates anything. {did_you_mean(unknown[0], known)}Such sources: {', '.join(known)}."
             )
     if not (settings.sources is None and known) and not settings.sources:
         raise UserError(f"{annotations.file}: no source annotates anything, so there is nothing to teach.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import read_json
 from nnunet_partial.labels import Annotations
 
@@ -62,7 +62,9 @@ def recipe_names() -> list:
 def read_recipe(name: str) -> Recipe:
     """Raises :class:`UserError`, which lists the recipes, for a name that is none."""
     if name not in recipe_names():
-        raise UserError(f"--recipe {name}: there is no such recipe. Recipes: {', '.join(recipe_names())}.")
+        raise UserError(
+            f"--recipe {name}: there is no such recipe. {did_you_mean(name, recipe_names())}Recipes: {', '.join(recipe_names())}."
+        )
     content = read_json(FOLDER / f"{name}.json")
     return Recipe(
         name,

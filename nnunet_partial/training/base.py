@@ -120,6 +120,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     #: the frozen dataclass of its own settings, and the key of the plans' settings that holds them
     settings_name: str | None = None
     settings_class: type | None = None
+    has_trained = False  # whether this process has begun to train
     #: name of the average (:meth:`build_averages`) that is deployed instead of ``self.network``
     deployed_average: str | None = None
     #: names of the loss terms that :meth:`compute_losses` returns; they are logged under ``loss/<name>``
@@ -473,6 +474,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     # ------------------------------------------------------------------ the step
 
     def on_train_start(self) -> None:
+        self.has_trained = True
         if self.current_epoch < self.num_epochs:  # else nothing but nnU-Net's last steps is left of a finished training
             with exit_on_user_error():
                 self._prepare_training()
@@ -701,6 +703,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """nnU-Net's validation, scored per class only where the class is annotated (see :mod:`.validation`)."""
         if not self.do_split()[1]:
             self.print_to_log_file("This fold has no case to validate on.")
+            return
+        if self.has_trained and not self.settings.final_validation:
+            self.print_to_log_file("No final validation: final_validation is off. The same command with --val does it.")
             return
         with (
             mock.patch.object(nnunet_module, "compute_metrics_on_folder", self.metrics_on_folder),

@@ -329,3 +329,22 @@ def test_what_learns_from_annotations_alone_is_not_shown_other_cases(tiny, train
     plain = sorted(set(made.dataset_annotations.cases) - annotated)
     monkeypatch.setattr(type(made).__mro__[2], "do_split", lambda self: (plain, validating))
     assert "has no training case that annotates anything" in refused(made.do_split)
+
+
+def test_the_final_validation_can_be_left_out_and_done_later(tiny, trainer, own_results, monkeypatch):
+    """With final_validation=false a run that has trained predicts nothing; ``--val``, which trains nothing, does."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_partial.variants import write_variant
+
+    validated = []
+    monkeypatch.setattr(nnUNetTrainer, "perform_actual_validation", lambda self, save: validated.append(self.has_trained))
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    quick = write_variant(tiny.id, "unvalidated", {"final_validation": False}, tiny.plans, overwrite=True)
+    for plans, trains in ((quick.stem, True), (quick.stem, False), (tiny.plans, True)):
+        made = trainer("nnUNetTrainerPartial", plans)
+        made.initialize()
+        if trains:
+            made.on_train_start()
+        made.perform_actual_validation(False)
+    assert validated == [False, True]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 
 MOST_CLASSES = 65000  # uint16
 Structures = Mapping[str, tuple]  # name -> label values of the download that belong to it
@@ -90,7 +90,7 @@ def choose_organs(requested: str | None, structures: Structures, default: Sequen
         for part in parts:
             if part not in structures:
                 raise UserError(
-                    f"--organs: {part!r} is not a structure of this dataset. Structures: {', '.join(structures)}. "
+                    f"--organs: {part!r} is not a structure of this dataset. {did_you_mean(part, structures)}Structures: {', '.join(structures)}. "
                     f"Write NAME or NAME=STRUCTURE+STRUCTURE, separated by commas."
                 )
         _check_name(name, classes)

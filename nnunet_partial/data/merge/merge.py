@@ -26,7 +26,7 @@ from nnunet_partial.data.merge.patients import joined, known_patients
 from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec, some
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import write_json
 from nnunet_partial.labels import KEY, Annotations, CaseAnnotation, Union, members, settled, told_apart
 
@@ -307,7 +307,7 @@ def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tu
         wrong = sorted(set(order) ^ set(mentioned)) or [i for i in order if list(order).count(i) > 1]
         raise UserError(
             f"--classes {','.join(order)} must hold every class of the sources once; {wrong[0]!r} is "
-            f"unknown, missing or repeated. Classes of the sources: {','.join(mentioned)}"
+            f"unknown, missing or repeated. {did_you_mean(wrong[0], mentioned)}Classes of the sources: {','.join(mentioned)}"
         )
     return tuple(order)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from nnunet_partial.data.fingerprint import connected
 from nnunet_partial.data.merge.sources import MergedCase, Source
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike
 
 _NAMES = tuple(
@@ -47,7 +47,7 @@ def known_patients(loaded: Sequence[Source], given: Mapping[str, str]) -> dict:
     unknown = [i for i in given if i not in cases]
     if unknown:
         raise UserError(
-            f"--patients: there is no case {unknown[0]!r} in the merged dataset. Cases are called SOURCE_CASE: "
+            f"--patients: there is no case {unknown[0]!r} in the merged dataset. {did_you_mean(unknown[0], cases)}Cases are called SOURCE_CASE: "
             f"{', '.join(list(cases)[:3])}, ..."
         )
     found = {name: given.get(name) or _patient_in_source(source, case) for name, (source, case) in cases.items()}

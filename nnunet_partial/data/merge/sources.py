@@ -1,13 +1,12 @@
 """The sources of a merged dataset: which of their labels become which class, and what each case then annotates."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnunet_partial import paths
 from nnunet_partial.data.merge.regions import exclusive_labels, regions_as_unions
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.labels import Union, check_source_name, members
 
 BACKGROUND, IGNORE = "background", "ignore"
@@ -280,13 +279,13 @@ def _check_mapping(spec: SourceSpec, labels: Sequence[str], raw: RawDataset) -> 
     for label, target in spec.mapping.items():
         if label not in labels and label != ALL_OTHERS:
             raise UserError(
-                f"--map {spec.name}:{label}={target}: {raw.folder.name} has no label {label!r}"
-                f"{_perhaps(label, labels)}. Its labels: {', '.join(labels)}."
+                f"--map {spec.name}:{label}={target}: {raw.folder.name} has no label {label!r}. "
+                f"{did_you_mean(label, labels)}Its labels: {', '.join(labels)}."
             )
         if spec.classes is not None and target not in (*spec.classes, BACKGROUND, IGNORE):
             raise UserError(
                 f"--map {spec.name}:{label}={target}: {target!r} is not among the classes of source "
-                f"{spec.name}{_perhaps(target, spec.classes)}. They are {', '.join(spec.classes)}; add it "
+                f"{spec.name}. {did_you_mean(target, spec.classes)}They are {', '.join(spec.classes)}; add it "
                 "there, or map to one of them, to background or to ignore."
             )
 
@@ -297,7 +296,7 @@ def _check_accounted_for(spec: SourceSpec, targets: Mapping[str, str | None], ra
         if name not in targets.values():
             raise UserError(
                 f"source {spec.name} lists the class {name!r}, but no label of {raw.folder.name} is called "
-                f"that or mapped to it{_perhaps(name, targets)}. Its labels: {labels}. Add --map "
+                f"that or mapped to it. {did_you_mean(name, targets)}Its labels: {labels}. Add --map "
                 f"{spec.name}:LABEL={name}"
             )
     left_out = [label for label, target in targets.items() if target is None]
@@ -313,12 +312,6 @@ def _check_accounted_for(spec: SourceSpec, targets: Mapping[str, str | None], ra
             f"source {spec.name} annotates nothing: {raw.folder.name} has the labels {labels}. Give it as "
             f"--unlabelled {spec.name}={spec.dataset}"
         )
-
-
-def _perhaps(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name.lower(), [i.lower() for i in known], n=1)
-    match = [i for i in known if close and i.lower() == close[0]]
-    return f" (did you mean {match[0]!r}?)" if match else ""
 
 
 def some(names) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from nnunet_partial.errors import UserError
+from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.methods import TrainerSource, find_trainer_source, package_trainers
 
 TEACHER = "nnUNetTrainerIndividual"
@@ -73,7 +73,7 @@ def find_methods(names: Iterable[str]) -> dict:
         key, method = _own_trainer(name) if name.startswith("trainer=") else (name, METHODS.get(name))
         if method is None:
             raise UserError(
-                f"--methods {name}: there is no such method. Methods: {', '.join(METHODS)}, or trainer=CLASS for "
+                f"--methods {name}: there is no such method. {did_you_mean(name, METHODS)}Methods: {', '.join(METHODS)}, or trainer=CLASS for "
                 "any trainer that nnU-Net finds."
             )
         if key in found:

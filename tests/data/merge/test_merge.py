@@ -354,19 +354,19 @@ REFUSED_ARGUMENTS = {
     "unknown class": (
         ["--source", "lits=101:livr,tumor"],
         "lists the class 'livr'",
-        "(did you mean 'liver'?)",
+        "Did you mean liver?",
         "--map lits:LABEL=livr",
     ),
     "unknown label in mapping": (
         ["--source", "lits=101:liver", "--map", "lits:tumour=liver"],
         "has no label 'tumour'",
-        "(did you mean 'tumor'?)",
+        "Did you mean tumor?",
         "Its labels: liver, tumor",
     ),
     "unknown class in mapping": (
         ["--source", "lits=101:liver", "--map", "lits:tumor=livr"],
         "'livr' is not among the classes of source lits",
-        "(did you mean 'liver'?)",
+        "Did you mean liver?",
     ),
     "mapping of an unknown source": (
         ["--source", "lits=101", "--map", "kits:tumor=liver"],
