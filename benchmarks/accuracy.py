@@ -38,7 +38,6 @@ from circumstances import circumstances, command
 from nnunet_partial import paths
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
-from nnunet_partial.demo.study import run
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values, read_metrics
@@ -46,6 +45,7 @@ from nnunet_partial.files import atomic_path, read_json, write_json, write_text
 from nnunet_partial.orchestration.compare.comparison import Comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
 from nnunet_partial.orchestration.compare.steps import CompareOptions
+from nnunet_partial.orchestration.foreground import run
 
 COMPLETE, PARTIAL, FULL = 601, 611, 621  # dataset ids of the original, the partially and the fully labelled dataset
 EPOCHS = 10  # of every budget

@@ -25,12 +25,13 @@ from pathlib import Path
 import studies  # beside this file, as circumstances is
 from circumstances import circumstances
 
-from nnunet_partial import paths
+from nnunet_partial import api, paths
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
-from nnunet_partial.demo.study import Study, mean_dice, run
 from nnunet_partial.errors import exit_on_user_error
+from nnunet_partial.evaluation.results import mean_dice
 from nnunet_partial.files import read_json, write_json, write_text
+from nnunet_partial.orchestration.foreground import run
 from nnunet_partial.settings import parse_assignments
 from nnunet_partial.variants import write_variant
 
@@ -176,23 +177,18 @@ def one_seed(arguments, prepared, seed):
             figures[row] = of_run(folder)
     atso = read_summary(folder_of(plans, arguments, "atso"))
     figures["supervised-only"] = figures_of(atso[0])
-    place = Study(
-        FULL,
-        plans,
-        arguments.configuration,
-        prepared["images"],
-        prepared["truth"],
-        arguments.base / "study" / name,
-        device=arguments.device,
-        predict_options=() if arguments.tta else ("--disable_tta",),
-    )
     if "supervised as long" in arguments.rows:
-        figures["supervised as long"] = as_long(arguments, place, plans, m0)
+        settings = {
+            "num_epochs": arguments.fine_tune_epochs,
+            "initial_lr": arguments.fine_tune_lr,
+            "atso.initial_weights": paths.final_checkpoint(m0, "0"),
+        }
+        figures["supervised as long"] = test_of(
+            arguments, prepared, PARTIAL, "nnUNetTrainerATSO", plans, "longer", seed, settings
+        )
     if "all labels" in arguments.rows:
-        full = write_variant(
-            FULL, "full", {"num_epochs": arguments.epochs + arguments.fine_tune_epochs}, plans, overwrite=True
-        ).stem
-        figures["all labels"] = test_of(arguments, place, FULL, "nnUNetTrainerPartial", full)
+        settings = {"num_epochs": arguments.epochs + arguments.fine_tune_epochs}
+        figures["all labels"] = test_of(arguments, prepared, FULL, "nnUNetTrainerPartial", plans, "full", seed, settings)
     print(f"seed {seed}: {figures}", flush=True)
     return figures
 
@@ -276,43 +272,23 @@ def of_run(folder):
     }
 
 
-def as_long(arguments, place, plans, m0):
-    weights = paths.fold_folder(m0, 0) / "checkpoint_final.pth"
-    longer = write_variant(
-        PARTIAL,
-        "longer",
-        {
-            "num_epochs": arguments.fine_tune_epochs,
-            "initial_lr": arguments.fine_tune_lr,
-            "atso": {"initial_weights": str(weights), "final_validation": False},
-        },
+def test_of(arguments, prepared, dataset, trainer, plans, name, seed, settings):
+    """Train a model of another kind, with its own variant of ``plans``, predict and evaluate."""
+    options = api.CompareOptions(
+        str(dataset),
+        arguments.configuration,
+        (f"trainer={trainer}",),
+        str(arguments.base / "comparison" / f"{plans}-{name}"),
         plans,
-        overwrite=True,
-    ).stem
-    return test_of(arguments, place, PARTIAL, "nnUNetTrainerATSO", longer)
-
-
-def test_of(arguments, place, dataset, trainer, plans):
-    """Train a model of another kind, predict and evaluate."""
-    fold = paths.fold_folder(paths.model_folder(dataset, trainer, plans, arguments.configuration), 0)
-    if not (fold / "checkpoint_final.pth").is_file():
-        run(
-            [
-                "nnUNetv2_train",
-                dataset,
-                arguments.configuration,
-                0,
-                "-tr",
-                trainer,
-                "-p",
-                plans,
-                "-device",
-                arguments.device,
-                "--c",
-            ],
-            place.output / "logs" / f"train_{plans}.log",
-        )
-    rows = place.evaluate(place.predict(trainer, plans, dataset))
+        name,
+        studies.assignments(settings),
+        seeds=(seed,),
+        test_images=str(prepared["images"]),
+        test_labels=str(prepared["truth"]),
+        device=arguments.device,
+        disable_tta=not arguments.tta,
+    )
+    rows, _ = studies.compared(options)[trainer]
     return {"test": mean_dice(rows, STUDIES[arguments.study]["labels"])["mean"]}
 
 

@@ -15,20 +15,18 @@ import os
 import re
 import statistics
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 
 import studies  # beside this file, as circumstances is
 from circumstances import circumstances
 
+from nnunet_partial import api
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
-from nnunet_partial.demo.study import Study, markdown_table, mean_dice
 from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.evaluation.results import markdown_table, mean_dice
 from nnunet_partial.files import write_json, write_text
-from nnunet_partial.settings import parse_assignments
-from nnunet_partial.variants import write_variant
 
 COMPLETE, DATASET = 601, 631
 PREFIX = "nnUNetTrainerCrossTeaching"
@@ -117,36 +115,36 @@ def prepare(arguments):
 def one_seed(arguments, prepared, seed):
     """Row -> {class: DSC in percent}, with the seconds that it took."""
     network = {} if arguments.planned_network else NETWORK
-    changes = {
+    settings = {
         "num_epochs": arguments.epochs,
         "num_iterations_per_epoch": arguments.iterations,
         "num_val_iterations_per_epoch": 2,
         "optimizer": arguments.optimizer,
         "initial_lr": arguments.initial_lr,
-        "seed": seed,
         **network,
-        **parse_assignments(arguments.set),
     }
     given = "".join(f"-{i}" for i in arguments.set)
-    name = f"e{arguments.epochs}x{arguments.iterations}-s{seed}" + re.sub(r"[^A-Za-z0-9]+", "-", given).rstrip("-")
-    plans = write_variant(DATASET, name, changes, configuration=arguments.configuration, overwrite=True).stem
-    place = Study(
-        DATASET,
-        plans,
+    name = f"e{arguments.epochs}x{arguments.iterations}" + re.sub(r"[^A-Za-z0-9]+", "-", given).rstrip("-")
+    options = api.CompareOptions(
+        str(DATASET),
         arguments.configuration,
-        prepared["images"],
-        prepared["truth"],
-        arguments.work.absolute() / "study" / name,
+        tuple(f"trainer={ROWS[i]}" for i in rows_of(arguments)),
+        str(arguments.work.absolute() / "comparison" / name),
+        name=name,
+        settings=(*studies.assignments(settings), *arguments.set),
+        seeds=(seed,),
+        test_images=str(prepared["images"]),
+        test_labels=str(prepared["truth"]),
         device=arguments.device,
-        predict_options=["--disable_tta"] * arguments.disable_tta,
+        disable_tta=arguments.disable_tta,
     )
-    results = {}
-    for row in [i for i in ROWS if i in arguments.rows]:
-        started = time.monotonic()
-        results[row] = mean_dice(place.run_method(ROWS[row]), LABELS)
-        results[row]["seconds"] = round(time.monotonic() - started)
-        print(f"seed {seed}: {row}: {results[row]}", flush=True)
-    return results
+    results = studies.compared(options).values()
+    return {row: {**mean_dice(rows, LABELS), "seconds": seconds} for row, (rows, seconds) in zip(rows_of(arguments), results)}
+
+
+def rows_of(arguments):
+    """The rows of the table that were asked for, in its order."""
+    return [i for i in ROWS if i in arguments.rows]
 
 
 def networks(arguments):
@@ -178,7 +176,7 @@ def networks(arguments):
 
 
 def report(arguments, prepared, results):
-    rows = [i for i in ROWS if i in arguments.rows]
+    rows = rows_of(arguments)
     mean = {row: {c: statistics.mean(r[row][c] for r in results.values()) for c in [*LABELS, "mean"]} for row in rows}
     spread = {row: statistics.stdev(r[row]["mean"] for r in results.values()) if len(results) > 1 else None for row in rows}
     content = {

@@ -37,7 +37,6 @@ MOVED = {  # below the package: where a module was -> where it is
     "orchestration.split": "orchestration.atso.split",
     "orchestration.stages": "orchestration.atso.steps",
     "phantoms": "demo.phantoms",
-    "study": "demo.study",
 }
 
 

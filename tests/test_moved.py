@@ -45,6 +45,9 @@ def test_a_package_in_a_modules_place_forwards_its_names(package, name):
         ("orchestration.atso.steps", "Stage", "orchestration.engine.Step"),
         ("orchestration.compare.steps", "Options", "orchestration.compare.steps.CompareOptions"),
         ("orchestration.compare.steps", "Planner", "orchestration.compare.steps.ComparisonSteps"),
+        ("study", "run", "orchestration.foreground.run"),
+        ("study", "mean_dice", "evaluation.results.mean_dice"),
+        ("study", "markdown_table", "evaluation.results.markdown_table"),
     ],
 )
 def test_a_class_that_is_called_otherwise_now(module, old, new):

@@ -100,32 +100,24 @@ def _prepare(arguments):
 
 
 def _train(arguments):
-    from pathlib import Path
-
     from nnunet_partial import paths
-    from nnunet_partial.demo.study import Study
     from nnunet_partial.errors import UserError
     from nnunet_partial.files import read_json
     from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, VARIANT
+    from nnunet_partial.orchestration.foreground import run
 
     plans = f"nnUNetPlans_{VARIANT}"
     file = paths.plans_file(arguments.dataset, plans)
     content = read_json(file.with_name("dataset.json")).get(KEY)
     if content is None:
         raise UserError(f"{file.with_name('dataset.json')} is not of a dataset that coarse-to-fine prepare has made.")
-    results = paths.root("nnUNet_results") / paths.dataset_name(arguments.dataset)
-    place = Study(
-        paths.dataset_number(file.parent.name),
-        plans,
-        CONFIGURATION,
-        Path(),
-        Path(),
-        results,
-        arguments.fold,
-        device.chosen(arguments),
-    )
-    place.train(arguments.trainer, plans)
     model = paths.model_folder(arguments.dataset, arguments.trainer, plans, CONFIGURATION)
+    if not (paths.fold_folder(model, arguments.fold) / "validation" / "summary.json").is_file():
+        dataset = paths.dataset_number(file.parent.name)
+        # --c without a checkpoint starts from the beginning
+        options = ["-tr", arguments.trainer, "-p", plans, "-device", device.chosen(arguments), "--c"]
+        log = model.parent / "logs" / f"train_{dataset}_{arguments.trainer}_{plans}.log"
+        run(["nnUNetv2_train", dataset, CONFIGURATION, arguments.fold, *options], log)
     following = (
         f"nnunet_partial coarse-to-fine prepare fine {content['source']} --id N --coarse {model}"
         if content["stage"] == "coarse"

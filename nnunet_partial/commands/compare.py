@@ -169,18 +169,17 @@ def _demo_options(arguments):
 
     made = demo.make_ready(arguments.out, device_of(arguments), arguments.quick)
     # the paper's weight average, 0.999, is of more steps than the demo has
-    settings = ("co_training.ema_decay=0.98", *(f"{k}={v}" for k, v in made.settings.items() if k != "seed"))
-    test = made.folder / "test"
+    settings = ("co_training.ema_decay=0.98", *made.assignments)
     return CompareOptions(
         str(demo.DATASET),
-        "3d_fullres",
+        demo.CONFIGURATION,
         _methods(arguments),
         str(made.folder / "comparison"),
         name=arguments.name,
         settings=(*settings, *arguments.set),
         seeds=tuple(arguments.seeds),
-        test_images=str(test / "imagesTs"),
-        test_labels=str(test / "labelsTs"),
+        test_images=str(made.test_images),
+        test_labels=str(made.test_labels),
         metric=arguments.metric,
         device=made.device,
         disable_tta=True,

@@ -1,4 +1,4 @@
-"""The whole pipeline on phantoms made on the spot: downloads -> convert -> merge -> teachers -> student -> predict -> table."""
+"""The whole pipeline on phantoms made on the spot: downloads -> convert -> merge -> preprocess -> a comparison -> table."""
 
 import os
 import shutil
@@ -9,17 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_partial import api
 from nnunet_partial.demo import phantoms
-from nnunet_partial.demo.study import METHODS, Study, markdown_table, mean_dice, run
 from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.evaluate import evaluate_folder
+from nnunet_partial.evaluation.results import markdown_table, mean_dice, read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
+from nnunet_partial.orchestration.compare.methods import METHODS
+from nnunet_partial.orchestration.compare.steps import CompareOptions, ComparisonSteps
+from nnunet_partial.orchestration.executors import Executor
+from nnunet_partial.orchestration.foreground import run
 
 # source -> (converter's name, dataset id, its organ)
 SOURCES = {"lits": (101, "liver"), "kits": (102, "kidney"), "nih": (103, "pancreas")}
-DATASET = 501
-VARIANT = "demo"
-ROWS = ("naive nnU-Net", "Partial", "MSKD")
-CASES_PER_SOURCE, TEST_CASES = 12, 8
+DATASET, CONFIGURATION = 501, "3d_fullres"
+NAME = "demo"  # of the comparison, and so of its plans variants
+TEACHERS, STUDENTS = "individual", ("naive", "partial", "mskd")
+SEED = 1
+CASES, QUICK_CASES = (12, 8), (5, 2)  # of each source, and for testing
 # many small steps: what a CPU can do in the time
 SETTINGS = {
     "num_epochs": 4,
@@ -27,7 +34,6 @@ SETTINGS = {
     "num_val_iterations_per_epoch": 2,
     "optimizer": "adamw",
     "initial_lr": 0.004,
-    "seed": 1,
     "features": "8,16,32",
     "batch_size": 2,
     "patch_size": "32,32,32",
@@ -54,25 +60,65 @@ class Demo:
             "nnUNet_def_n_proc": "1",
         }
 
+    @property
+    def test_images(self) -> Path:
+        return self.folder / "test" / "imagesTs"
+
+    @property
+    def test_labels(self) -> Path:
+        return self.folder / "test" / "labelsTs"
+
+    @property
+    def assignments(self) -> tuple:
+        """The settings as ``compare`` takes them."""
+        return tuple(f"{k}={v}" for k, v in self.settings.items())
+
     def run(self, *command, log: str, **environment) -> None:
         run(command, self.folder / "logs" / f"{log}.log", {**self.environment, **environment})
 
 
-def run_demo(folder, device: str = "cpu", quick: bool = False) -> dict:
-    """Run everything below ``folder`` and return row -> class -> DSC in percent. ``quick``: a few steps only, to see it work."""
+def run_demo(folder, device: str = "cpu", quick: bool = False, executor: Executor | None = None) -> dict:
+    """Run everything below ``folder`` and return row -> class -> DSC in percent. ``quick``: a few steps only, to see it work.
+
+    ``executor`` runs the commands of the comparison; None: one after the other. Interrupted, it goes on where it was.
+    """
     started = time.monotonic()
     demo = make_ready(folder, device, quick)
-    results, study = train_and_test(demo)
-    table = markdown_table(results, [organ for _, organ in SOURCES.values()])
+    options = comparison(demo)
+    page = api.compare(options, executor)
+    plan = ComparisonSteps(options)
+    results = figures(demo, plan)
+    table = markdown_table(results, _organs())
     write_json(results, demo.folder / "results.json")
     write_text(table + "\n", demo.folder / "results.md")
-    picture = draw(demo, study)
+    picture = draw(demo, plan)
     print(
-        f"\nDSC in percent on {len(list(study.test_labels.glob('*.nii.gz')))} fully labelled test patients; each teacher knows "
-        f"its own organ only:\n\n{table}\n\npicture: {picture}\ntable:   {demo.folder / 'results.md'}\n"
+        f"\nDSC in percent on {len(list(demo.test_labels.glob('*.nii.gz')))} fully labelled test patients; each teacher knows "
+        f"its own organ only:\n\n{table}\n\npicture: {picture}\ntable:   {demo.folder / 'results.md'}\nreport:  {page}\n"
         f"{(time.monotonic() - started) / 60:.1f} minutes"
     )
     return results
+
+
+def comparison(demo: Demo) -> CompareOptions:
+    """What the demo compares: the teachers, and three students of the same sources, steps and seed."""
+    return CompareOptions(
+        str(DATASET),
+        CONFIGURATION,
+        (TEACHERS, *STUDENTS),
+        str(demo.folder),
+        name=NAME,
+        settings=demo.assignments,
+        seeds=(SEED,),
+        test_images=str(demo.test_images),
+        test_labels=str(demo.test_labels),
+        device=demo.device,
+        disable_tta=True,
+    )
+
+
+def _organs() -> list:
+    return [organ for _, organ in SOURCES.values()]
 
 
 def make_ready(folder, device: str = "cpu", quick: bool = False) -> Demo:
@@ -81,7 +127,7 @@ def make_ready(folder, device: str = "cpu", quick: bool = False) -> Demo:
     settings = {**SETTINGS, "num_epochs": 1, "num_iterations_per_epoch": 2} if quick else SETTINGS
     demo = Demo(_own_folder(folder), settings, device)
     os.environ.update(demo.environment)
-    make_downloads(demo, 5 if quick else CASES_PER_SOURCE, 2 if quick else TEST_CASES)
+    make_downloads(demo, *(QUICK_CASES if quick else CASES))
     prepare(demo)
     return demo
 
@@ -118,7 +164,7 @@ def _make(folder: Path, make, cases: int, what: str) -> None:
 
 
 def prepare(demo: Demo) -> None:
-    """Convert each download, merge them, let nnU-Net plan and preprocess, write the plans variants."""
+    """Convert each download, merge them, let nnU-Net plan and preprocess."""
     preprocessed = demo.folder / "nnUNet_preprocessed"
     if not list((demo.folder / "nnUNet_raw").glob(f"Dataset{DATASET}_*")):
         for name, (number, organ) in SOURCES.items():
@@ -143,13 +189,13 @@ def prepare(demo: Demo) -> None:
             *(i for name, (number, organ) in SOURCES.items() for i in ("--source", f"{name}={number}:{organ}")),
             log="merge",
         )
-    if not list(preprocessed.glob(f"Dataset{DATASET}_*/nnUNetPlans_3d_fullres/*.pkl")):
+    if not list(preprocessed.glob(f"Dataset{DATASET}_*/nnUNetPlans_{CONFIGURATION}/*.pkl")):
         demo.run(
             "nnUNetv2_plan_and_preprocess",
             "-d",
             DATASET,
             "-c",
-            "3d_fullres",
+            CONFIGURATION,
             "-np",
             2,
             "-npfp",
@@ -158,45 +204,23 @@ def prepare(demo: Demo) -> None:
             log="plan",
             nnUNet_n_proc_DA="1",
         )  # nnU-Net cannot plan with 0
-    settings = (i for name, value in demo.settings.items() for i in ("--set", f"{name}={value}"))
-    demo.run(
-        "nnunet_partial",
-        "variant",
-        DATASET,
-        "--name",
-        VARIANT,
-        "--per-source",
-        "--overwrite",
-        "--configuration",
-        "3d_fullres",
-        *settings,
-        log="variant",
-    )
 
 
-def train_and_test(demo: Demo) -> tuple:
-    """Row -> class -> DSC in percent, and the study that holds the predictions."""
-    study = Study(
-        DATASET,
-        f"nnUNetPlans_{VARIANT}",
-        "3d_fullres",
-        demo.folder / "test" / "imagesTs",
-        demo.folder / "test" / "labelsTs",
-        demo.folder,
-        device=demo.device,
-        predict_options=("--disable_tta",),
-        environment=demo.environment,
-    )
-    classes = [organ for _, organ in SOURCES.values()]
-    teachers = study.run_teachers({name: (organ,) for name, (_, organ) in SOURCES.items()})
-    results = {f"teacher {name}": mean_dice(rows, [SOURCES[name][1]]) for name, rows in teachers.items()}
-    results["all teachers"] = mean_dice([i for rows in teachers.values() for i in rows], classes)
-    for name in ROWS:
-        results[name] = mean_dice(study.run_method(METHODS[name].trainer), classes)
-    return {k: {c: v.get(c) for c in [*classes, *(["mean"] if len(v) > 2 else [])]} for k, v in results.items()}, study
+def figures(demo: Demo, plan: ComparisonSteps) -> dict:
+    """Row -> class -> DSC in percent: of each teacher on its own organ, of all teachers together, of every student."""
+    results, own = {}, []
+    for name, (_, organ) in SOURCES.items():
+        predictions = plan.teacher_predictions(TEACHERS, SEED, name)
+        rows = evaluate_folder(predictions, demo.test_labels, DATASET, metrics=("dice",), processes=1, progress=False)
+        own += [i for i in rows if i["class"] == organ]
+        results[f"teacher {name}"] = {organ: mean_dice(rows, [organ])[organ]}
+    results["all teachers"] = mean_dice(own, _organs())
+    for name in STUDENTS:
+        results[METHODS[name].title] = mean_dice(read_metrics(plan.evaluation(name, SEED)), _organs())
+    return results
 
 
-def draw(demo: Demo, study: Study) -> Path:
+def draw(demo: Demo, plan: ComparisonSteps) -> Path:
     """overlays.png: for three test patients the truth and what each student says, on the slice that shows most organs."""
     import matplotlib
 
@@ -207,17 +231,17 @@ def draw(demo: Demo, study: Study) -> Path:
     def read(file):
         return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
 
-    cases = [i.name[:-7] for i in sorted(study.test_labels.glob("*.nii.gz"))][:3]
+    cases = [i.name[:-7] for i in sorted(demo.test_labels.glob("*.nii.gz"))][:3]
     columns = {
-        "truth": study.test_labels,
-        **{i: demo.folder / "predictions" / f"{DATASET}_{METHODS[i].trainer}_{study.plans}" for i in ROWS},
+        "truth": demo.test_labels,
+        **{METHODS[i].title: plan.predictions(i, SEED) for i in STUDENTS},
     }
     labels = read_json(demo.folder / "test" / "dataset.json")["labels"]
     figure, axes = plt.subplots(
         len(cases), len(columns), figsize=(3 * len(columns), 3 * len(cases)), squeeze=False, layout="constrained"
     )
     for row, case in zip(axes, cases):
-        image, truth = read(study.test_images / f"{case}_0000.nii.gz"), read(study.test_labels / f"{case}.nii.gz")
+        image, truth = read(demo.test_images / f"{case}_0000.nii.gz"), read(demo.test_labels / f"{case}.nii.gz")
         level = int(np.argmax([sum((s == v).any() * 1000 + (s == v).sum() for v in labels.values() if v) for s in truth]))
         for axis, folder in zip(row, columns.values()):
             axis.imshow(image[level], cmap="gray", vmin=-160, vmax=240)

@@ -160,6 +160,24 @@ def format_summary(content: Mapping[str, Any]) -> str:
     return "\n".join(text)
 
 
+def mean_dice(rows: Sequence[Mapping], classes: Sequence[str]) -> dict:
+    """Class -> mean DSC over the cases that show or were given it, in percent; ``mean`` over the classes."""
+    values = {name: [i["dice"] for i in rows if i["class"] == name] for name in classes}
+    means = {name: float(np.nanmean(own)) * 100 if own else math.nan for name, own in values.items()}
+    return {**means, "mean": float(np.mean([means[i] for i in classes]))}
+
+
+def markdown_table(results: Mapping[str, Mapping[str, float]], classes: Sequence[str]) -> str:
+    """Rows name -> class -> DSC in percent, as a table; a class that a model does not know stays empty."""
+    columns = [*classes, "mean"]
+    lines = ["| method | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
+    for name, values in results.items():
+        known = [values.get(i) for i in columns]
+        shown = ["" if i is None or math.isnan(i) else f"{i:.2f}" for i in known]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
 def _cell(value: Any, metric: str) -> str:
     return "-" if value is None else COLUMNS[metric][1].format(value)
 

@@ -134,7 +134,8 @@ class Engine:
             self.journal.note_loop(time.time() - started, busy_seconds(map(self.job_folder, self.steps), started))
 
     def _next(self) -> list:
-        """Jobs of the steps whose needs have ended. What is done already, and light steps, which are run here, end at once."""
+        """Jobs of the steps whose needs have ended, in the order of the plan. What is done already, and light
+        steps, which are run here, end at once."""
         begun = []
         while ready := [i for i in self.steps if i.name not in self._begun and self._ended.issuperset(i.needs)]:
             for step in ready:
@@ -148,7 +149,7 @@ class Engine:
                     self._end(step)
                 else:
                     begun.append(step)
-        return [self._job(i, self._beside(i)) for i in begun]
+        return [self._job(i, self._beside(i)) for i in sorted(begun, key=self.steps.index)]
 
     def _after(self, name: str) -> list:
         self._end(self._by_name[name])
@@ -163,8 +164,9 @@ class Engine:
         return Job(step.name, step.argv, self.log(step), beside=beside)
 
     def _beside(self, step: Step) -> int:
-        """How many jobs may run at the same time as this one, itself included."""
-        others = [i for i in self.steps if not i.light and i.name not in self._ended and i is not step]
+        """How many jobs may run at the same time as this one, itself included: whatever has ended by now, so that a step has
+        the same number of threads, and on a CPU the same result, in every run of the plan."""
+        others = [i for i in self.steps if not i.light and i is not step]
         before = self._all_needs(step)
         return 1 + sum(i.name not in before and step.name not in self._all_needs(i) for i in others)
 
@@ -190,7 +192,9 @@ class Engine:
             raise UserError(f"{step.name} ended well but did not write {missing}. Its output is in {self.log(step)}.")
         found = self.look_at(step)
         result = runner.read_result(self.job_folder(step))
-        self.journal.mark(step.name, DONE, result["seconds"] if result else 0.0, **found)
+        seconds = result["seconds"] if result else 0.0
+        self.journal.mark(step.name, DONE, seconds, **found)
+        print(f"{step.name}: done, {seconds:.0f} s", flush=True)
         self._ended.add(step.name)
 
     def look_at(self, step: Step) -> dict:

@@ -79,7 +79,7 @@ def make_executor(
     """
     folder = Path(folder).absolute()
     if retries < 0 or processes < 1:
-        raise UserError(f"retries must be at least 0 and processes at least 1, found {retries} and {processes}.")
+        raise UserError(f"--retries must be at least 0 and --jobs at least 1, found {retries} and {processes}.")
     if kind == "debug":
         return DebugExecutor(folder, retries)
     if kind == "local":

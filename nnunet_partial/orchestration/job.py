@@ -27,13 +27,14 @@ from nnunet_partial.files import locked, read_json, try_lock, write_json
 
 JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
 # What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
-# it freed, or a CPU training spends a quarter of its time on page faults of tensors that come and go; and GNU OpenMP's threads
-# sleep after microseconds without work, or two trainings on the same cores wait for each other and take twice as long
+# it freed, or a CPU training spends a quarter of its time on page faults of tensors that come and go; and OpenMP's threads
+# sleep (GNU's after microseconds) without work, or two trainings on the same cores wait for each other and take twice as long
 COMMAND_ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "GOMP_SPINCOUNT": "2000",
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 _MOST_AUGMENTERS = 12  # nnU-Net's default per GPU
 _MOST_WORKERS = 8  # nnU-Net's default of nnUNet_def_n_proc

@@ -15,7 +15,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation import evaluate as evaluation
 from nnunet_partial.evaluation.evaluate import evaluate_folder, parse_tolerances
 from nnunet_partial.evaluation.metrics import METRICS, all_metrics
-from nnunet_partial.evaluation.results import format_summary, read_metrics, summarise
+from nnunet_partial.evaluation.results import format_summary, markdown_table, mean_dice, read_metrics, summarise
 from nnunet_partial.evaluation.statistics import bootstrap_ci, compare
 
 SPACING_XYZ = (2.0, 1.0, 5.0)
@@ -641,3 +641,15 @@ def test_global_overlap_is_not_the_mean_over_cases():
     assert "global" not in format_summary(
         {"summary": {k: v for k, v in summarise(older).items() if k != "global"}, "rows": older}
     )
+
+
+def test_mean_dice_is_over_the_cases_that_say_something_and_the_table_leaves_out_what_is_unknown():
+    rows = [
+        {"class": name, "dice": dice} for name, dice in (("liver", 0.5), ("liver", 1.0), ("liver", math.nan), ("kidney", 0.25))
+    ]
+    assert mean_dice(rows, ["liver", "kidney"]) == {"liver": 75.0, "kidney": 25.0, "mean": 50.0}
+    assert math.isnan(mean_dice(rows, ["spleen"])["spleen"])
+    table = markdown_table(
+        {"one": {"liver": 75.0, "kidney": math.nan}, "two": {"kidney": 25.0, "mean": 50.0}}, ["liver", "kidney"]
+    )
+    assert table.splitlines()[2:] == ["| one | 75.00 |  |  |", "| two |  | 25.00 | 50.00 |"]

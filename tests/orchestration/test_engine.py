@@ -66,6 +66,19 @@ def test_what_ended_well_is_done_after_another_has_failed(tmp_path):
     assert len(plan.journal.content["loops"]) == 1
 
 
+def test_steps_begin_in_the_order_of_the_plan_and_share_the_machine_as_before_when_taken_up_again(tmp_path):
+    needs = {"quick": (), "taught": ("quick",), "alone": (), "last": ("taught",)}
+    executor = Recording(tmp_path)
+    Plan(tmp_path, needs, executor, light=["quick"]).do()
+    assert [i.name for i in executor.jobs] == ["taught", "alone", "last"]
+    before = {i.name: i.beside for i in executor.jobs}
+    assert before == {"taught": 2, "alone": 3, "last": 2}
+    (tmp_path / "last").unlink()
+    again = Recording(tmp_path)
+    Plan(tmp_path, needs, again).do()
+    assert {i.name: i.beside for i in again.jobs} == {"last": before["last"]}  # or it had other threads, and another result
+
+
 def test_waves_are_as_early_as_needs_allow(tmp_path):
     steps = Plan(tmp_path, {**DIAMOND, "free": ()}, None).steps
     assert [[i.name for i in wave] for wave in waves(steps)] == [["first", "free"], ["left", "right"], ["last"]]

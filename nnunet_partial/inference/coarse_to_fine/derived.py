@@ -21,7 +21,6 @@ from nnunet_partial import paths
 from nnunet_partial.data import components, images
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
-from nnunet_partial.demo.study import run
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import claim, read_json, sha256, write_json
 from nnunet_partial.inference.coarse_to_fine import passes as c2f
@@ -29,6 +28,7 @@ from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
 from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
+from nnunet_partial.orchestration.foreground import run
 from nnunet_partial.outputs import Records
 from nnunet_partial.settings import read_run_settings, read_settings
 from nnunet_partial.variants import NETWORK_CHANGES, write_variant

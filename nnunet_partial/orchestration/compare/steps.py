@@ -143,6 +143,14 @@ class ComparisonSteps:
     def evaluation(self, name: str, seed: int) -> Path:
         return self.out / "evaluation" / name / f"s{seed}"
 
+    def predictions(self, name: str, seed: int) -> Path:
+        """Where the test images are predicted by a method; by that of the teachers, in folders below."""
+        return self.out / "predictions" / name / f"s{seed}"
+
+    def teacher_predictions(self, name: str, seed: int, source: str, group: str = "test") -> Path:
+        """What one teacher says of the images of ``group``: ``test``, or those of a fold."""
+        return self.predictions(name, seed) / group / source
+
     # ---- plans, teachers, labels
 
     def _plans(self, seed: int) -> None:
@@ -289,7 +297,7 @@ class ComparisonSteps:
         if self.options.cross_validation:
             folders = [paths.fold_folder(self._model_of_fold(name, seed, i), i) / "validation" for i in self.options.folds]
             return folders, steps
-        out = self.out / "predictions" / name / f"s{seed}"
+        out = self.predictions(name, seed)
         return [out], [self._predict(f"s{seed}-{name}-predict", self.models(name, seed)[0], out, steps)]
 
     def _model_of_fold(self, name: str, seed: int, fold: str) -> Path:
@@ -354,7 +362,7 @@ class ComparisonSteps:
     # ---- the teachers' predictions, fused
 
     def _fused(self, name: str, seed: int) -> tuple:
-        o, base, folders, steps = self.options, self.out / "predictions" / name / f"s{seed}", [], []
+        o, folders, steps = self.options, [], []
         groups = (
             [(f"fold{i}", (i,), str(validation_images(self.out, i))) for i in o.folds]
             if o.cross_validation
@@ -362,9 +370,9 @@ class ComparisonSteps:
         )
         for label, folds, images in groups:
             trained = list(dict.fromkeys(step for i in folds for step in self._teachers(seed, i)))
-            fused, parts, waited = base / label / "fused", [], []
+            fused, parts, waited = self.predictions(name, seed) / label / "fused", [], []
             for source in self.annotations.annotated_sources:
-                out = base / label / source
+                out = self.teacher_predictions(name, seed, source, label)
                 parts.append(out)
                 waited.append(
                     self._predict(
