@@ -70,6 +70,19 @@ def read_step_time(content):
             )
 
 
+def read_soft_step_time(content):
+    """One result for each number of teachers; beside soft labels, the trainers' own bars are those of the table above."""
+    for result in content:
+        for trainer, values in result["trainers"].items():
+            if values.get("bar") and trainer.endswith("soft labels"):
+                yield (
+                    f"step of {trainer}, K = {result['teachers']}, data loading included, against plain nnU-Net",
+                    f"<= {values['bar']:.2f} x",
+                    f"{values['ratio_to_plain']:.2f} x",
+                    values["ratio_to_plain"] <= values["bar"],
+                )
+
+
 def read_marginal_loss(content):
     bar, rows = content["bar"], content["rows"]
     for key, what in (("time_ratio", "time"), ("memory_ratio", "memory")):
@@ -210,6 +223,13 @@ BENCHMARKS = (
             ("step of co-training", "<= 1.05 x 8/3"),
         ),
         ("--features", "32", "64", "128"),
+    ),
+    Benchmark(
+        "step_time_soft",
+        read_soft_step_time,
+        (("step of MSKDLW from soft labels against plain nnU-Net", "<= 1.2 x whatever K"),),
+        ("--soft", "--sources", "1", "3", "8", "--features", "32", "64", "128"),
+        script="step_time",
     ),
     Benchmark(
         "label_swap",

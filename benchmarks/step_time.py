@@ -2,11 +2,13 @@
 
     python benchmarks/step_time.py --out benchmarks/results/step_time.json            # CPU, small network
     python benchmarks/step_time.py --device cuda --planned-network --out ...           # GPU, the planned network
+    python benchmarks/step_time.py --soft --sources 1 3 8 --out benchmarks/results/step_time_soft.json
 
 All trainers are in memory at once and take their steps in turn (plain, A, B, ..., plain, A, B, ...), on the same batch, so
 that a machine whose speed drifts slows all of them alike; quoted is the median of the ratios round by round. Bars: with F
 a forward pass and a step 3 F, MS-KD with K teachers <= 1.05 x (3 + K) / 3, co-training (two networks, two averages)
-<= 1.05 x 8 / 3.
+<= 1.05 x 8 / 3, and MS-KD from soft labels <= 1.2 whatever K, with what it costs to read and augment them (--soft: each step takes
+a batch of its own, made in this process, so that nothing is hidden by other processes).
 
 The dataset is a phantom with K single-organ sources, made in a temporary folder; teachers are networks of the planned
 architecture with random weights whose bias is set so that they call a tenth of the voxels their organ: what they say does
@@ -14,6 +16,7 @@ not change what it costs, except that feature terms are computed in their organ'
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -33,15 +36,18 @@ BARS = {
     "nnUNetTrainerMSKDPlus": lambda k: 1.05 * (3 + k) / 3,
     "nnUNetTrainerCoTraining": lambda k: 1.05 * 8 / 3,
     "nnUNetTrainerDoDNet": lambda k: 1.1,
+    "nnUNetTrainerMSKDLW, soft labels": lambda k: 1.2,
 }
 TAUGHT = ("nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus")
 LABELLED = ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining")  # trained on the teachers' pseudo labels
+SOFT = ", soft labels"  # after a trainer's name: these take the teachers' place
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainerPartial", *TAUGHT, *LABELLED])
-    parser.add_argument("--sources", type=int, default=3, help="K, the number of teachers")
+    parser.add_argument("--sources", type=int, nargs="+", default=[3], help="K, the number of teachers; several are done in turn")
+    parser.add_argument("--soft", action="store_true", help="MSKDLW from teachers and from soft labels, data loading included")
     parser.add_argument("--patch", type=int, nargs="+", default=[48, 48, 48])
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--features", type=int, nargs="+", default=[16, 32, 64, 128])
@@ -56,10 +62,16 @@ def main():
     if arguments.memory_of:
         print(json.dumps(peak_memory(arguments)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        arguments.folder = Path(folder)
-        prepare(arguments)
-        result = measure(arguments)
+    if arguments.soft:
+        arguments.trainers = ["nnUNetTrainerMSKDLW", f"nnUNetTrainerMSKDLW{SOFT}"]
+    results = []
+    for sources in arguments.sources:
+        arguments.teachers = sources
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.folder = Path(folder)
+            prepare(arguments)
+            results.append(measure(arguments))
+    result = results[0] if len(results) == 1 else results
     text = json.dumps(result, indent=1)
     print(text)
     if arguments.out:
@@ -87,11 +99,12 @@ def prepare(arguments):
     shape = [i + 16 for i in arguments.patch]
     rng = np.random.default_rng(0)
     entries, contract = {}, {}
-    for k in range(arguments.sources):
+    for k in range(arguments.teachers):
         for i in range(2):
             case = f"s{k}_{i}"
             image, label = rng.normal(0, 50, shape).astype(np.float32), np.zeros(shape, np.uint8)
-            label[8:24, 8 + 8 * k : 16 + 8 * k, 8:24] = k + 1
+            z, y = 8 + 24 * (k // 4), 8 + 8 * (k % 4)
+            label[z : z + 16, y : y + 8, 8:24] = k + 1
             for array, part in ((image, f"imagesTr/{case}_0000.nii.gz"), (label, f"labelsTr/{case}.nii.gz")):
                 (folder / part).parent.mkdir(parents=True, exist_ok=True)
                 sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / part), True)
@@ -101,7 +114,7 @@ def prepare(arguments):
         json.dumps(
             {
                 "channel_names": {"0": "MRI"},
-                "labels": {"background": 0, **{f"organ{k}": k + 1 for k in range(arguments.sources)}},
+                "labels": {"background": 0, **{f"organ{k}": k + 1 for k in range(arguments.teachers)}},
                 "numTraining": len(entries),
                 "file_ending": ".nii.gz",
                 "dataset": entries,
@@ -149,8 +162,9 @@ def pseudo_labels(folder, plans):
     from nnunet_partial.inference.pseudo_labels import pseudo_label
     from nnunet_partial.variants import write_variant
 
-    pseudo_label(990, "3d_fullres", folder, fold="all", plans=plans, sources=["teachers"], mirroring=False, devices=["cpu"])
+    pseudo_label(990, "3d_fullres", folder, fold="all", plans=plans, mirroring=False, devices=["cpu"], soft=True)
     write_variant(990, "labelled", {"labels": str(folder)}, base=plans)
+    write_variant(990, "soft", {"labels": str(folder), "mskd": {"teachers": "soft"}}, base=plans)
 
 
 def calibrate(teacher, share=0.1):
@@ -171,15 +185,16 @@ def make_trainer(name, plans=None, fold="all", device="cpu"):
     import torch
     from nnunetv2.run.run_training import get_trainer_from_args
 
-    plans = plans or ("nnUNetPlans_step_labelled" if name in LABELLED else "nnUNetPlans_step")
-    return get_trainer_from_args("990", "3d_fullres", fold, name, plans, False, torch.device(device))
+    variant = "_labelled" if name in LABELLED else "_soft" if name.endswith(SOFT) else ""
+    plans = plans or f"nnUNetPlans_step{variant}"
+    return get_trainer_from_args("990", "3d_fullres", fold, name.removesuffix(SOFT), plans, False, torch.device(device))
 
 
 # ------------------------------------------------------------------ measuring
 
 
 def ready(name, device):
-    """A trainer that can take steps, and a batch for it."""
+    """A trainer that can take steps, and its batches."""
     trainer = make_trainer(name, device=device)
     if hasattr(trainer, "load_frozen"):
         trainer.load_frozen()
@@ -189,14 +204,15 @@ def ready(name, device):
     loader, _ = trainer.get_dataloaders()
     trainer.set_deep_supervision_enabled(True)
     trainer.network.train()
-    return trainer, next(loader)
+    return trainer, loader
 
 
-def step(trainer, batch, device):
+def step(trainer, batches, device):
+    """Seconds of one step; ``batches``: an iterator, whose time counts."""
     import torch
 
     started = time.perf_counter()
-    trainer.train_step(batch)
+    trainer.train_step(next(batches))
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - started
@@ -207,12 +223,14 @@ def measure(arguments):
 
     torch.set_num_threads(os.cpu_count() if arguments.device == "cpu" else 1)
     names = ["nnUNetTrainer", *arguments.trainers]
-    trainers = {name: ready(name, arguments.device)[0] for name in names}
-    batch = ready("nnUNetTrainerPartial", arguments.device)[1]
+    trainers, loaders = zip(*(ready(name, arguments.device) for name in names))
+    trainers = dict(zip(names, trainers))
+    same = itertools.repeat(next(loaders[0]))  # that is there already
+    batches = dict(zip(names, loaders if arguments.soft else [same] * len(names)))
     seconds = {name: [] for name in names}
     for i in range(arguments.warm_up + arguments.rounds):
         for name in names:
-            spent = step(trainers[name], batch, arguments.device)
+            spent = step(trainers[name], batches[name], arguments.device)
             if i >= arguments.warm_up:
                 seconds[name].append(spent)
         print(f"round {i + 1}: " + ", ".join(f"{n} {seconds[n][-1]:.3f} s" for n in names if seconds[n]), file=sys.stderr)
@@ -237,9 +255,9 @@ def peak_memory(arguments):
 
     set_folders(arguments.folder)
     base = most_resident()
-    trainer, batch = ready(arguments.memory_of, arguments.device)
+    trainer, loader = ready(arguments.memory_of, arguments.device)
     for _ in range(2):
-        step(trainer, batch, arguments.device)
+        step(trainer, loader, arguments.device)
     if arguments.device == "cuda":
         return {"bytes": torch.cuda.max_memory_allocated()}
     return {"bytes": most_resident() - base}
@@ -255,7 +273,7 @@ def report(arguments, plain, seconds, memory):
     rows = {}
     for name, spent in seconds.items():
         ratios = [a / b for a, b in zip(spent, seconds["nnUNetTrainer"])]
-        bar = BARS.get(name, lambda k: None)(arguments.sources)
+        bar = BARS.get(name, lambda k: None)(arguments.teachers)
         rows[name] = {
             "median_seconds": round(statistics.median(spent), 4),
             "ratio_to_plain": round(statistics.median(ratios), 3),
@@ -271,8 +289,9 @@ def report(arguments, plain, seconds, memory):
         "patch_size": list(configuration.patch_size),
         "batch_size": configuration.batch_size,
         "features": configuration.network_arch_init_kwargs["features_per_stage"],
-        "teachers": arguments.sources,
+        "teachers": arguments.teachers,
         "rounds": arguments.rounds,
+        "data_loading": arguments.soft,
         "trainers": rows,
     }
 

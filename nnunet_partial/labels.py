@@ -236,6 +236,11 @@ class Annotations:
         """The label values of a structure: of a union those of its members, lowest first."""
         return tuple(self._order[i] for i in members(item))
 
+    def outputs(self, items: Iterable[str]) -> tuple:
+        """What structures are to a loss: the value of a class, the tuple of a union's values."""
+        values = [self.values_of(i) for i in items]
+        return tuple(i[0] if len(i) == 1 else i for i in values)
+
     @property
     def is_partial(self) -> bool:
         """Whether the dataset carries the contract (it may still annotate every class everywhere)."""

@@ -2,8 +2,8 @@
 
 A trainer says what it is by class attributes with plain values (see
 :class:`~nnunet_partial.training.base.PartialTrainer`): ``short_name`` and ``title`` of the class itself, ``needs_teachers``,
-``needs_labels``, ``settings_name`` of the class or the nearest base that has them. The folders are those that stock nnU-Net
-searches: its own, those of ``nnUNet_extTrainer``, and this package's.
+``needs_labels``, ``needs_soft_labels``, ``settings_name`` of the class or the nearest base that has them. The folders are those
+that stock nnU-Net searches: its own, those of ``nnUNet_extTrainer``, and this package's.
 """
 
 import ast
@@ -19,7 +19,7 @@ from nnunet_partial.errors import UserError, did_you_mean
 
 BASE, HOST = "PartialTrainer", "nnUNetTrainer"
 _OWN = ("short_name", "title")  # never inherited: an ablation is a method of its own
-_INHERITED = {"needs_teachers": False, "needs_labels": False, "settings_name": None}
+_INHERITED = {"needs_teachers": False, "needs_labels": False, "needs_soft_labels": False, "settings_name": None}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class TrainerSource:
     title: str | None = None
     needs_teachers: bool = False
     needs_labels: bool = False
+    needs_soft_labels: bool = False
     settings_name: str | None = None
     bases: tuple = ()
 

@@ -80,7 +80,12 @@ class MSKDSettings:
     feature_level: int = setting(
         1, "decoder level of the feature term, 0 = full resolution", unit="levels", low=0, methods=("mskd", "mskdplus")
     )
-    teachers: dict = setting({}, "source -> model folder of its teacher; sources not named are found by convention")
+    teachers: dict | str = setting(
+        {},
+        "source -> model folder of its teacher; sources not named are found by convention. soft: the soft labels of the label "
+        "directory (setting labels) take the teachers' place",
+        choices=("soft",),
+    )
     sources: list | None = setting(None, "sources whose teachers teach; None: every source that annotates something")
     teacher_checkpoint: str = setting(FINAL_CHECKPOINT, "file name of the teachers' checkpoints")
     trust: bool = setting(False, "build the teachers' networks whatever classes their plans name; only for models you trust")
@@ -90,6 +95,16 @@ class MSKDSettings:
         "printed; deep_supervision=false trains nothing else in any term",
         choices=("all", "full"),
     )
+
+    @property
+    def learns_from_soft_labels(self) -> bool:
+        """Whether soft labels take the teachers' place."""
+        return self.teachers == "soft"
+
+    @property
+    def teacher_folders(self) -> Mapping[str, str]:
+        """source -> model folder, as far as the setting names them."""
+        return self.teachers if isinstance(self.teachers, Mapping) else {}
 
 
 @dataclass(frozen=True)
@@ -370,7 +385,8 @@ def _checked(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> 
     if origin in (typing.Union, types.UnionType):
         if value is None:
             return None
-        hint = [i for i in typing.get_args(hint) if i is not type(None)][0]
+        hints = [i for i in typing.get_args(hint) if i is not type(None)]
+        hint = next((i for i in hints if isinstance(value, i)), hints[0])
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
@@ -381,7 +397,7 @@ def _checked(value: Any, hint: Any, metadata: Mapping[str, Any], where: str) -> 
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         limits = f"at least {low}" if high is None else f"between {low} and {high}"
         raise UserError(f"{where} must be {limits}, found {value!r}.")
-    if choices and value not in choices:
+    if choices and isinstance(value, str) and value not in choices:
         raise UserError(f"{where} must be one of {', '.join(choices)}, found {value!r}.")
     return value
 

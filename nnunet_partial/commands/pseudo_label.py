@@ -44,6 +44,12 @@ def add_arguments(parser):
     parser.add_argument(
         "--super-classes", metavar="FILE", help="JSON, super-class to list of classes: the most probable super-class wins a voxel"
     )
+    parser.add_argument(
+        "--soft",
+        action="store_true",
+        help="also write each model's probabilities, of every case: mskd.teachers=soft and nnUNetTrainerSelfTrainingSoft learn from "
+        "them, and no teacher has to be in memory",
+    )
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
@@ -70,6 +76,7 @@ def run(arguments):
         cases=_cases(arguments),
         super_classes=_super_classes(arguments),
         trusted=arguments.trust,
+        soft=arguments.soft,
     )
     print(
         f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "

@@ -21,6 +21,7 @@ from nnunet_partial import __version__, paths
 from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.parallel import start_worker
 from nnunet_partial.data.preprocessed import label_directory
+from nnunet_partial.data.preprocessed.soft_labels import quantised
 from nnunet_partial.data.preprocessed.splits import training_cases
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json, sha256
@@ -75,19 +76,26 @@ class Task:
     largest_component: tuple
     mirroring: bool
     super_classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    soft: bool = False
 
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
         annotated, wanted = self.annotations.of(case).annotated, self.wanted(case)
         inputs = {
-            "models": {i.sha256: [str(j) for j in i.files.classes] for i in self.models if wanted.of(i)},
+            "models": {i.sha256: [str(j) for j in i.files.classes] for i in self.used(wanted)},
             "annotated": items_to_json(annotated),
             # of a case that annotates nothing the label file is never read
             "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
             "largest_component": [i for i in self.largest_component if i not in annotated],
             "mirroring": self.mirroring,
         }
+        if self.soft:
+            inputs["soft"] = True
         return {**inputs, "super_classes": dict(self.super_classes)} if self.super_classes else inputs
+
+    def used(self, wanted: "Wanted") -> list:
+        """The models that see a case: those that know what it lacks, for soft labels all."""
+        return [i for i in self.models if self.soft or wanted.of(i)]
 
     def wanted(self, case: str) -> "Wanted":
         """What the models may say about a case."""
@@ -144,6 +152,7 @@ def pseudo_label(
     cases: Sequence[str] | None = None,
     super_classes: Mapping[str, Sequence[str]] = (),
     trusted: bool = False,
+    soft: bool = False,
     progress: bool = True,
 ) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
@@ -155,6 +164,7 @@ def pseudo_label(
     ``cases``              label these cases instead of those of the fold
     ``super_classes``      name -> classes: the most probable super-class wins a voxel, then its most probable member
     ``trusted``            the user vouches for the architectures that the models' plans name
+    ``soft``               write each model's probabilities too, on every case (:mod:`nnunet_partial.data.preprocessed.soft_labels`)
     Cases that are done are skipped; one whose preprocessed image has changed since, or whose files are not what was written,
     is done again. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
@@ -178,6 +188,7 @@ def pseudo_label(
         mirroring,
         check_super_classes(dict(super_classes), annotations.classes),
         trusted,
+        soft,
     )
     todo = _todo(task, cases, overwrite)
     finished = task.out / label_directory.PROVENANCE
@@ -202,6 +213,7 @@ def _task(
     mirroring: bool,
     super_classes: Mapping[str, Sequence[str]],
     trusted: bool,
+    soft: bool,
 ) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
@@ -223,6 +235,7 @@ def _task(
         tuple(largest_component or ()),
         mirroring,
         super_classes,
+        soft,
     )
 
 
@@ -253,7 +266,9 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
         record, inputs = label_directory.read_record(task.out, case), task.inputs(case)
         if record is None or record.get("inputs") != inputs:
             if record is not None and not overwrite:
-                changed = next(i for i in inputs if record.get("inputs", {}).get(i) != inputs[i])
+                before = record.get("inputs", {})
+                # --soft first: with it, other models see the case too
+                changed = next(i for i in ("soft", *inputs) if before.get(i) != inputs.get(i))
                 raise UserError(
                     f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
                     f"another --out, or make them again with --overwrite."
@@ -271,6 +286,7 @@ _CHANGED = {
     "largest_component": "choices of --largest-component",
     "mirroring": "choices of mirroring",
     "super_classes": "super-classes",
+    "soft": "choices of --soft",
 }
 
 
@@ -285,6 +301,7 @@ def _header(task: Task, plans_name: str, fold: Any) -> dict:
         "data_identifier": task.images.name,
         "classes": list(task.annotations.classes),
         "models": [i.to_json() for i in task.models],
+        **({"soft": [items_to_json(i.files.classes) for i in task.models]} if task.soft else {}),
     }
 
 
@@ -372,11 +389,11 @@ class Labeller:
         inputs, of_image = self.task.inputs(case), stamp(case_file(self.task.images, case))  # as before anything is read
         image, truth, properties = load_case(self.task.images, case)
         annotated, wanted = self.annotations.of(case).annotated, self.task.wanted(case)
-        models = [i for i in self.task.models if wanted.of(i)]
         pseudo = sorted(wanted.pseudo, key=self._value)
         seg = self._annotated_part(case, truth)
         outlines = {i: seg[0] == self._value(i) for i in wanted.divided}
-        labels, probability = self._predict(image, models, wanted, outlines, truth.shape[1:])
+        soft: list = []  # of each model, if they are asked for
+        labels, probability = self._predict(image, self.task.used(wanted), wanted, outlines, truth.shape[1:], soft)
         free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
         for inside in outlines.values():
             seg[0][inside] = np.where(labels[inside] > 0, labels[inside], seg[0][inside])
@@ -393,7 +410,14 @@ class Labeller:
             "image": of_image,
         }
         label_directory.write_case(
-            self.task.out, case, seg, properties, self.label_manager, self.configuration.patch_size, record
+            self.task.out,
+            case,
+            seg,
+            properties,
+            self.label_manager,
+            self.configuration.patch_size,
+            record,
+            np.concatenate(soft) if soft else None,
         )
 
     def _annotated_part(self, case: str, truth: np.ndarray) -> np.ndarray:
@@ -412,14 +436,18 @@ class Labeller:
         wanted: Wanted,
         outlines: Mapping[str, np.ndarray],
         shape: Sequence[int],
+        soft: list,
     ) -> tuple:
         """Pseudo labels (*S) of the classes that are not annotated, and the probability (*S) of each voxel's label."""
-        return merge_claims((self._claim(i, image, wanted, outlines) for i in models), shape)
+        return merge_claims((self._claim(i, image, wanted, outlines, soft) for i in models), shape)
 
-    def _claim(self, model: Model, image: np.ndarray, wanted: Wanted, outlines: Mapping[str, np.ndarray]) -> tuple:
-        """One model's labels and probabilities, both (*S). Its logits, the largest array there is, are gone on return."""
+    def _claim(self, model: Model, image: np.ndarray, wanted: Wanted, outlines: Mapping[str, np.ndarray], soft: list) -> tuple:
+        """One model's labels and probabilities, both (*S). Its logits, the largest array there is, are gone on return; its soft
+        labels are added to ``soft``."""
         lacking = [i for i in model.files.classes if i in wanted.lacking]
         logits = predict_logits(self._predictor(model), image)
+        if self.task.soft:
+            soft.append(quantised(logits))
         index, probability = restricted_prediction(
             logits,
             [model.files.classes.index(i) + 1 for i in lacking],

@@ -62,6 +62,7 @@ def logit_loss(
     teacher_logits: Sequence[Tensor],
     teacher_classes: Sequence[Sequence[Output]],
     valid: Tensor | None = None,
+    unknown: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
     """Supervision of the student's probabilities by the teachers', region by region.
 
@@ -78,15 +79,19 @@ def logit_loss(
     teachers cut alike this is (5) with the classes merged; where they do not, it is the only division that adds nothing to
     the gradient.
 
+    Classes that no teacher knows lie in what all of them call background: its term is that of the union {0, ``unknown``}, and
+    how the student divides it is left alone.
+
     ``student_logits``   (B, K + 1, *S), q^S is their softmax
     ``teacher_logits``   list of (B, n_k + 1, *S), q^k is the softmax of the k-th
     ``teacher_classes``  list of the student's class, or tuple of classes, of each foreground output: [(1,), (2, (3, 4))]
+    ``unknown``          the student's classes that no teacher knows
     returns              (organ, background); an empty region gives 0, with a gradient of 0
     """
     if len(teacher_classes) != len(teacher_logits):
         raise ValueError(f"{len(teacher_logits)} teachers but the classes of {len(teacher_classes)}")
     for logits, classes in zip(teacher_logits, teacher_classes):
-        _check_classes(logits, classes, student_logits.shape[1])
+        _check_classes(logits, classes, student_logits.shape[1], unknown)
         check_voxels("a teacher's output", logits[:, 0], student_logits)
     organ_regions, background_region = teacher_regions(teacher_logits)
     student = log_softmax(student_logits).unbind(1)
@@ -100,7 +105,7 @@ def logit_loss(
     organ = student[0].new_zeros(())
     mean_teacher = {}
     for logits, classes, region in zip(teacher_logits, teacher_classes, organ_regions):
-        for output, reference in zip((0, *classes), softmax(logits.detach()).unbind(1)):
+        for output, reference in zip(((0, *unknown), *classes), softmax(logits.detach()).unbind(1)):
             log_prob, shares = _union_of_student(student, _members(output))
             organ = organ + _masked_kl(reference, log_prob, region)
             for c, share in shares.items():
@@ -193,16 +198,17 @@ def _check_teachers(teacher_logits: Sequence[Tensor]) -> None:
         raise ValueError(f"teachers have outputs of shapes {shapes}, expected (B, 2.., *S) with one B and one S")
 
 
-def _check_classes(teacher_output: Tensor, classes: Sequence[Output], num_classes: int) -> None:
+def _check_classes(teacher_output: Tensor, classes: Sequence[Output], num_classes: int, unknown: Sequence[int] = ()) -> None:
     classes = tuple(classes)
     if len(classes) != teacher_output.shape[1] - 1:
         raise ValueError(
             f"a teacher of {teacher_output.shape[1]} outputs was given the classes {classes}, expected "
             f"{teacher_output.shape[1] - 1} of them, background left out"
         )
-    every = [c for i in classes for c in _members(i)]
+    every = [*unknown, *(c for i in classes for c in _members(i))]
     if len(set(every)) != len(every) or not all(0 < c < num_classes for c in every) or not all(map(_members, classes)):
-        raise ValueError(f"classes {classes} of a teacher must be distinct and lie in 1 to {num_classes - 1}")
+        beside = f" beside {tuple(unknown)}, which no teacher knows," if unknown else ""
+        raise ValueError(f"classes {classes} of a teacher{beside} must be distinct and lie in 1 to {num_classes - 1}")
 
 
 def _check_features(student: Tensor, teacher: Tensor, mask: Tensor) -> None:

@@ -46,7 +46,7 @@ def teachers_configuration(plans: Mapping[str, Any], configuration: str) -> str:
 
 def _check_sources(annotations: Annotations, settings: MSKDSettings) -> None:
     known = annotations.annotated_sources
-    for name, given in (("mskd.teachers", settings.teachers), ("mskd.sources", settings.sources or ())):
+    for name, given in (("mskd.teachers", settings.teacher_folders), ("mskd.sources", settings.sources or ())):
         unknown = [i for i in given if i not in known]
         if unknown:
             raise UserError(
@@ -65,7 +65,7 @@ def _find_teacher(
     fold: Any,
     trusted: bool,
 ) -> ModelFiles:
-    given = settings.teachers.get(source)
+    given = settings.teacher_folders.get(source)
     candidates = [Path(given)] if given else conventional_folders(source, plans, configuration)
     for folder in candidates:
         checkpoint = find_checkpoint(folder, fold, settings.teacher_checkpoint)
@@ -173,6 +173,4 @@ class Teacher(nn.Module):
 
 def load_teacher(files: ModelFiles, annotations: Annotations, device: torch.device, feature_level: int | None = None) -> Teacher:
     """A frozen teacher with the weights of its checkpoint."""
-    values = [annotations.values_of(i) for i in files.classes]
-    outputs = [i[0] if len(i) == 1 else i for i in values]
-    return Teacher(files, load_network(files).network.to(device), outputs, feature_level)
+    return Teacher(files, load_network(files).network.to(device), annotations.outputs(files.classes), feature_level)

@@ -1,12 +1,16 @@
 """MS-KD: one frozen teacher per source teaches one student (Feng et al. 2021; METHODS section 2)."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch.nn.functional import interpolate
 
-from nnunet_partial.labels import told_apart
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+from nnunet_partial.data.preprocessed.soft_labels import log_probabilities
+from nnunet_partial.errors import UserError
+from nnunet_partial.labels import members, told_apart
 from nnunet_partial.losses import ms_kd
 from nnunet_partial.networks.features import FeatureTap
 from nnunet_partial.networks.teachers import find_teachers, load_teacher
@@ -22,6 +26,10 @@ class nnUNetTrainerMSKD(PartialTrainer):
     resolution alone, as printed; the reference at lower resolutions is the teachers' full-resolution output at the nearest
     voxel, as nnU-Net reduces labels. Validation loss is the marginal loss on the labels, so that it can be compared between
     methods.
+
+    With mskd.teachers=soft the soft labels of the label directory take the teachers' place: no teacher is in memory, and labels
+    stay those of the dataset. Soft labels have no features, so mskd.lambda_feature must be 0 where there is a feature term.
+    Classes that no teacher knows (MSKDPlus learns them from labels) are to all teachers part of background.
     """
 
     short_name, title = "mskd", "MSKD"
@@ -32,10 +40,37 @@ class nnUNetTrainerMSKD(PartialTrainer):
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         self.teachers = None
+        if self.own.learns_from_soft_labels:
+            self._check_soft_settings(plans["plans_name"])
+            return dataset_json
         self._find_teachers = lambda: find_teachers(self.annotations, self.own, plans, configuration, fold)
         if not self.training_is_finished(plans, configuration, fold):  # --val needs no teacher
             self._find_teachers()
         return dataset_json
+
+    def _check_soft_settings(self, plans: str) -> None:
+        """A setting that soft labels cannot heed is an error."""
+        if self.uses_features:
+            raise UserError(
+                f"plans {plans}: mskd.teachers=soft gives {type(self).__name__} no features to learn from (mskd.lambda_feature="
+                f"{self.own.lambda_feature:g}). Set mskd.lambda_feature=0, or train nnUNetTrainerMSKDLW."
+            )
+        if self.own.sources is not None:
+            raise UserError(
+                f"plans {plans}: mskd.sources has no effect with mskd.teachers=soft, which learns from every model that made the "
+                "soft labels. Leave it out (--set mskd.sources=None)."
+            )
+
+    def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
+        if not self.own.learns_from_soft_labels:
+            return super()._read_labels(plans, configuration, fold)
+        self.read_soft_labels(plans, configuration, fold)
+        return None  # labels stay the dataset's own
+
+    def check_cases(self, cases: Sequence[str]) -> None:
+        super().check_cases(cases)
+        if self.soft is not None:
+            self.soft.require_cases(cases, self._labels_remedy)
 
     @property
     def uses_features(self) -> bool:
@@ -51,6 +86,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
         self.tap = FeatureTap(unwrap(self.network), level) if self.uses_features else None
 
     def load_frozen(self) -> None:
+        if self.soft is not None:
+            self.print_to_log_file(f"Soft labels in the teachers' place: {self.soft.directory.folder}")
+            return
         level = self.own.feature_level if self.uses_features else None
         self.teachers = [load_teacher(i, self.annotations, self.device, level) for i in self._find_teachers()]
         for teacher in self.teachers:
@@ -67,23 +105,40 @@ class nnUNetTrainerMSKD(PartialTrainer):
 
     def taught_classes(self, cases: Sequence[str]) -> set:
         """What the teachers know."""
-        return told_apart(name for files in self._find_teachers() for name in files.classes)
+        return told_apart(name for classes in self.known_by_teachers for name in classes)
+
+    @property
+    def known_by_teachers(self) -> Sequence[Sequence[str]]:
+        """The structures of each teacher's outputs."""
+        return [i.classes for i in self._find_teachers()] if self.soft is None else self.soft.models
+
+    @cached_property
+    def teacher_outputs(self) -> list:
+        """The student's class, or tuple of classes, of each teacher's foreground outputs."""
+        return [self.annotations.outputs(i) for i in self.known_by_teachers]
+
+    @cached_property
+    def unknown_to_teachers(self) -> tuple:
+        """Values of the classes that no teacher knows."""
+        known = {c for classes in self.known_by_teachers for item in classes for c in members(item)}
+        return tuple(value for value, name in enumerate(self.annotations.classes, 1) if name not in known)
 
     def teach(self, batch: Batch) -> list:
         """(logits, features or None) of each teacher. In a cascade they see the image alone, not the previous stage."""
+        if self.soft is not None:
+            return [(log_probabilities(i), None) for i in self.soft.split(batch.soft)]
         return [teacher(batch.image) for teacher in self.teachers]
 
     def distillation(self, output: Any, taught: Sequence[tuple], batch: Batch) -> dict:
         """The terms of Eq. 8, weighted; ``taught`` as :meth:`teach` returns it."""
         teacher_logits, teacher_features = [i for i, _ in taught], [i for _, i in taught]
         outputs = output if isinstance(output, (list, tuple)) else [output]
-        classes = [i.classes for i in self.teachers]
         organ = background = 0
         weights = self.deep_supervision_weights() if self.own.scales == "all" else (1.0,)
         for weight, logits, target in zip(weights, outputs, batch.targets):
             if weight:
                 references = [at_resolution(i, logits.shape[2:]) for i in teacher_logits]
-                terms = ms_kd.logit_loss(logits, references, classes, self.valid(target))
+                terms = ms_kd.logit_loss(logits, references, self.teacher_outputs, self.valid(target), self.unknown_to_teachers)
                 organ, background = organ + weight * terms[0], background + weight * terms[1]
         losses = {"organ": organ, "background": self.own.lambda_background * background}
         if "feature" in self.loss_terms:

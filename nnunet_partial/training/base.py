@@ -34,7 +34,8 @@ from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.annotated import AnnotatedLookup
 from nnunet_partial.data.preprocessed.cases import require_readable, safe_dataset_class
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
-from nnunet_partial.data.preprocessed.pools import PoolDataLoader, Pools, case_weights
+from nnunet_partial.data.preprocessed.pools import Pools, case_weights
+from nnunet_partial.data.preprocessed.soft_labels import SoftDataLoader, SoftLabels
 from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
@@ -69,7 +70,7 @@ class Batch:
     resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
     ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels; ``truth_groups``
     (B, K + 1) int, on the host, the partition that the annotations alone tell apart: classes of a union share a group,
-    although pseudo labels may divide it.
+    although pseudo labels may divide it; ``soft`` (B, channels, *S) uint8, soft labels if the method learns from them.
     """
 
     data: torch.Tensor
@@ -80,6 +81,7 @@ class Batch:
     truth: torch.Tensor | None = None
     image_channels: int | None = None
     truth_groups: torch.Tensor | None = None
+    soft: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.truth_groups is None:  # no pseudo labels
@@ -127,6 +129,10 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     loss_terms: tuple = ("marginal",)
     #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
     needs_labels = False
+    #: whether that label directory must hold soft labels
+    needs_soft_labels = False
+    #: the soft labels that it learns from; :meth:`read_soft_labels` sets them
+    soft: SoftLabels | None = None
     #: whether a training case that annotates nothing teaches the method anything; such cases are left out if not
     learns_from_unlabelled = True
 
@@ -198,6 +204,19 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
         identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
         labels.require_fit(plans["dataset_name"], identifier, self.dataset_annotations.classes, self._labels_remedy)
+        return labels
+
+    def read_soft_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory:
+        """Have batches hold the soft labels of the directory that the setting ``labels`` names; returns the directory, checked."""
+        self.labels_command = labels_command(plans, configuration, fold, self.settings.labels, soft=True)
+        if self.settings.labels is None:
+            raise UserError(
+                f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory of soft labels. Make "
+                f"both with: {self.labels_command}"
+            )
+        labels = PartialTrainer._read_labels(self, plans, configuration, fold)
+        assert labels is not None
+        self.soft = SoftLabels.of(labels, self._labels_remedy)
         return labels
 
     @property
@@ -417,7 +436,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.training_lookup = (
             self.annotated_lookup if self.labels is None else self._annotated_lookup(self.labels.annotations(self.annotations))
         )
-        with mock.patch.object(nnunet_module, "nnUNetDataLoader", PoolDataLoader):
+        with mock.patch.object(nnunet_module, "nnUNetDataLoader", SoftDataLoader):
             return super().get_dataloaders()
 
     def get_tr_and_val_datasets(self) -> tuple:
@@ -427,6 +446,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         weights = self.case_weights()
         if weights is not None:
             training.pools = Pools([list(training.identifiers)], self.batch_size, weights=weights)
+        if self.soft is not None:
+            training.soft = self.soft
         return training, validating
 
     def case_weights(self) -> dict | None:
@@ -464,6 +485,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             truth.to(self.device, non_blocking=True),
             self.image_channels,
             self.annotated_lookup.groups(batch["keys"]),
+            batch["soft"].to(self.device, non_blocking=True) if "soft" in batch else None,
         )
 
     @property
@@ -540,6 +562,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         """Check that the label directory holds what this method needs of its training cases. Raises UserError."""
         labels.require_cases(cases, self._labels_remedy)
         labels.require_readable(cases, self._labels_remedy)
+        if self.soft is not None:
+            self.soft.require_cases(cases, self._labels_remedy)
 
     def load_frozen(self) -> None:
         """Load what is frozen (teachers). Raises UserError."""
@@ -795,13 +819,13 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 raise UserError(f"{self.output_folder}: {error} Set it back{where}, or train from the start.") from None
 
 
-def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None) -> str:
+def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None, soft: bool = False) -> str:
     """The command that makes the label directory ``folder``, and without one also the plans that name it."""
     number, base = paths.dataset_number(plans["dataset_name"]), plans["plans_name"]
     out = "LABELS" if folder is None else folder.replace("{fold}", str(fold))
     command = (
         f"nnunet_partial pseudo-label {number} --configuration {configuration} --fold {fold} --plans {base} "
-        f"--from teachers --out {out}"
+        f"--from teachers --out {out}{' --soft' if soft else ''}"
     )
     if folder:
         return command

@@ -348,3 +348,34 @@ def test_the_largest_component_without_names_is_of_what_the_manual_labels_show_i
         for file, content in files.items():
             file.write_bytes(content)
     assert asked[1:] == [("liver", "pancreas"), ["kidney"]]
+
+
+def test_soft_labels_are_of_every_model_on_every_case(tiny, results, models, drawn, tmp_path):
+    from nnunet_partial.data.preprocessed.soft_labels import SoftLabels
+
+    cases, plain = ["lits_000", "plain_015"], tmp_path / "plain"
+    label(tiny, plain, cases=cases)
+    with pytest.raises(UserError, match="made from other choices of --soft"):
+        label(tiny, plain, cases=cases, soft=True)
+    arguments = ["--configuration", "3d_fullres", "--fold", "0", "--plans", tiny.plans, "--from", "teachers", "--soft"]
+    (tmp_path / "cases.txt").write_text("\n".join(cases))
+    out = tmp_path / "out"
+    argv = ["pseudo-label", tiny.id, *arguments, "--out", out, "--cases", tmp_path / "cases.txt", "--device", "cpu"]
+    assert main([str(i) for i in argv]) == 0
+    soft = SoftLabels.of(label_directory.LabelDirectory.read(out))
+    assert soft.models == (("kidney",), ("liver",), ("pancreas",))
+    for case in cases:
+        assert np.array_equal(labels_of(out, case), labels_of(plain, case))  # the labels are those without
+        found = soft.load(case)[:]
+        for channel, (name,) in zip(found, soft.models):
+            *box, height = BOXES[name]
+            expected = np.full(channel.shape, np.round(255 / (1 + np.exp(1))))
+            expected[tuple(box)] = np.round(255 / (1 + np.exp(-height)))
+            assert np.array_equal(channel, expected)
+    before = (out / "lits_000_soft.b2nd").stat().st_mtime_ns
+    label(tiny, out, cases=cases, soft=True)
+    assert (out / "lits_000_soft.b2nd").stat().st_mtime_ns == before  # done is done
+    with pytest.raises(UserError, match="choices of --soft"):
+        label(tiny, out, cases=cases)
+    label(tiny, out, cases=cases, overwrite=True)
+    assert not (out / "lits_000_soft.b2nd").exists()

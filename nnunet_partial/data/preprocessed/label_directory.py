@@ -3,6 +3,7 @@
 ::
 
     DIR/<case>_seg.b2nd       labels (1, *S), -1 outside the body as nnU-Net has it, shape of the preprocessed image
+    DIR/<case>_soft.b2nd      on request, probabilities (:mod:`nnunet_partial.data.preprocessed.soft_labels`)
     DIR/<case>.pkl            nnU-Net's properties of the case with fresh ``class_locations``
     DIR/records/<case>.json   what the case was made from and what came out; written last, so it marks the case as done
     DIR/provenance.json       which models, which checkpoints, when, and all records; written once every case is done
@@ -29,6 +30,7 @@ from nnunet_partial.safe_read import load_pickle, open_array
 
 PROVENANCE = "provenance.json"
 LOCK = ".lock"
+SOFT = "_soft.b2nd"
 VERSION = 1
 
 
@@ -71,28 +73,38 @@ def write_case(
     label_manager,
     patch_size: Sequence[int],
     record: Mapping[str, Any],
+    soft: np.ndarray | None = None,
 ) -> None:
-    """Write the labels of one case, ``seg`` (1, *S) int, then its properties, then its record.
+    """Write the labels of one case, ``seg`` (1, *S) int, and ``soft`` (channels, *S) uint8, then its properties, then its record.
 
-    ``label_manager`` is nnU-Net's; ``patch_size`` decides how the file is cut into chunks. ``properties`` are not
+    ``label_manager`` is nnU-Net's; ``patch_size`` decides how the files are cut into chunks. ``properties`` are not
     changed. Raises :class:`UserError` where nothing can be written.
     """
-    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
-
     folder = Path(folder)
     check_file_name(case, "case")
     discard_case(folder, case)
-    blocks, chunks = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
-    with atomic_path(folder / f"{case}_seg.b2nd") as temporary:
-        # save_seg adds the ending itself
-        nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(seg), temporary[: -len(".b2nd")], chunks, blocks)
+    _write_array(folder / f"{case}_seg.b2nd", seg, patch_size)
+    if soft is None:
+        (folder / f"{case}{SOFT}").unlink(missing_ok=True)  # of labels that are replaced
+    else:
+        _write_array(folder / f"{case}{SOFT}", soft, patch_size)
     with atomic_path(folder / f"{case}.pkl") as temporary, open(temporary, "wb") as handle:
         pickle.dump({**properties, "class_locations": class_locations(seg, label_manager)}, handle)
     write_json({**record, "outputs": {k: stamp(v) for k, v in _outputs(folder, case).items()}}, _record_file(folder, case))
 
 
+def _write_array(file: Path, array: np.ndarray, patch_size: Sequence[int]) -> None:
+    from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+    blocks, chunks = comp_blosc2_params(array.shape, tuple(patch_size), array.itemsize)
+    with atomic_path(file) as temporary:
+        # save_seg adds the ending itself
+        nnUNetDatasetBlosc2.save_seg(np.ascontiguousarray(array), temporary[: -len(".b2nd")], chunks, blocks)
+
+
 def _outputs(folder: Path, case: str) -> dict:
-    return {i: folder / (case + i) for i in ("_seg.b2nd", ".pkl")}
+    files = {i: folder / (case + i) for i in ("_seg.b2nd", SOFT, ".pkl")}
+    return {k: v for k, v in files.items() if k != SOFT or v.is_file()}
 
 
 def is_written(folder: PathLike, case: str) -> bool:
@@ -143,7 +155,8 @@ class LabelDirectory:
     """A finished label directory.
 
     ``known``: case -> classes and unions that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
-    volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself.
+    volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself; ``soft``: the structures of each model's
+    soft labels, as JSON has them, empty without soft labels.
     """
 
     folder: Path
@@ -153,6 +166,7 @@ class LabelDirectory:
     known: Mapping[str, tuple]
     volumes_mm3: Mapping[str, Mapping[str, float]]
     parts: Mapping[str, Path] = field(default_factory=dict)
+    soft: Sequence[Sequence[Any]] = ()
 
     @classmethod
     def read(cls, folder: PathLike, remedy: str = "") -> "LabelDirectory":
@@ -177,6 +191,7 @@ class LabelDirectory:
                 classes,
                 {k: settled(items_from_json([*v["annotated"], *v["pseudo"]]), classes) for k, v in cases.items()},
                 {k: v["volume_mm3"] for k, v in cases.items()},
+                soft=content.get("soft", ()),
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{file} is not the provenance of a label directory ({error!r}). {remedy}") from None
@@ -193,7 +208,8 @@ class LabelDirectory:
             known.update(part.known)
             volumes.update(part.volumes_mm3)
             folders.update(dict.fromkeys(part.known, part.folder))
-        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders)
+        soft = first.soft if all(i.soft == first.soft for i in parts) else ()
+        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders, soft)
 
     def folder_of(self, case: str) -> Path:
         """The folder that holds the files of a case."""

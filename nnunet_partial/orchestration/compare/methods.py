@@ -1,7 +1,7 @@
 """The methods that a comparison trains: what each is called, which trainer it is, and what it needs before."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.methods import TrainerSource, find_trainer_source, package_trainers
@@ -22,6 +22,7 @@ class Method:
     ``kind``    ``trainer``; ``fused``: the teachers' own predictions, fused; ``full``: on the dataset with all labels;
                 ``atso``: the loop of scripts/atso_loop.py
     ``settings_name`` the block of the plans' settings that the trainer declares
+    ``soft``    whether the completed labels must hold the teachers' probabilities
     """
 
     title: str
@@ -29,6 +30,7 @@ class Method:
     needs: tuple = ()
     kind: str = "trainer"
     settings_name: str | None = None
+    soft: bool = False
 
     @property
     def taught(self) -> bool:
@@ -45,7 +47,11 @@ class Method:
         """The method that a trainer describes itself as; ``needs``: what it says it needs, unless given."""
         if needs is None:
             needs = _LABELS if source.needs_labels else _TEACHERS if source.needs_teachers else ()
-        return cls(source.title or source.name, source.name, needs, kind, source.settings_name)
+        return cls(source.title or source.name, source.name, needs, kind, source.settings_name, source.needs_soft_labels)
+
+    def from_soft_labels(self) -> "Method":
+        """This method, soft labels in its teachers' place (mskd.teachers=soft)."""
+        return replace(self, needs=_LABELS, soft=True) if self.settings_name == "mskd" else self
 
 
 _LABELS, _TEACHERS = ("teachers", "labels"), ("teachers",)

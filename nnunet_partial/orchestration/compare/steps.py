@@ -94,6 +94,8 @@ class ComparisonSteps:
 
     def __init__(self, options: CompareOptions):
         self.options, self.methods = options, find_methods(options.methods)
+        if parse_assignments(options.settings).get("mskd", {}).get("teachers") == "soft":
+            self.methods = {k: i.from_soft_labels() for k, i in self.methods.items()}
         self.out = Path(options.out)
         self.dataset = paths.dataset_name(options.dataset)
         self.annotations = Annotations.read(paths.preprocessed_dataset(self.dataset))
@@ -221,6 +223,7 @@ class ComparisonSteps:
             "--overwrite",
             *(["--disable-tta"] if o.disable_tta else []),
             *(["--trust"] if o.trust else []),
+            *(["--soft"] if any(i.soft for i in self.methods.values()) else []),
         ]
         teachers = [
             paths.final_checkpoint(self.model(TEACHER, self.plans(seed, i)), fold) for i in self.annotations.annotated_sources
