@@ -5,6 +5,7 @@
 :func:`merge`                raw datasets -> one partially labelled dataset (:class:`SourceSpec`)
 :func:`variant`              other settings, same preprocessing
 :func:`source_variants`      the plans of the teachers
+:func:`plans_of_model`       a trained model's plans for another dataset
 :func:`pseudo_label`         completed labels of the training cases
 :func:`evaluate`             predictions against the truth, on annotated classes
 :func:`postprocessing`       largest components, decided class by class
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from nnunet_partial.inference.pseudo_labels import pseudo_label
     from nnunet_partial.orchestration.compare.steps import CompareOptions
     from nnunet_partial.orchestration.executors import Executor
+    from nnunet_partial.variants import write_plans_of_model as plans_of_model
     from nnunet_partial.variants import write_source_variants as source_variants
     from nnunet_partial.variants import write_variant as variant
 
@@ -49,6 +51,7 @@ _ELSEWHERE = {
     "evaluate": ("nnunet_partial.evaluation.evaluate", "evaluate_folder"),
     "export": ("nnunet_partial.inference.export", "export_model"),
     "merge": ("nnunet_partial.data.merge.merge", "merge_datasets"),
+    "plans_of_model": ("nnunet_partial.variants", "write_plans_of_model"),
     "postprocessing": ("nnunet_partial.evaluation.postprocessing", "determine_for_model"),
     "pseudo_label": ("nnunet_partial.inference.pseudo_labels", "pseudo_label"),
     "source_variants": ("nnunet_partial.variants", "write_source_variants"),
@@ -67,6 +70,7 @@ __all__ = [
     "evaluate",
     "export",
     "merge",
+    "plans_of_model",
     "postprocessing",
     "pseudo_label",
     "source_variants",

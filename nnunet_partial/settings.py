@@ -229,6 +229,11 @@ class RunSettings:
         "nnUNetv2_train ... --val does it later in any case",
     )
     source: str | None = setting(None, "the one source that nnUNetTrainerIndividual trains on", methods=("individual",))
+    initial_weights: str | None = setting(
+        None,
+        "checkpoint that the training starts from (nnU-Net, MultiTalent, nnssl): layers that fit are taken, classes by their names; "
+        "the encoder must fit. {fold} in it stands for the fold",
+    )
     labels: str | None = setting(
         None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
     )

@@ -84,7 +84,8 @@ def _default(field: dataclasses.Field) -> str:
 def _allowed(about: Mapping[str, Any], field: dataclasses.Field) -> str:
     """Type, and range or choices, in words."""
     if about.get("choices"):
-        return ", ".join(about["choices"])
+        mapping = ["NAME.KEY=VALUE"] if "dict" in str(field.type) else []  # or one of the choices
+        return ", ".join([*mapping, *about["choices"]])
     low, high = (about.get(i) for i in ("low", "high"))
     kind = {"bool": "true or false", "list": "list", "dict": "NAME.KEY=VALUE", "str": "text", "int": "whole number"}
     name = (field.type if isinstance(field.type, str) else getattr(field.type, "__name__", str(field.type))).split(" |")[0]

@@ -10,12 +10,12 @@ import numpy as np
 
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError, did_you_mean
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import PathLike, read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.methods import find_trainer_source, trainers_with_block
 from nnunet_partial.recipes import Recipe, read_recipe, samples_of_an_epoch
 from nnunet_partial.settings import BLOCKS, KEY, NETWORK_CHANGES, RunSettings, merged, unknown_blocks
-from nnunet_partial.trust import find_trainer
+from nnunet_partial.trust import check_plans, find_trainer
 
 _PER_STAGE = ("kernel_sizes", "strides", "n_conv_per_stage", "n_blocks_per_stage")
 
@@ -59,6 +59,42 @@ def write_variant(
         )
     write_json(plans, target)
     return target
+
+
+def write_plans_of_model(dataset: int | str, name: str, model: PathLike, overwrite: bool = False, trusted: bool = False) -> Path:
+    """Write ``nnUNetPlans_<name>.json`` for ``dataset``: the plans of a trained model, so that images are preprocessed as it saw
+    them and networks are as its own. Its settings of this package stay behind.
+
+    ``model``: an nnU-Net model folder. ``trusted``: the user vouches for the architecture that its plans name. The data of these
+    plans is preprocessed by itself (nnUNetv2_preprocess). Raises :class:`UserError`.
+    """
+    folder, file = paths.preprocessed_dataset(dataset), Path(model) / "plans.json"
+    planned = read_json(file, "A model folder, such as nnUNetTrainer__nnUNetPlans__3d_fullres, holds it.")
+    check_plans(planned, file, trusted)
+    plans = _moved(planned, folder.name, variant_identifier("nnUNetPlans", name))
+    plans["image_reader_writer"] = _reader(folder, planned["image_reader_writer"])
+    target = folder / f"{plans['plans_name']}.json"
+    if target.exists() and not overwrite and read_json(target) != plans:
+        raise UserError(f"{target} exists with other plans. Choose another --name, or replace it with --overwrite.")
+    write_json(plans, target)
+    return target
+
+
+def _moved(plans: Mapping[str, Any], dataset: str, identifier: str) -> dict:
+    """Plans of another dataset as ``identifier`` of this one, as nnUNetv2_move_plans_between_datasets names things."""
+    moved = {k: deepcopy(v) for k, v in plans.items() if k not in (KEY, "continue_training")}
+    moved.update(dataset_name=dataset, plans_name=identifier)
+    for configuration in moved["configurations"].values():
+        if "data_identifier" in configuration:
+            end = configuration["data_identifier"].removeprefix(plans["plans_name"]).removeprefix("_")
+            configuration["data_identifier"] = f"{identifier}_{end}"
+    return moved
+
+
+def _reader(folder: Path, models: str) -> str:
+    """The reader of this dataset's images, as its own plans have it; the model's where there are none."""
+    own = sorted(folder.glob("nnUNet*Plans.json"))
+    return read_json(own[0]).get("image_reader_writer", models) if own else models
 
 
 def write_source_variants(

@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as mentioned)")
     parser.add_argument(
+        "--taught",
+        metavar="CLASS,...",
+        help="classes that no source annotates, because a model knows them: train on what it says (pseudo-label --from MODEL)",
+    )
+    parser.add_argument(
         "--allow-absent", action="store_true", help="accept a source that annotates a class which none of its label files holds"
     )
     parser.add_argument(
@@ -89,6 +94,7 @@ def run(arguments: argparse.Namespace) -> None:
         allow_parts=arguments.allow_parts,
         patients=None if arguments.patients is None else read_patients(arguments.patients),
         replace_not_finite=arguments.replace_not_finite,
+        taught=() if arguments.taught is None else _names(arguments.taught, f"--taught {arguments.taught}"),
     )
     for warning in result.warnings:
         print(f"nnunet_partial: warning: {warning}", file=sys.stderr)

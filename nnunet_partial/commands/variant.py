@@ -1,5 +1,6 @@
 """``nnunet_partial variant``."""
 
+from nnunet_partial.commands import trusting
 from nnunet_partial.recipes import read_recipe, recipe_names
 from nnunet_partial.settings import parse_assignments
 
@@ -8,7 +9,10 @@ DESCRIPTION = """Write a plans variant: other settings, network, batch or patch 
 --set takes any setting of a run (--help-settings lists them, --help-settings WORD those about something), those of a method
 with a dot (mskd.lambda_feature=5), and features, batch_size, patch_size of nnU-Net's own configuration. Values with commas
 are lists. A wrong name lists the valid ones. --recipe writes out how a paper trains, all of it; --set overrides. Settings that a
-trainer of your own declares are checked by naming it: --trainer nnUNetTrainerMine --set mine.x=1."""
+trainer of your own declares are checked by naming it: --trainer nnUNetTrainerMine --set mine.x=1.
+
+--from-model takes the plans of a trained model for this dataset, as nnUNetPlans_NAME: images are then preprocessed as the model
+saw them, and its weights fit. That data is preprocessed by itself."""
 EXAMPLE = """nnunet_partial variant 501 --name tiny --set num_epochs=20 --set num_iterations_per_epoch=50 \\
              --set features=8,16,32,64 --set batch_size=2
          nnunet_partial variant --help-settings learning
@@ -20,6 +24,9 @@ def add_arguments(parser):
     parser.add_argument("--name", help="the plans are written as BASE_NAME (default: the name of the recipe)")
     parser.add_argument("--recipe", metavar="NAME", help=f"settings of a paper: {', '.join(recipe_names())}")
     parser.add_argument("--base", default="nnUNetPlans", help="plans to start from (default: nnUNetPlans)")
+    parser.add_argument(
+        "--from-model", metavar="FOLDER", help="take the plans of this nnU-Net model folder, with nothing changed"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
     parser.add_argument(
         "--trainer",
@@ -42,6 +49,7 @@ def add_arguments(parser):
         help="list every setting (with WORD in its name or meaning): meaning, unit, default, methods that read it; write nothing",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a variant of this name")
+    trusting.add_argument(parser)
 
 
 def run(arguments):
@@ -53,6 +61,8 @@ def run(arguments):
         return
     if arguments.dataset is None:
         raise UserError("name the dataset: nnunet_partial variant 501 --name NAME --set NAME=VALUE")
+    if arguments.from_model is not None:
+        return _from_model(arguments)
     name = arguments.name or arguments.recipe
     if name is None and not arguments.per_source:
         raise UserError("give --name NAME, or --per-source for the plans of the teachers.")
@@ -105,6 +115,21 @@ def _likely_configuration(plans):
 
     names = list(read_json(plans)["configurations"])
     return "3d_fullres" if "3d_fullres" in names else names[0]
+
+
+def _from_model(arguments):
+    from nnunet_partial import api
+    from nnunet_partial.errors import UserError
+
+    if arguments.name is None or arguments.set or arguments.recipe or arguments.per_source or arguments.trainer:
+        raise UserError(
+            "--from-model takes plans as they are, under --name NAME and nothing else. Change settings afterwards: nnunet_partial "
+            f"variant {arguments.dataset} --base nnUNetPlans_NAME --name OTHER --set ..."
+        )
+    written = api.plans_of_model(
+        arguments.dataset, arguments.name, arguments.from_model, overwrite=arguments.overwrite, trusted=arguments.trust
+    )
+    print(f"wrote {written}\nnext: nnUNetv2_preprocess -d {arguments.dataset} -plans_name {written.stem} -c CONFIGURATION")
 
 
 def _explain(recipe, plans, configuration):

@@ -33,6 +33,11 @@ class nnUNetTrainerATSO(PartialTrainer):
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         check_super_classes(self.own.super_classes, self.annotations.classes)
         weights = self.own.initial_weights
+        if weights and self.settings.initial_weights:
+            raise UserError(
+                f"plans {plans['plans_name']}: initial_weights has no effect beside atso.initial_weights, which takes all weights. Leave "
+                "one out (--set initial_weights=None)."
+            )
         if weights and not Path(weights).is_file() and not self.training_is_finished(plans, configuration, fold):
             raise UserError(
                 f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that model first."

@@ -46,7 +46,7 @@ from nnunet_partial.networks.heads import can_switch_deep_supervision, mask_outp
 from nnunet_partial.networks.onednn import onednn_convolutions
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import BLOCKS, RunSettings, read_block, without_optimizer_paper
-from nnunet_partial.training import pretrained, progress, validation
+from nnunet_partial.training import initial_weights, pretrained, progress, validation
 from nnunet_partial.training.schedules import PlateauScheduler, make_schedule
 
 CHECKPOINT_KEY = "nnunet_partial"
@@ -150,6 +150,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self._find_labels = partial(self._read_labels, plans, configuration, fold)
             # validation alone needs none, and a finished training is not continued as a rule (see on_train_start)
             self.labels = None if finished else self._find_labels()
+            self.initial_weights = None if finished else self._find_initial_weights(plans, fold)
             dataset_json = self.preflight(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type != "cuda":  # nnU-Net takes it for granted that DDP runs on GPUs
@@ -281,8 +282,30 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 member.network = self._distribute(member.network)
             self.network = self.members["network"].network
         self.loss = self._build_loss()
+        self._start_from_initial_weights()
         self._set_averages(self.build_averages())
         self.on_networks_built()
+
+    def _find_initial_weights(self, plans: Mapping[str, Any], fold: Any) -> str | None:
+        if self.settings.initial_weights is None or plans.get("continue_training"):
+            return None
+        file = self.settings.initial_weights.replace("{fold}", str(fold))
+        if not os.path.isfile(file):
+            raise UserError(
+                f"plans {plans['plans_name']}: initial_weights {file} does not exist. Give the checkpoint of a trained model, such as "
+                "MODEL/fold_0/checkpoint_final.pth, or leave the setting out."
+            )
+        return file
+
+    def _start_from_initial_weights(self) -> None:
+        """Into ``self.network`` all that fits; into peers the encoder alone, so that networks that teach each other differ."""
+        if self.initial_weights is None:
+            return
+        classes = self.annotations.classes
+        source = initial_weights.read_source(self.initial_weights, classes)
+        for name, member in self.members.items():
+            done = initial_weights.transfer(member.network, source, classes, name != "network", not self.is_cascaded)
+            self.print_to_log_file(f"Weights of {self.initial_weights} for {name}:", *done.lines())
 
     @property
     def dataset_class(self) -> type | None:
@@ -537,7 +560,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             raise UserError(
                 f"fold {self.fold} has no training case that annotates {names}, so nothing teaches {type(self).__name__} what "
                 "that is. Train another fold, or 'all'; or move a case that annotates it into the fold's training cases "
-                "(splits_final.json); or train without, and never predict it: nnunet_partial variant ... --set untaught=mask"
+                "(splits_final.json); or let a model teach it (nnunet_partial pseudo-label --from MODEL, setting labels); or train without, and never predict it: nnunet_partial variant ... --set untaught=mask"
             )
         self.print_to_log_file(
             f"WARNING: no training case of fold {self.fold} annotates {names}: never predicted (untaught=mask)."

@@ -59,6 +59,7 @@ def merge_datasets(
     allow_parts: bool = False,
     patients: Mapping[str, str] | None = None,
     replace_not_finite: float | None = None,
+    taught: Sequence[str] = (),
 ) -> MergeResult:
     """Write nnUNet_raw/Dataset``dataset_id``_``name`` from ``sources``.
 
@@ -68,19 +69,22 @@ def merge_datasets(
     ``allow_parts``: whether sources may cut a structure differently (see :mod:`granularity`).
     ``patients``: case of the merged dataset -> patient, where neither source nor name tells it, or wrongly.
     ``replace_not_finite``: images with NaN or infinite voxels, else an error, are copied with this value in their place.
+    ``taught``: classes that no source annotates by themselves, because a model knows them (pseudo labels, soft labels).
     Raises :class:`UserError` for input that collides or contradicts itself; nothing is left behind then.
     """
     if headers_only and replace_not_finite is not None:
         raise UserError("--replace-not-finite needs the images' voxels: leave --headers-only out.")
     folder = _free_folder(dataset_id, name)
     loaded = _load_sources(sources)
-    merged_classes = _merged_classes(loaded, classes)
+    merged_classes = _merged_classes(loaded, classes, taught)
     if not allow_parts:
         check_granularity(loaded)
     cases = [_ordered(i, merged_classes) for i in _unique_cases(loaded)]
-    _check_told_apart(cases, merged_classes)
+    _check_told_apart(cases, [i for i in merged_classes if i not in taught])
     known = known_patients(loaded, patients or {})
     content, warnings = _dataset_json(loaded, merged_classes, cases, folder), _split_class_warnings(loaded)
+    if taught:
+        content[PROVENANCE_KEY]["taught"] = list(taught)
     annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
     with _temporary_folder(folder) as temporary:
         values = {**annotations.labels(), **{i: annotations.values_of(i)[0] for i in annotations.unions}}
@@ -287,8 +291,10 @@ def _check_same_channels(first: Source, other: Source) -> None:
         )
 
 
-def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tuple:
-    mentioned = tuple(dict.fromkeys(name for source in loaded for item in source.classes for name in members(item)))
+def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None, taught: Sequence[str] = ()) -> tuple:
+    _check_taught(loaded, taught)
+    annotated = (name for source in loaded for item in source.classes for name in members(item))
+    mentioned = tuple(dict.fromkeys((*annotated, *taught)))
     if not mentioned:
         raise UserError("no source annotates anything. Give at least one dataset with labels as --source.")
     for name in mentioned:
@@ -312,6 +318,15 @@ def _merged_classes(loaded: Sequence[Source], order: Sequence[str] | None) -> tu
     return tuple(order)
 
 
+def _check_taught(loaded: Sequence[Source], taught: Sequence[str]) -> None:
+    for name in taught:
+        by_themselves = next((i.spec.name for i in loaded if name in i.classes), None)
+        if by_themselves is not None:
+            raise UserError(f"--taught {name}: source {by_themselves} annotates it. Leave it out, or take it from that source.")
+        if list(taught).count(name) > 1:
+            raise UserError(f"--taught names {name} twice. Name it once.")
+
+
 def _ordered(case: MergedCase, classes: Sequence[str]) -> MergedCase:
     """The case with the members of its unions in the order of ``classes``."""
     made = {i: Union(sorted(i.members, key=classes.index)) for i in case.annotated if isinstance(i, Union)}
@@ -330,7 +345,8 @@ def _check_told_apart(cases: Sequence[MergedCase], classes: Sequence[str]) -> No
         union = next(i for i in items if missing[0] in members(i))
         raise UserError(
             f"no source tells {missing[0]!r} apart from the rest of {str(union)!r}, so nothing could teach it. Make it one class: "
-            f"--map SOURCE:LABEL={'_or_'.join(members(union))}, or add a source that annotates its parts."
+            f"--map SOURCE:LABEL={'_or_'.join(members(union))}, add a source that annotates its parts, or, if a model knows "
+            f"them, --taught {','.join(i for i in members(union) if i in missing)}"
         )
 
 

@@ -975,3 +975,34 @@ def test_source_of_more_than_255_classes(write_source, raw, write_image, edit_js
     merge("--source a=101")
     np.testing.assert_array_equal(label(raw, "a_case0"), values)
     assert images.read_label(raw / "Dataset501_Merged/labelsTr/a_case0.nii.gz")[0].dtype == np.uint16
+
+
+def test_classes_that_only_a_model_knows(three, raw, capfd):
+    assert merge(*THREE, "--taught spleen,stomach") == 0
+    content = dataset_json(raw)
+    assert content["labels"] == {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3, "spleen": 4, "stomach": 5}
+    assert content["nnunet_partial_provenance"]["taught"] == ["spleen", "stomach"]
+    assert {j for i in content["nnunet_partial"]["cases"].values() for j in i["annotated"]} == {"liver", "kidney", "pancreas"}
+    assert check_dataset(raw / "Dataset501_Merged", 1, False).classes[-2:] == ("spleen", "stomach")
+
+
+@pytest.mark.parametrize(
+    "taught, words",
+    [
+        ("liver", "--taught liver: source lits annotates it. Leave it out"),
+        ("spleen,spleen", "twice"),
+        ("Spleen,spleen", "look like the same organ"),
+        ("a+b", "no command could name it"),
+    ],
+)
+def test_taught_classes_that_cannot_be(three, raw, capfd, taught, words):
+    assert words in refused(capfd, raw, *THREE, f"--taught {taught}")
+
+
+def test_a_model_may_tell_a_union_apart_that_no_source_does(three, raw, capfd):
+    union = "kits:left,right=kidney_left+kidney_right"
+    sides = ("--source lits=101:liver", "--map lits:tumor=liver", "--source kits=102", f"--map {union}")
+    assert "if a model knows them, --taught kidney_right" in refused(capfd, raw, *sides)
+    assert merge(*sides, "--taught kidney_left,kidney_right") == 0
+    annotated = dataset_json(raw)["nnunet_partial"]["cases"]
+    assert next(v["annotated"] for k, v in annotated.items() if k.startswith("kits")) == [["kidney_left", "kidney_right"]]
