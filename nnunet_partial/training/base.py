@@ -292,8 +292,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         file = self.settings.initial_weights.replace("{fold}", str(fold))
         if not os.path.isfile(file):
             raise UserError(
-                f"plans {plans['plans_name']}: initial_weights {file} does not exist. Give the checkpoint of a trained model, such as "
-                "MODEL/fold_0/checkpoint_final.pth, or leave the setting out."
+                f"plans {plans['plans_name']}: initial_weights {file} does not exist. Give the checkpoint of a trained model "
+                f"(MODEL/fold_0/{paths.FINAL_CHECKPOINT}), or leave the setting out."
             )
         return file
 
