@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_partial import palette
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import average_over_seeds, pairwise, rank
 from nnunet_partial.evaluation.results import json_values
@@ -429,7 +430,7 @@ def draw_curve(study: str, points: Sequence[Mapping]):
     axis.set_xlabel("steps a network")
     axis.set_ylabel("DSC in percent, mean over classes and test cases")
     axis.set_title(study)
-    axis.grid(color="#dddddd")
+    axis.grid(color=palette.GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="lower right")
     return figure

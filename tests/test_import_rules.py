@@ -20,6 +20,7 @@ BASE = {
     "labels",
     "methods",
     "outputs",
+    "palette",
     "paths",
     "recipes",
     "safe_read",

@@ -35,6 +35,9 @@ PLACES = {
     ),
     "opens locks": (r"os\.O_CREAT|\bopen_lock\(|\bflock\(", {"files.py"}),
     "waits for jobs of a plan": (r"executor\.run\(|light\.run\(", {"orchestration/engine.py"}),
+    # black and white, of text on a picture, are no palette
+    "names colours": (r"\"#[0-9a-fA-F]{6}\"", {"palette.py"}),
+    "makes pages": (r"jinja2\.|<!doctype|<html|<style", {"evaluation/report/html.py"}),
     "names the last checkpoint": (r"checkpoint_final\.pth", {"paths.py"}),
     "reads the number of a dataset": (r"\[7:10\]", set()),
     "reads the contract of a folder": (r"from_dataset_json\(read_json", {"labels.py"}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_partial import api
+from nnunet_partial import api, palette
 from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import evaluate_folder
@@ -38,7 +38,7 @@ SETTINGS = {
     "batch_size": 2,
     "patch_size": "32,32,32",
 }
-COLOURS = {"liver": "#d55e00", "kidney": "#009e73", "pancreas": "#0072b2"}  # told apart by colour-blind readers too
+COLOURS = {"liver": palette.VERMILION, "kidney": palette.GREEN, "pancreas": palette.BLUE}
 MARKER = "nnunet_partial_demo.json"
 
 

@@ -183,7 +183,7 @@ def report_of(run):
     found = {str(i.relative_to(run)): i.read_bytes() for i in sorted((run / "report").rglob("*")) if i.is_file()}
     found.pop("report/times.csv")
     page = found.pop("report/index.html").decode()
-    return found, page[: page.index('<section id="times">')]
+    return found, page[: page.index('<section id="times"')]
 
 
 # ---- the real loop

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_partial import palette
 from nnunet_partial.data import images
 from nnunet_partial.data.check.inspection import Inspection, values_in_file
 from nnunet_partial.data.fingerprint import patient_axes
@@ -13,8 +14,6 @@ from nnunet_partial.files import PathLike, atomic_path
 from nnunet_partial.labels import Union, drawn
 
 SHOWN = 8
-# Okabe and Ito's: told apart by all
-COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999999")
 
 
 def draw(inspection: Inspection, raw: RawDataset, path: PathLike) -> None:
@@ -76,7 +75,7 @@ def _draw_volumes(inspection: Inspection, axis) -> None:
     for column, name in enumerate(names):
         cases = [i for i in inspection.facts if name in i.volumes_ml]
         shift = np.linspace(-0.25, 0.25, len(cases))
-        colours = ["#d55e00" if i.case in suspicious else "#0072b2" for i in cases]
+        colours = [palette.REMARKABLE if i.case in suspicious else palette.BLUE for i in cases]
         axis.scatter(column + shift, [i.volumes_ml[name] for i in cases], s=6, c=colours)
     if names:
         axis.set_yscale("log")
@@ -90,7 +89,9 @@ def _draw_spacings(inspection: Inspection, axis) -> None:
     sources = list(dict.fromkeys(i.source for i in readable))
     for number, source in enumerate(sources):
         spacings = np.array([i.spacing_mm for i in readable if i.source == source])
-        axis.scatter(spacings.min(1), spacings.max(1), s=8, color=COLOURS[number % len(COLOURS)], label=drawn(source or "all"))
+        axis.scatter(
+            spacings.min(1), spacings.max(1), s=8, color=palette.of(palette.ON_GREY, number), label=drawn(source or "all")
+        )
     axis.set_xlabel("smallest voxel edge in mm", fontsize=7)
     axis.set_ylabel("largest", fontsize=7)
     axis.tick_params(labelsize=6)
@@ -108,21 +109,23 @@ def _draw_case(inspection: Inspection, case: RawCase, raw: RawDataset, axis) -> 
     for number, name in enumerate(inspection.classes):
         mask = label == values.get(name, -1)
         if mask.any() and not mask.all():
-            axis.contour(mask, levels=[0.5], colors=COLOURS[number % len(COLOURS)], linewidths=0.9)
+            axis.contour(mask, levels=[0.5], colors=palette.of(palette.ON_GREY, number), linewidths=0.9)
     worst = next(
         (i for level in ("error", "warning") for i in inspection.findings if i.case == case.name and i.level == level), None
     )
     axis.set_title(
         drawn(case.name + (f"\n{worst.kind}: {worst.text[:46]}" if worst else "")),
         fontsize=6,
-        color="#d55e00" if worst else "black",
+        color=palette.REMARKABLE if worst else "black",
     )
 
 
 def _draw_legend(inspection: Inspection, figure) -> None:
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=COLOURS[i % len(COLOURS)], label=drawn(name)) for i, name in enumerate(inspection.classes[:24])]
+    lines = [
+        Line2D([], [], color=palette.of(palette.ON_GREY, i), label=drawn(name)) for i, name in enumerate(inspection.classes[:24])
+    ]
     if lines:
         figure.legend(
             handles=lines,

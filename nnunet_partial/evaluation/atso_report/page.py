@@ -5,16 +5,18 @@ Written to ``RUN/report``: ``summary.csv`` (a line a generation), ``scores.csv``
 """
 
 import base64
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from nnunet_partial import paths
+from nnunet_partial import palette, paths
 from nnunet_partial.evaluation.atso_report import generations
 from nnunet_partial.evaluation.atso_report.generations import CHANGES, SCORES, SUMMARY, Run, mean, read_seg
+from nnunet_partial.evaluation.report import html
+from nnunet_partial.evaluation.report.charts import Picture, new_figure
+from nnunet_partial.evaluation.report.tables import Cell, Table
 from nnunet_partial.files import PathLike, atomic_path, read_json, write_text
 from nnunet_partial.labels import drawn
 from nnunet_partial.safe_read import open_array
@@ -28,11 +30,7 @@ TITLES = {
     "dice_to_m0": "labels against M0's",
     "test_dice_to_m0": "test predictions against M0's",
 }
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe and Ito: told apart by everyone
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#222;background:#fff}
-table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .8em;text-align:right;border-bottom:1px solid #ccc}
-td:first-child,th:first-child{text-align:left}img{max-width:100%}figure{margin:1.5em 0}caption{text-align:left;color:#555}
-@media(prefers-color-scheme:dark){body{color:#ddd;background:#181818}img{background:#fff}td,th{border-color:#444}}"""
+TEMPLATE = "atso.html.j2"
 
 
 def write_report(folder: PathLike, pictures: int = 6) -> Path:
@@ -65,41 +63,29 @@ def write_page(
     """Draw everything and write index.html, which needs no other file; returns its path."""
     curves = draw_curves(summary, run.report / "generations.png")
     cases = draw_cases(run, changes, pictures)
-    o = run.options
-    parts = [
-        f"<h1>ATSO on {html.escape(run.plan['dataset'])}</h1>",
-        f"<p>{html.escape(o['strategy'])}, {html.escape(str(o['generations']))} generations, {html.escape(str(o['subsets']))} subset(s), "
-        f"{html.escape(o['configuration'])}, fold {html.escape(str(o['fold']))}, {html.escape(o['plans'])}. The run "
-        f"returns the model {html.escape(run.plan['returned_model'])}.</p>",
-        "<h2>Generations</h2>",
-        "<p>Dice in percent. Generation 0 is M0. A high agreement with M0 is what the paper "
-        "calls lazy mimicking. Of the pseudo-labelled classes alone where labels are compared.</p>",
-        _figure(curves, "Dice of the generations"),
-        table(summary, TITLES, percent=True),
-        "<h2>Most changed cases</h2>",
-        *(_figure(file, text) for file, text in cases),
-        "<h2>Scores by class</h2>",
-        table(scores, {i: i for i in ("generation", "model", "set", "class", "cases", "dice")}, percent=True),
-        '<section id="times"><h2>Time</h2>',
-        table(times, {"stage": "stage", "state": "state", "seconds": "seconds"}),
-        "</section>",
-    ]
+    names = {i: i for i in ("generation", "model", "set", "class", "cases", "dice")}
+    content = {
+        "title": f"ATSO on {run.plan['dataset']}",
+        "options": run.options,
+        "returned_model": run.plan["returned_model"],
+        "curves": curves and _picture(curves, "Dice of the generations"),
+        "summary": table("Dice in percent of every generation", summary, TITLES, percent=True),
+        "cases": [_picture(file, text) for file, text in cases],
+        "scores": table("Dice in percent of every model, set and class", scores, names, percent=True),
+        "times": table("Seconds of every stage", times, {i: i for i in ("stage", "state", "seconds")}),
+    }
     file = run.report / "index.html"
-    write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>ATSO on {html.escape(run.plan['dataset'])}</title><style>{_STYLE}</style><body>"
-        f"{''.join(i for i in parts if i)}</body></html>\n",
-        file,
-    )
+    write_text(html.render(TEMPLATE, content), file)
     return file
 
 
-def table(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], percent: bool = False) -> str:
-    """Rows as an HTML table; columns that are empty throughout are left out."""
-    columns = [i for i in titles if any(row[i] is not None for row in rows)]
-    head = "".join(f"<th scope=col>{html.escape(titles[i])}</th>" for i in columns)
-    body = "".join("<tr>" + "".join(f"<td>{_text(row[i], percent)}</td>" for i in columns) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if rows else "<p>Nothing yet.</p>"
+def table(caption: str, rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], percent: bool = False) -> Table | None:
+    """Rows as a table of a page; columns that are empty throughout are left out. None without rows."""
+    first, *others = [i for i in titles if any(row[i] is not None for row in rows)] or [None]
+    if first is None:
+        return None
+    cells = [(_text(row[first], percent), [Cell(_text(row[i], percent)) for i in others]) for row in rows]
+    return Table(caption, [titles[i] for i in others], cells, titles[first])
 
 
 def _text(value: Any, percent: bool) -> str:
@@ -107,29 +93,14 @@ def _text(value: Any, percent: bool) -> str:
         return ""
     if isinstance(value, float):
         return f"{100 * value:.2f}" if percent else f"{value:.1f}"
-    return html.escape(str(value))
+    return str(value)
 
 
-def _figure(file: Path | None, text: str) -> str:
-    if file is None:
-        return ""
-    data = base64.b64encode(file.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{html.escape(text)}" src="data:image/png;base64,{data}"><figcaption>{html.escape(text)}'
-        f"</figcaption></figure>"
-    )
+def _picture(file: Path, text: str) -> Picture:
+    return Picture("data:image/png;base64," + base64.b64encode(file.read_bytes()).decode(), text, text)
 
 
 # ---- pictures
-
-
-def _figure_and_axes(*args, **kwargs):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained", **kwargs)
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(*args)
 
 
 def _save(figure, file: Path) -> Path:
@@ -143,9 +114,10 @@ def draw_curves(summary: Sequence[Mapping[str, Any]], file: Path) -> Path | None
     columns = [i for i in TITLES if i != "generation" and any(row[i] is not None for row in summary)]
     if not columns:
         return None
-    figure, axes = _figure_and_axes(figsize=(8, 4.5))
+    figure = new_figure(8, 4.5)
+    axes = figure.subplots()
     names = [drawn(row["generation"]) for row in summary]
-    for colour, column in zip(COLOURS, columns):
+    for colour, column in zip(palette.ON_WHITE, columns):
         points = [(i, 100 * row[column]) for i, row in enumerate(summary) if row[column] is not None]
         axes.plot(*zip(*points), marker="o", color=colour, label=TITLES[column])
     axes.set(xlabel="generation", ylabel="Dice (%)")
@@ -186,7 +158,8 @@ def _draw_case(run: Run, case: str, segs: Sequence[np.ndarray], names: Sequence[
     changed = (segs[0] != segs[1]).reshape(len(segs[0]), -1).sum(1)
     index = int(changed.argmax())
     image = _image(run, case)[index]
-    figure, axes = _figure_and_axes(1, 2, figsize=(9, 4.5))
+    figure = new_figure(9, 4.5)
+    axes = figure.subplots(1, 2)
     for axis, seg, name in zip(axes, segs, names):
         axis.imshow(
             image, cmap="gray", vmin=np.percentile(image, 1), vmax=max(np.percentile(image, 99), np.percentile(image, 1) + 1e-6)
@@ -194,7 +167,7 @@ def _draw_case(run: Run, case: str, segs: Sequence[np.ndarray], names: Sequence[
         for value in range(1, len(run.classes) + 1):
             mask = seg[index] == value
             if mask.any() and not mask.all():
-                axis.contour(mask, levels=[0.5], colors=[COLOURS[(value - 1) % len(COLOURS)]], linewidths=1.5)
+                axis.contour(mask, levels=[0.5], colors=[palette.of(palette.ON_GREY, value - 1)], linewidths=1.5)
         axis.set_title(f"generation {drawn(name)}, slice {index}", fontsize="small")
         axis.axis("off")
     return _save(figure, file)

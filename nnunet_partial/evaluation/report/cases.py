@@ -8,6 +8,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from nnunet_partial import palette
 from nnunet_partial.data.check.inspection import patient_axes
 from nnunet_partial.data.images import read_image, read_label
 from nnunet_partial.errors import UserError
@@ -17,7 +18,6 @@ from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
 from nnunet_partial.evaluation.results import rows_by_class
 from nnunet_partial.labels import drawn
 
-TRUTH, PREDICTION = "#56b4e9", "#e69f00"  # light blue and orange: told apart by all, and bright on grey
 PLACES = ("best", "median", "worst")
 PLANES = ("axial", "coronal", "sagittal")
 MARGIN_MM = 20.0
@@ -198,7 +198,7 @@ def _draw_plane(axis, plane: Mapping, window: Sequence[float], corner: tuple, in
     top = corner[1] + (inside[1] + rows * step_y) / 2
     axis.imshow(image, extent=(left, left + columns * step_x, top - rows * step_y, top), aspect="auto", **shown)
     x, y = left + (np.arange(columns) + 0.5) * step_x, top - (np.arange(rows) + 0.5) * step_y
-    for mask, colour, style in ((plane["truth"], TRUTH, "solid"), (plane["pred"], PREDICTION, "dashed")):
+    for mask, colour, style in ((plane["truth"], palette.TRUTH, "solid"), (plane["pred"], palette.PREDICTION, "dashed")):
         if mask.any() and not mask.all() and min(mask.shape) > 1:
             axis.contour(x, y, mask, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
     return top

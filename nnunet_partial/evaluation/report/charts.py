@@ -1,6 +1,6 @@
 """The charts of a report, as SVG in data addresses: nothing is loaded from anywhere, and they are sharp at any size.
 
-Colours are Okabe and Ito's, which are told apart by colour-blind readers; methods differ by line style or hatching too.
+Methods differ by line style or hatching beside their colour.
 """
 
 import base64
@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_partial import palette
 from nnunet_partial.evaluation.report.inputs import Model, finite
 from nnunet_partial.evaluation.results import COLUMNS, rows_by_class
 from nnunet_partial.labels import drawn
 
-# without the yellow, which is too pale on white
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
 LINES = ("-", "--", "-.", ":")
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
@@ -84,7 +83,7 @@ def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metr
         _boxes(axis, [own.get(name, []) for name in names], at, width, number, method)
     axis.set_xticks(range(len(names)), [drawn(i) for i in names])
     axis.set_ylabel(drawn(heading(metric)))
-    axis.grid(axis="y", color="#dddddd")
+    axis.grid(axis="y", color=palette.GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return Picture(
@@ -95,7 +94,7 @@ def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metr
 
 
 def _boxes(axis, values: Sequence[Sequence[float]], at: np.ndarray, width: float, number: int, method: str) -> None:
-    colour = COLOURS[number % len(COLOURS)]
+    colour = palette.of(palette.ON_WHITE, number)
     boxes = axis.boxplot(
         values,
         positions=at,
@@ -142,7 +141,7 @@ def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
     figure = new_figure(11, 3.4)
     loss, dice = figure.subplots(1, 2)
     for number, model in enumerate(shown):
-        colour, label = COLOURS[number % len(COLOURS)], _model_label(model, shown)
+        colour, label = palette.of(palette.ON_WHITE, number), _model_label(model, shown)
         _line(loss, model.curves["train_losses"], f"{label} training", colour, "-")
         _line(loss, model.curves.get("val_losses", ()), f"{label} validation", colour, "--")
         _line(dice, model.curves.get("mean_fg_dice", ()), f"{label} epoch", colour, ":")
@@ -150,7 +149,7 @@ def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
     for axis, name in ((loss, "loss"), (dice, "pseudo Dice where annotated (validation)")):
         axis.set(xlabel="epoch", ylabel=name)
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(color="#dddddd")
+        axis.grid(color=palette.GRID)
         axis.legend(fontsize=7)
     dice.set_ylim(0, 1)
     return Picture(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_partial.evaluation import ranking
-from nnunet_partial.evaluation.report import cases, charts, tables
+from nnunet_partial.evaluation.report import cases, charts, html, tables
 from nnunet_partial.evaluation.report.inputs import Inputs
 from nnunet_partial.evaluation.results import json_values, rows_by_class, summarise
 from nnunet_partial.files import PathLike, json_text, write_texts
@@ -149,18 +149,8 @@ def commands(inputs: Inputs, command: str = "") -> list:
 
 
 def render(content: Mapping[str, Any]) -> str:
-    """The page as text. A name that the template does not get is an error, not an empty place."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("nnunet_partial.evaluation.report", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = tables.duration
-    return environment.get_template(TEMPLATE).render(**content).lstrip()
+    """The page as text."""
+    return html.render(TEMPLATE, content)
 
 
 def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
