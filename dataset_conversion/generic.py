@@ -355,7 +355,7 @@ def parse_labels(text: str) -> dict:
     return structures
 
 
-CONVERTER = Converter("generic", "Generic", __doc__, read, add_arguments)
+CONVERTER = Converter("generic", "Generic", __doc__, read, add_arguments, names_are_guessed=True)
 
 if __name__ == "__main__":
     main(CONVERTER)

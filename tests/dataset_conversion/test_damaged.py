@@ -158,7 +158,8 @@ def test_damaged_case_is_skipped_by_name_and_the_good_one_is_converted(damage, l
     if damage == "unreadable image":  # root reads everything
         monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith(IMAGE))
     code, out, err = convert("lits", lits)
-    assert code == 3 and "ATTENTION: 1 of 2 cases are NOT in Dataset007" in err, err
+    not_there = "has no" in words  # a download that is not complete
+    assert code == (0 if not_there else 3) and "ATTENTION: 1 of 2 cases are NOT in Dataset007" in err, err
     lines = [line for line in out.splitlines() if line.startswith("skipped: lits_001: ")]
     assert len(lines) == 1 and words in lines[0], out
     folder = raw / "Dataset007_LiTS"
@@ -340,7 +341,8 @@ def test_damaged_series_is_skipped_by_name(damage, series, src, convert, raw):
     spoil, words = DAMAGED_SERIES[damage]
     spoil(series)
     code, out, err = convert("nih", src)
-    assert code == 3 and "ATTENTION: 1 of 2 cases are NOT in Dataset007" in err, err
+    not_there = "has no" in words  # a download that is not complete
+    assert code == (0 if not_there else 3) and "ATTENTION: 1 of 2 cases are NOT in Dataset007" in err, err
     lines = [line for line in out.splitlines() if line.startswith("skipped: pancreas_0002: ")]
     assert len(lines) == 1 and words in lines[0], out
     assert list(json.loads((raw / "Dataset007_PancreasCT" / "dataset.json").read_text())["dataset"]) == ["pancreas_0001"]

@@ -159,7 +159,22 @@ def test_series_without_any_rescale_is_taken_as_stored(slices):
     files, hu = slices
     for k, file in enumerate(files):
         restate(file, None, hu[k])
-    assert np.array_equal(values(read(files)), hu.astype(int) + 1024) and read(files).notes == ()
+    assert np.array_equal(values(read(files)), hu.astype(int) + 1024)
+    assert read(files).notes == (dicom.UNSCALED_CT,)
+
+
+def test_a_ct_series_without_any_rescale_is_converted_and_named(slices, run, tmp_path):
+    """The header says that it is CT: nobody has to be asked what the values show, but everybody is told."""
+    files, hu = slices
+    for k, file in enumerate(files):
+        restate(file, None, hu[k] - hu.min())
+    source = tmp_path / "downloads"
+    for file in files:
+        place = source / "one" / "CT" / Path(file).name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, place)
+    report = run("generic", source, "--image-glob", "*/CT")
+    assert report.converted["one"].notes == (dicom.UNSCALED_CT,) and not report.skipped
 
 
 @pytest.mark.parametrize("rescale", [lambda k: (1, -1024 - 1024 * (k > 2)), lambda k: (1 + (k > 2), -1024)])

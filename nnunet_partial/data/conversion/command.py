@@ -66,11 +66,12 @@ def run(converter: Converter, arguments: argparse.Namespace) -> Report:
 
 
 def show(report: Report, skip_bad: bool) -> None:
-    """Print what was done; :class:`SystemExit` with code 3 if cases are missing and nobody has said that they may."""
+    """Print what was done; :class:`SystemExit` with code 3 if cases are lost and nobody has said that they may be."""
     print("\n".join(report.lines()), flush=True)
-    if report.skipped and not skip_bad:
+    if report.warning and not skip_bad:
         print(f"nnunet_partial: {report.warning}", file=sys.stderr, flush=True)
-        raise SystemExit(SKIPPED)
+        if report.lost:
+            raise SystemExit(SKIPPED)
 
 
 def main(converter: Converter, argv: Sequence[str] | None = None) -> None:

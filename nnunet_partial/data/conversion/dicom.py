@@ -38,6 +38,10 @@ _TAGS = [
 ]
 _SPACING_TOLERANCE_MM = 0.02  # positions are rounded to a few decimals; real gaps are a slice or more
 _DIRECTION_TOLERANCE = 1e-4
+UNSCALED_CT = (
+    "a CT series without rescale slope and intercept; its values are used as stored, and may be no Hounsfield units. Look at "
+    "this image"
+)
 _NO_RESCALE = (1.0, 0.0)
 _COMPANIONS = ("thumbs.db", "desktop.ini", ".ds_store", "dicomdir")  # lie in folders of images and are none
 
@@ -55,6 +59,7 @@ class Slice:
     size_xy: tuple
     rescale: tuple | None = None  # (slope, intercept); None: the header has neither
     has_table: bool = False  # a modality lookup table takes the place of slope and intercept
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,7 @@ def _slice(file, frame, dataset, position, orientation, spacing, values) -> Slic
         (int(dataset.Columns), int(dataset.Rows)),
         None if stated == [None, None] else rescale,
         "ModalityLUTSequence" in dataset,
+        str(dataset.get("Modality", "")),
     )
 
 
@@ -273,6 +279,8 @@ def read_volume(series: Series) -> Volume:
 
 
 def _notes(series: Series, doubtful) -> tuple:
+    if not any(i.rescale or i.has_table for i in series.slices) and series.slices[0].modality == "CT":
+        return (UNSCALED_CT,)
     if not doubtful:
         return ()
     return (

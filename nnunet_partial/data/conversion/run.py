@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from nnunet_partial import labels, paths
 from nnunet_partial.data.conversion.cases import Case, Skip
+from nnunet_partial.data.conversion.dicom import UNSCALED_CT
 from nnunet_partial.data.conversion.journal import RECORD, Journal, fingerprint
 from nnunet_partial.data.conversion.organs import OrganMap, choose_organs
 from nnunet_partial.data.conversion.source import SourceFolder, natural_key
@@ -69,13 +70,18 @@ class Download:
 
 @dataclass(frozen=True)
 class Converter:
-    """A dataset that can be converted: ``read(source, options)`` finds its cases."""
+    """A dataset that can be converted: ``read(source, options)`` finds its cases.
+
+    ``names_are_guessed``: its cases are found by what a user says of names, not by those of a release, so that a missing
+    file is likely a mistake of the command; of a release it is a download that is not complete.
+    """
 
     name: str
     dataset_name: str
     description: str
     read: Callable[[SourceFolder, argparse.Namespace], Download]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+    names_are_guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class Report:
     converted: Mapping[str, Converted]
     skipped: Mapping[str, str]
     unchanged: tuple
+    left_out: frozenset = frozenset()  # those skipped because the download lacks a file of them, or on purpose
     preprocessed: bool = False  # nnU-Net has preprocessed an earlier state of this dataset
     release: str = ""
 
@@ -100,6 +107,11 @@ class Report:
             if self.skipped
             else ""
         )
+
+    @property
+    def lost(self) -> set:
+        """Cases that are there and could not be converted; of cases found by a user's patterns all that are not there."""
+        return set(self.skipped) - self.left_out
 
     def lines(self) -> list:
         """The summary for people."""
@@ -136,9 +148,10 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
     source.require_unpacked()
     download = converter.read(source, options)
-    download = replace(download, expected=download.expected or _expected(converter))
+    download = replace(download, cases=tuple(download.cases), expected=download.expected or _expected(converter))
     organs = _organs(options, download)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
+    left_out = () if converter.names_are_guessed else [i.name for i in download.cases if isinstance(i, Skip)]
     settings = {
         "converter": converter.name,
         "source_name": options.source_name or converter.name,
@@ -169,7 +182,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         _publish(folder, final, journal, names, download, organs, skipped, options, source)
     converted = {i: _from_record(i, journal.cases[i]) for i in names}
     preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
-    return Report(final, organs, converted, skipped, unchanged, preprocessed, download.release)
+    return Report(final, organs, converted, skipped, unchanged, frozenset(left_out), preprocessed, download.release)
 
 
 def _expected(converter: Converter) -> str:
@@ -191,7 +204,7 @@ def _check_hounsfield(case: Converted) -> None:
     """Air and fat lie below -50 HU and fill part of every CT scan; grey values of MR, and of CT that has lost its rescale,
     begin at 0, and normalised ones span a few units."""
     low, high = case.range
-    if low > LOW_HU:
+    if low > LOW_HU and UNSCALED_CT not in case.notes:  # a header that says CT answers the question; the note says the rest
         raise UserError(
             f"{case.case}: its values, {low:g} to {high:g}, are no Hounsfield units, and nnU-Net would clip and scale them as "
             "such. Name what the image shows: --channels MR (any name but CT), or --channels CT if it is CT all the same."
