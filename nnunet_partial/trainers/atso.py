@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, read_json, write_json
 from nnunet_partial.labels import check_super_classes
@@ -20,9 +21,10 @@ TRAINING_CASES = "training_cases.json"
 class nnUNetTrainerATSO(PartialTrainer):
     """The planned network on the labelled cases and, with the setting ``labels``, on those of that label directory.
 
-    Without ``labels`` this is M0: it trains on every case that annotates something, with the marginal loss. With them it
-    trains on the fully labelled cases and on the pseudo-labelled ones, on no other. It starts from
-    ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of ``atso.super_classes`` only:
+    It trains on every case that annotates something, with the marginal loss; without ``labels`` that is M0. With them also on
+    the pseudo-labelled cases. A case that annotates something and has no pseudo labels in that directory, or is one of
+    ``atso.exclude``, keeps its manual labels, whichever model it is: Algorithm 1, lines 8 and 9, with S as all manual labels.
+    It starts from ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of ``atso.super_classes`` only:
     their members are then one group in the loss. What was trained on is written to ``training_cases.json``.
     """
 
@@ -42,16 +44,22 @@ class nnUNetTrainerATSO(PartialTrainer):
             raise UserError(
                 f"plans {plans['plans_name']}: atso.initial_weights {weights} does not exist. Train that model first."
             )
-        exclude = self.own.exclude
-        if exclude and self.labels is not None and not Path(exclude).is_file():
-            raise UserError(f"plans {plans['plans_name']}: atso.exclude {exclude} does not exist. Leave it out, or write it.")
         return dataset_json
+
+    def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
+        labels = super()._read_labels(plans, configuration, fold)
+        if labels is None or not self.own.exclude:
+            return labels
+        if not Path(self.own.exclude).is_file():
+            raise UserError(
+                f"plans {plans['plans_name']}: atso.exclude {self.own.exclude} does not exist. Leave it out, or write it."
+            )
+        return labels.without(self.excluded)
 
     @cached_property
     def excluded(self) -> frozenset:
-        """Pseudo-labelled cases that are left out."""
-        with exit_on_user_error():
-            return frozenset(read_json(self.own.exclude)["excluded"]) if self.own.exclude else frozenset()
+        """Cases whose pseudo labels are left out; their manual labels are not."""
+        return frozenset(read_json(self.own.exclude)["excluded"]) if self.own.exclude else frozenset()
 
     # ------------------------------------------------------------------ where it starts
 
@@ -83,8 +91,8 @@ class nnUNetTrainerATSO(PartialTrainer):
         if not training:
             with exit_on_user_error():
                 raise UserError(
-                    f"fold {self.fold} has no training case that annotates "
-                    f"{'anything' if self.labels is None else 'every class or is pseudo-labelled'}."
+                    f"fold {self.fold} has no training case that annotates anything"
+                    f"{'' if self.labels is None else ' or is pseudo-labelled'}."
                 )
         return training, validating
 
@@ -94,22 +102,21 @@ class nnUNetTrainerATSO(PartialTrainer):
         return self.labels is None and self.settings.labels is not None
 
     def _trains_on(self, case: str) -> bool:
-        if self.labels is None:
-            return bool(self.dataset_annotations.of(case).annotated)
-        return self._is_complete(case) or case in self.labels.known and case not in self.excluded
+        return bool(self.dataset_annotations.of(case).annotated) or self._is_pseudo_labelled(case)
 
-    def _is_complete(self, case: str) -> bool:
-        return len(self.dataset_annotations.of(case).annotated) == len(self.dataset_annotations.classes)
+    def _is_pseudo_labelled(self, case: str) -> bool:
+        annotated = self.dataset_annotations.of(case).annotated
+        return self.labels is not None and case in self.labels.known and len(annotated) < len(self.dataset_annotations.classes)
 
     def _pseudo_labelled(self, cases: Sequence[str]) -> list:
-        return [] if self.labels is None else [i for i in cases if not self._is_complete(i)]
+        return [i for i in cases if self._is_pseudo_labelled(i)]
 
     def check_labels(self, labels, cases: Sequence[str]) -> None:
         pseudo = self._pseudo_labelled(cases)
         super().check_labels(labels, pseudo)
 
     def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
-        return [i for i in cases if self._is_complete(i)]
+        return [i for i in cases if not self._is_pseudo_labelled(i)]
 
     def on_train_start(self) -> None:
         for leftover in Path(self.output_folder).glob(".tmp-*"):  # of a run that was killed while it wrote

@@ -59,15 +59,16 @@ def teachers(tiny):
     return tiny.results
 
 
-def _write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None):
-    """A label directory of every case; pseudo organs are boxes where nothing is annotated."""
+def _write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", without=None, cases=None):
+    """A label directory of every case, or of ``cases``; pseudo organs are boxes where nothing is annotated."""
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     dataset_json = read_json(tiny.preprocessed / "dataset.json")
     manager = LabelManager(dataset_json["labels"], None)
     images = nnUNetDatasetBlosc2(str(tiny.preprocessed / data_identifier))
-    for case in images.identifiers:
+    cases = cases or images.identifiers
+    for case in cases:
         _, seg, _, properties = images.load_case(case)
         seg = np.array(seg[:])
         annotated = dataset_json["nnunet_partial"]["cases"][case]["annotated"]
@@ -80,15 +81,13 @@ def _write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", withou
         label_directory.write_case(
             folder, case, seg, properties, manager, (16, 24, 24), {"annotated": annotated, "pseudo": pseudo, "volume_mm3": volume}
         )
-    label_directory.finish(
-        folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES}, images.identifiers
-    )
+    label_directory.finish(folder, {"dataset": tiny.name, "data_identifier": data_identifier, "classes": CLASSES}, cases)
     return folder
 
 
 @pytest.fixture(scope="session")
 def write_labels():
-    """``write_labels(tiny, folder, data_identifier, without)``: a completed label directory."""
+    """``write_labels(tiny, folder, data_identifier, without, cases)``: a completed label directory."""
     return _write_labels
 
 

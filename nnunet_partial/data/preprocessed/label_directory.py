@@ -211,6 +211,10 @@ class LabelDirectory:
         soft = first.soft if all(i.soft == first.soft for i in parts) else ()
         return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders, soft)
 
+    def without(self, cases: Collection[str]) -> "LabelDirectory":
+        """The same directory, as if it had no labels of these cases."""
+        return replace(self, known={k: v for k, v in self.known.items() if k not in cases})
+
     def folder_of(self, case: str) -> Path:
         """The folder that holds the files of a case."""
         return self.parts.get(case, self.folder)
