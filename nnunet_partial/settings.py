@@ -13,6 +13,7 @@ trainer alone.
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ NETWORK_CHANGES = MappingProxyType(
     }
 )
 SGD_MOMENTUM = 0.99  # nnU-Net's
+POLY_EXPONENT = 0.9  # nnU-Net's
 # nnU-Net's first trainer waited for 30 epochs; factor and threshold are those of Feng et al. 2021
 PLATEAU = MappingProxyType({"factor": 0.8, "threshold": 1e-3, "patience": 30})
 #: what optimizer=paper meant until version 0.1, whatever else the plans said
@@ -261,6 +263,12 @@ class RunSettings:
         """``factor``, ``threshold`` and ``patience`` of the schedule ``plateau``."""
         given = {i: getattr(self, f"plateau_{i}") for i in PLATEAU}
         return {i: PLATEAU[i] if value is None else value for i, value in given.items()}
+
+    def learning_rate(self, epoch: int) -> float | None:
+        """The learning rate of an epoch, counted from 0, as the schedule sets it; None where that goes by the loss."""
+        begun = epoch / self.num_epochs
+        factors = {"poly": (1 - begun) ** POLY_EXPONENT, "cosine": (1 + math.cos(math.pi * begun)) / 2, "constant": 1.0}
+        return self.initial_lr * factors[self.schedule] if self.schedule in factors else None
 
     @classmethod
     def from_plans(cls, plans: Mapping[str, Any], blocks: Mapping[str, type] = MappingProxyType({})) -> "RunSettings":

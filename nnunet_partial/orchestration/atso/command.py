@@ -8,15 +8,16 @@ from pathlib import Path
 
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.orchestration.atso.loop import Loop
-from nnunet_partial.orchestration.atso.options import FILTERS, STRATEGIES, VALIDATIONS, AtsoOptions
+from nnunet_partial.orchestration.atso.options import FILTERS, SCHEDULES, STARTS, STRATEGIES, VALIDATIONS, AtsoOptions
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
 
 DESCRIPTION = """ATSO (Huo et al. 2021): a dataset with missing labels becomes a better model, generation by generation.
 
 M0 learns from the labelled cases. The cases that lack labels are split in parts; in every generation each part gets
 pseudo labels from the model that was not trained on it, and all models start from M0 again. At the end one model learns
-from everything. The loop can be killed at any moment: started again with the same arguments it goes on. A stage that it
-had started may live on and is then waited for, not started twice."""
+from everything. Manual labels are in the loss of every model. The loop can be killed at any moment: started again with the same
+arguments it goes on, with more --generations it adds them. A stage that it had started may live on and is then waited for, not
+started twice."""
 EXAMPLE = """examples:
   python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --generations 5
   python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --plans nnUNetPlans_tiny --device cpu --dry-run
@@ -61,12 +62,32 @@ def _add_what(group) -> None:
         help="default: atso; the others are the paper's "
         "baselines: stso trains from M0 on the whole reference set, self-learning from its teacher",
     )
-    group.add_argument("--generations", type=int, default=5, help="default: 5")
+    group.add_argument("--generations", type=int, default=5, help="default: 5; a run that is there may get more")
     group.add_argument("--subsets", type=int, help="parts of the reference set (default: 2; 1 for the baselines)")
     group.add_argument("--seed", type=int, default=0, help="of the split of the reference set (default: 0)")
-    group.add_argument("--fine-tune-epochs", type=int, help="epochs of every model after M0 (default: those of the plans)")
-    group.add_argument("--fine-tune-lr", type=float, help="their learning rate (default: that of the plans)")
-    group.add_argument("--final-from", default="m0", choices=("m0", "scratch"), help="where the last model starts (default: m0)")
+    group.add_argument(
+        "--students-from",
+        choices=STARTS,
+        help="where the models of a generation start: m0 (as the paper), scratch (its earlier version), or previous, the model of "
+        "the same part one generation before (default: m0; of self-learning previous)",
+    )
+    group.add_argument(
+        "--fine-tune-fraction",
+        type=float,
+        metavar="F",
+        help="length of M0's last stage as a share of its epochs; every model that starts from another is trained as long, at "
+        "the mean learning rate of that stage (default: a third)",
+    )
+    group.add_argument("--fine-tune-epochs", type=int, metavar="N", help="its length outright, in epochs")
+    group.add_argument("--fine-tune-lr", type=float, metavar="RATE", help="its constant learning rate outright")
+    group.add_argument(
+        "--fine-tune-schedule",
+        choices=SCHEDULES,
+        help="constant, as the paper; or plans: that of the plans from its first rate on, and as long unless said (default: constant)",
+    )
+    group.add_argument(
+        "--final-from", choices=("m0", "scratch"), help="where the last model starts (default: m0; scratch if students do)"
+    )
     group.add_argument("--initial-model", metavar="MODEL_FOLDER", help="take this model as M0 instead of training it")
     group.add_argument(
         "--super-classes",

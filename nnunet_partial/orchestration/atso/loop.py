@@ -4,7 +4,8 @@ moment."""
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from nnunet_partial import paths
@@ -12,6 +13,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, sha256, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_super_classes
 from nnunet_partial.orchestration import job as runner
+from nnunet_partial.orchestration.atso.layout import Layout
 from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.engine import Engine, Step
@@ -26,8 +28,9 @@ class Loop(Engine):
     def __init__(
         self, options: AtsoOptions, executor: Executor | None = None, device: str = "cuda", light: Executor | None = None
     ):
-        self.plan = AtsoSteps(options, device)
-        self.options, self.layout = options, self.plan.layout
+        self.options = _settled(options)
+        self.plan = AtsoSteps(self.options, device)
+        self.layout = self.plan.layout
         super().__init__(self.layout.folder, self.plan.steps(), executor, light)
 
     # ---- what a person asks for
@@ -40,7 +43,8 @@ class Loop(Engine):
             for leftover in self.layout.folder.glob(".tmp-*"):  # of a loop that was killed while it wrote
                 leftover.unlink(missing_ok=True)
             self._refuse_strangers()
-            self.journal = Journal.open(self.layout.journal, self.options.to_json(), inputs, self._refusal)
+            may_change = self._extend(inputs)
+            self.journal = Journal.open(self.layout.journal, self.options.to_json(), inputs, self._refusal, may_change)
             write_json(self.plan.manifest(), self.layout.manifest)
             if from_generation is not None:
                 self._discard(from_generation)
@@ -132,6 +136,27 @@ class Loop(Engine):
                     f"Remove it, or choose another --run."
                 )
 
+    # ---- more generations
+
+    def _extend(self, inputs: Mapping[str, str]) -> tuple:
+        """Where a run is to have more generations than it was begun with: note that what followed its last one is to be
+        done anew. Generations that are done stay. Returns the arguments that may now differ."""
+        if not self.layout.journal.is_file():
+            return ()
+        journal, may_change = Journal.read(self.layout.journal), ("generations",)
+        before = journal.content["arguments"].get("generations", self.options.generations)
+        if before >= self.options.generations:
+            return ()
+        journal.require("arguments", self.options.to_json(), self._refusal, may_change)
+        journal.require("inputs", inputs, self._refusal)
+        ending = AtsoSteps(replace(self.options, generations=before), self.plan.device).ending()
+        kept = {i.name for i in self.steps if i.part <= self.options.generations}  # models are tested beside what follows them
+        for step in (i for group in ending for i in group):
+            if step.name in journal.content["stages"] and step.name not in kept:
+                journal.content["stages"][step.name] = {"seconds": 0.0, "state": DISCARDED, "changed": now()}
+        journal.write()  # before the new number is: a loop that is killed in between does the ending of the old number anew
+        return may_change
+
     # ---- doing anew
 
     def _discard(self, generation: int) -> None:
@@ -202,6 +227,15 @@ class Loop(Engine):
             raise UserError(
                 f"{step.name} needs {missing[0]}, which is gone. Do it anew with --from-generation {max(0, step.part - 1)}."
             )
+
+
+def _settled(options: AtsoOptions) -> AtsoOptions:
+    """``options`` with the schedule of fine-tuning that is not said: constant, or that of the run which goes on."""
+    if options.fine_tune_schedule is not None:
+        return options
+    file = Layout(options).journal
+    begun = Journal.read(file).content["arguments"].get("fine_tune_schedule") if file.is_file() else "constant"
+    return replace(options, fine_tune_schedule=begun if options.fine_tune_lr is None or begun != "plans" else "constant")
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list:

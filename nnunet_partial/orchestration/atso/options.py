@@ -1,5 +1,6 @@
 """What a run of ATSO is: its arguments, checked."""
 
+import math
 from dataclasses import asdict, dataclass
 
 from nnunet_partial import _moved
@@ -9,6 +10,10 @@ from nnunet_partial.labels import check_source_name
 STRATEGIES = ("atso", "stso", "self-learning")
 FILTERS = ("none", "disagreement", "confidence")
 VALIDATIONS = ("none", "final", "all")
+STARTS = ("m0", "scratch", "previous")
+SCHEDULES = ("constant", "plans")
+# the paper repeats the last of RSTN's three stages (section 4.1)
+LAST_STAGE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -18,8 +23,16 @@ class AtsoOptions:
     ``plans``             plans of all models, a variant as a rule
     ``run``               name of the run; models, labels and report are kept under it
     ``subsets``           parts of the reference set, each labelled by the model of the part before it
-    ``fine_tune_epochs``, ``fine_tune_lr``  of every model after M0; None: as in ``plans``
-    ``final_from``        the last model starts from M0, or from scratch
+    ``students_from``     models of a generation start from M0, from scratch (the paper's earlier version, arXiv 2006.13461), or
+                          from the previous generation's model of the same part (Algorithm 1 without line 7); None: M0, but
+                          in self-learning the previous model
+    ``fine_tune_schedule``  of every model that starts from another: ``constant``, as the paper, at ``fine_tune_lr``; ``plans``,
+                          from the first rate of the plans as M0. None: constant in a new run, and in a run that version 0.1
+                          began what it had, the schedule of the plans
+    ``fine_tune_fraction``  length of M0's last stage as a share of its epochs: as long is fine-tuning, at the mean learning
+                          rate that M0 had in it. None: a third, and the whole with the schedule of the plans
+    ``fine_tune_epochs``, ``fine_tune_lr``  given outright instead
+    ``final_from``        the last model starts from M0, or from scratch; None: from scratch if students do
     ``initial_model``     model folder that stands for M0, which is then not trained
     ``super_classes``     JSON file, super-class -> classes
     ``filter``            leave out ``filter_share`` of the cases: those whose pseudo labels changed most since the last
@@ -40,7 +53,7 @@ class AtsoOptions:
     seed: int = 0
     fine_tune_epochs: int | None = None
     fine_tune_lr: float | None = None
-    final_from: str = "m0"
+    final_from: str | None = None
     initial_model: str | None = None
     super_classes: str | None = None
     filter: str = "none"
@@ -52,18 +65,29 @@ class AtsoOptions:
     reference_truth: str | None = None
     validation: str = "final"
     trust: bool = False
+    students_from: str | None = None
+    fine_tune_schedule: str | None = None
+    fine_tune_fraction: float | None = None
 
     def __post_init__(self):
         check_source_name(self.run)
+        if self.final_from is None:
+            object.__setattr__(self, "final_from", "scratch" if self.students_from == "scratch" and self.subsets > 1 else "m0")
         for name, choices in (
             ("strategy", STRATEGIES),
             ("final_from", ("m0", "scratch")),
+            ("students_from", (None, *STARTS)),
+            ("fine_tune_schedule", (None, *SCHEDULES)),
             ("filter", FILTERS),
             ("validation", VALIDATIONS),
         ):
             if getattr(self, name) not in choices:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is none of {', '.join(choices)}.")
+                raise UserError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is none of {', '.join(i for i in choices if i)}."
+                )
         self._check_numbers()
+        self._check_starts()
+        self._check_fine_tuning()
         if self.test_labels and not self.test_images:
             raise UserError("--test-labels needs --test-images.")
 
@@ -83,10 +107,35 @@ class AtsoOptions:
             raise UserError(
                 f"--final-from {self.final_from}: the last model of {self.strategy} is that of the last generation. Leave it out."
             )
-        if self.fine_tune_epochs is not None and self.fine_tune_epochs < 1:
-            raise UserError(f"--fine-tune-epochs {self.fine_tune_epochs}: at least one epoch is needed.")
         if not 0 < self.filter_share < 1:
             raise UserError(f"--filter-share {self.filter_share} must lie between 0 and 1.")
+
+    def _check_starts(self) -> None:
+        remedy = {
+            ("self-learning", "m0"): "leave it out, or choose --strategy stso",
+            ("self-learning", "scratch"): "leave it out, or choose --strategy stso",
+            ("stso", "previous"): "choose --strategy self-learning, which is that",
+        }.get((self.strategy, self.students_from or ""))
+        if remedy:
+            raise UserError(f"--students-from {self.students_from} is not what {self.strategy} does: {remedy}.")
+
+    def _check_fine_tuning(self) -> None:
+        if self.fine_tune_epochs is not None and self.fine_tune_epochs < 1:
+            raise UserError(f"--fine-tune-epochs {self.fine_tune_epochs}: at least one epoch is needed.")
+        if self.fine_tune_fraction is not None and not 0 < self.fine_tune_fraction <= 1:
+            raise UserError(f"--fine-tune-fraction {self.fine_tune_fraction} must lie above 0 and be at most 1.")
+        if self.fine_tune_lr is not None and not 0 < self.fine_tune_lr < math.inf:
+            raise UserError(f"--fine-tune-lr {self.fine_tune_lr} must be a learning rate above 0.")
+        if self.fine_tune_lr is not None and self.fine_tune_schedule == "plans":
+            raise UserError(
+                f"--fine-tune-lr {self.fine_tune_lr} is a constant learning rate and has no effect with --fine-tune-schedule "
+                "plans, which begins at the rate of the plans. Leave one of them out."
+            )
+        given = next((i for i in ("epochs", "lr", "fraction", "schedule") if getattr(self, f"fine_tune_{i}") is not None), None)
+        if given and not self.fine_tunes and given != "schedule":
+            raise UserError(
+                f"--fine-tune-{given} has no effect: every model is trained from scratch, as long as the plans say. Leave it out."
+            )
 
     def to_json(self) -> dict:
         """As the journal keeps it: what the result depends on."""
@@ -105,9 +154,32 @@ class AtsoOptions:
             return "m0"
         return f"g{generation - 1}s{(subset - 2) % self.subsets + 1}"
 
-    def starts_from(self, generation: int, subset: int) -> str:
-        """The model whose weights a student starts from: M0, in self-learning its teacher."""
-        return self.labeller(generation, subset) if self.strategy == "self-learning" else "m0"
+    @property
+    def students_start(self) -> str:
+        """One of :data:`STARTS`."""
+        return self.students_from or ("previous" if self.strategy == "self-learning" else "m0")
+
+    @property
+    def fine_tunes(self) -> bool:
+        """Whether any model after M0 starts from another one's weights."""
+        return self.students_start != "scratch" or self.subsets > 1 and self.final_from == "m0" or self.super_classes is not None
+
+    def starts_from(self, generation: int, subset: int) -> str | None:
+        """The model whose weights a student starts from, None from scratch.
+
+        From ``previous`` it is that of the same subset, which has not been trained on what the student is to label: in
+        self-learning, with its one subset, that is its teacher.
+        """
+        if self.students_start == "previous" and generation > 1:
+            return f"g{generation - 1}s{subset}"
+        return None if self.students_start == "scratch" else "m0"
+
+    @property
+    def stage(self) -> float:
+        """Length of M0's last stage as a share of its epochs."""
+        if self.fine_tune_fraction is not None:
+            return self.fine_tune_fraction
+        return LAST_STAGE if self.fine_tune_schedule == "constant" else 1.0
 
     @property
     def last_model(self) -> str:

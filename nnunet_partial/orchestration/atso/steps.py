@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from nnunet_partial import _moved, paths
+from nnunet_partial.errors import UserError
+from nnunet_partial.files import read_json
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
 from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.engine import Step
 from nnunet_partial.outputs import Predictions
+from nnunet_partial.settings import PLATEAU, RunSettings
 
 
 class AtsoSteps:
@@ -69,27 +73,51 @@ class AtsoSteps:
     # ---- settings of the models
 
     def _student(self, t: int, subset: int) -> dict:
+        start = self.options.starts_from(t, subset)
         return {
-            **self._training(self.options.starts_from(t, subset)),
+            **({} if start is None else self._fine_tuning(start)),
             "labels": self.layout.labels(t, subset),
             **self._supervision(t),
         }
 
     def _final(self) -> dict:
         t = self.options.generations
-        start = self._training("m0") if self.options.final_from == "m0" else {}
+        start = self._fine_tuning("m0") if self.options.final_from == "m0" else {}
         return {**start, "labels": self.layout.generation_labels(t), **self._supervision(t)}
 
     def _full_classes(self) -> dict:
-        return {**self._training(self.options.last_model), "labels": self.layout.other_labels("full_classes")}
+        return {**self._fine_tuning(self.options.last_model), "labels": self.layout.other_labels("full_classes")}
 
-    def _training(self, start: str) -> dict:
-        settings = {
-            "num_epochs": self.options.fine_tune_epochs,
-            "initial_lr": self.options.fine_tune_lr,
-            "atso.initial_weights": self.layout.checkpoint(start),
-        }
+    def _fine_tuning(self, start: str) -> dict:
+        settings = {**self._length_and_rate, "atso.initial_weights": self.layout.checkpoint(start)}
         return {k: v for k, v in settings.items() if v is not None}
+
+    @cached_property
+    def _length_and_rate(self) -> dict:
+        """Length, schedule and learning rate of every model that starts from another, where they differ from the plans'."""
+        o = self.options
+        if o.fine_tune_schedule != "constant" and o.stage == 1:
+            return {"num_epochs": o.fine_tune_epochs, "initial_lr": o.fine_tune_lr}
+        m0 = self._settings_of_m0()
+        stage = max(1, round(o.stage * m0.num_epochs))
+        length = {"num_epochs": o.fine_tune_epochs or stage}
+        if o.fine_tune_schedule != "constant":
+            return length
+        idle = {f"plateau_{i}": "None" for i in PLATEAU if getattr(m0, f"plateau_{i}") is not None}
+        return {**length, "schedule": "constant", **idle, "initial_lr": o.fine_tune_lr or self._rate_of_last_stage(m0, stage)}
+
+    def _settings_of_m0(self) -> RunSettings:
+        return RunSettings.from_plans(read_json(paths.plans_file(self.options.dataset, self.options.plans)))
+
+    def _rate_of_last_stage(self, m0: RunSettings, stage: int) -> str:
+        """M0's mean learning rate over its last ``stage`` epochs: the paper's is constant there."""
+        rates = [m0.learning_rate(i) for i in range(m0.num_epochs - stage, m0.num_epochs)]
+        if None in rates:
+            raise UserError(
+                f"plans {self.options.plans}: with schedule={m0.schedule} no plans say which learning rate M0 ends with. Give "
+                "that of fine-tuning: --fine-tune-lr (of compare: --atso-fine-tune-lr)."
+            )
+        return f"{sum(rates) / stage:.4g}"
 
     def _supervision(self, t: int) -> dict:
         settings = {}

@@ -1,26 +1,45 @@
 """What the loop refuses, shows, does again; and how the strategies differ."""
 
 import json
+import math
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
 from nnunet_partial.labels import Annotations, CaseAnnotation
+from nnunet_partial.orchestration.atso.loop import Loop
 from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.atso.split import split_reference
 from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.executor_options import read_slurm
+from nnunet_partial.settings import RunSettings, parse_assignments
+
+DATASET = "Dataset777_Stub"
 
 
 @pytest.fixture
 def planner(tmp_path, monkeypatch):
-    """``planner(**options)``; nothing on disk is needed to plan."""
+    """``planner(**options)``; nothing on disk is needed to plan but, where fine-tuning goes by them, the plans."""
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path))
     return lambda **options: AtsoSteps(AtsoOptions(**{"dataset": "Dataset777_X", "configuration": "2d", **options}), "cpu")
+
+
+@pytest.fixture
+def plans(tmp_path):
+    """``plans(num_epochs=9, ...)``: writes the plans of ``planner`` with these settings."""
+
+    def write(**settings):
+        (tmp_path / "Dataset777_X").mkdir(exist_ok=True)
+        content = {"plans_name": "nnUNetPlans", "configurations": {"2d": {}}, "nnunet_partial": settings}
+        (tmp_path / "Dataset777_X" / "dataset.json").write_text("{}")
+        (tmp_path / "Dataset777_X" / "nnUNetPlans.json").write_text(json.dumps(content))
+
+    return write
 
 
 def stages_of(planner):
@@ -66,6 +85,62 @@ def test_baselines_train_on_all_of_r_from_m0_or_from_the_teacher(planner, strate
         argv = stages[f"g{t}s1-label"].argv
         assert model_in(argv[argv.index("--from") + 1]) == teacher
         assert model_in(settings_of(stages[f"g{t}s1-plans"])["atso.initial_weights"]) == (starts or teacher)
+
+
+@pytest.mark.parametrize("subsets", (2, 3))
+def test_students_may_start_from_the_model_before_which_never_saw_what_they_will_label(planner, subsets):
+    stages = stages_of(planner(generations=3, subsets=subsets, students_from="previous"))
+    for t in range(1, 4):
+        for i in range(1, subsets + 1):
+            start = model_in(settings_of(stages[f"g{t}s{i}-plans"])["atso.initial_weights"])
+            assert start == ("m0" if t == 1 else f"g{t - 1}s{i}")
+            seen = {settings_of(stages[f"g{u}s{i}-plans"])["labels"].split("/")[-1] for u in range(1, t + 1)}
+            labelled = [k for k, s in stages.items() if k.endswith("-label") and "--from" in s.argv]
+            labelled = [k for k in labelled if model_in(stages[k].argv[stages[k].argv.index("--from") + 1]) == f"g{t}s{i}"]
+            assert not {Path(stages[k].argv[stages[k].argv.index("--out") + 1]).name for k in labelled} & seen
+
+
+def test_students_of_the_earlier_version_start_from_scratch_and_so_does_the_last_model(planner):
+    stages = stages_of(planner(generations=2, students_from="scratch"))
+    for name in ("g1s1", "g1s2", "g2s1", "g2s2", "final"):
+        assert {"atso.initial_weights", "num_epochs", "initial_lr", "schedule"}.isdisjoint(settings_of(stages[f"{name}-plans"]))
+    last = settings_of(stages_of(planner(generations=2, students_from="scratch", final_from="m0"))["final-plans"])
+    assert model_in(last["atso.initial_weights"]) == "m0"
+
+
+# ---- fine-tuning
+
+
+@pytest.mark.parametrize("schedule", ("poly", "cosine", "constant"))
+def test_fine_tuning_is_the_last_third_of_m0_at_its_mean_rate(planner, plans, schedule):
+    plans(num_epochs=30, initial_lr=0.02, schedule=schedule)
+    rates = {
+        "poly": [0.02 * (1 - i / 30) ** 0.9 for i in range(20, 30)],
+        "cosine": [0.01 * (1 + math.cos(math.pi * i / 30)) for i in range(20, 30)],
+        "constant": [0.02],
+    }[schedule]
+    stages = stages_of(planner(generations=2, fine_tune_schedule="constant"))
+    for name in ("g1s1", "g2s2", "final"):
+        found = settings_of(stages[f"{name}-plans"])
+        assert (found["num_epochs"], found["schedule"]) == ("10", "constant")
+        assert float(found["initial_lr"]) == pytest.approx(sum(rates) / len(rates), rel=1e-3)
+    assert "num_epochs" not in settings_of(stages["m0-plans"])
+    given = {"fine_tune_epochs": 7, "fine_tune_lr": 0.003, "fine_tune_schedule": "constant"}
+    found = settings_of(stages_of(planner(**given))["g1s1-plans"])
+    assert (found["num_epochs"], found["initial_lr"]) == ("7", "0.003")
+    halved = {"fine_tune_fraction": 0.5, "fine_tune_schedule": "plans"}
+    found = settings_of(stages_of(planner(**halved))["g1s1-plans"])
+    assert found["num_epochs"] == "15" and {"schedule", "initial_lr"}.isdisjoint(found)
+
+
+def test_the_rate_that_a_plateau_ends_with_must_be_given(planner, plans):
+    plans(schedule="plateau", plateau_factor=0.5, num_epochs=3)
+    with pytest.raises(UserError, match="schedule=plateau no plans say .* --fine-tune-lr"):
+        stages_of(planner(fine_tune_schedule="constant"))
+    found = settings_of(stages_of(planner(fine_tune_schedule="constant", fine_tune_lr=0.001))["g1s1-plans"])
+    assert (found["schedule"], found["plateau_factor"], found["num_epochs"]) == ("constant", "None", "1")
+    # as the variant command reads it, the combination is valid
+    RunSettings.from_plans({"nnunet_partial": parse_assignments([f"{k}={v}" for k, v in found.items() if "." not in k])})
 
 
 def test_every_input_is_an_output_of_an_earlier_group(planner, tmp_path):
@@ -128,6 +203,13 @@ def test_options_reach_the_commands(planner, tmp_path):
         ({"filter_share": 1}, "between"),
         ({"test_labels": "/x"}, "--test-images"),
         ({"fine_tune_epochs": 0}, "epoch"),
+        ({"fine_tune_lr": 0.1, "fine_tune_schedule": "plans"}, "no effect with --fine-tune-schedule plans"),
+        ({"fine_tune_lr": 0.0}, "above 0"),
+        ({"fine_tune_fraction": 1.5}, "at most 1"),
+        ({"fine_tune_lr": 0.1, "students_from": "scratch"}, "--fine-tune-lr has no effect"),
+        ({"students_from": "g1"}, "m0, scratch, previous"),
+        ({"strategy": "stso", "subsets": 1, "students_from": "previous"}, "--strategy self-learning"),
+        ({"strategy": "self-learning", "subsets": 1, "students_from": "m0"}, "--strategy stso"),
     ),
 )
 def test_unusable_options_are_refused(options, message):
@@ -230,6 +312,46 @@ def test_from_generation_does_again_from_there_and_keeps_the_rest(place):
     begun = [i.split(":")[0] for i in again.splitlines()[:-2]]
     assert set(begun) == {i for i in first if i.startswith(("g2", "final", "report")) or i in ("g1s1-predict", "g1s2-predict")}
     assert kept.stat().st_mtime_ns == stamp and place.results() == before
+
+
+@pytest.mark.parametrize("strategy, subsets", (("atso", 2), ("stso", 1)))
+def test_more_generations_are_added_and_none_is_done_again(place, new_place, strategy, subsets):
+    more = ("--strategy", strategy, "--run", "atso")
+    place.loop(*more, executor="debug", generations=1)
+    kept = sorted(i for i in (place.run / "labels" / "generation_1").rglob("*") if i.is_file())
+    models = [next(place.results_folder.glob(f"*-g1s{i}__2d")) / "fold_0" / "checkpoint_final.pth" for i in range(1, subsets + 1)]
+    before = {i: i.stat().st_mtime_ns for i in (*kept, *models)}
+    again = place.loop(*more, executor="debug", generations=3).stdout
+    begun = {i.split(":")[0] for i in again.splitlines()[:-2]}
+    assert {i: i.stat().st_mtime_ns for i in before} == before and len(kept) > subsets
+    assert not {i for i in begun if i.startswith(("m0", "split", "g1"))}
+    at_once = new_place()
+    at_once.loop(*more, executor="debug", generations=3)
+    assert place.results() == at_once.results()
+    fewer = place.loop(*more, executor="debug", generations=2, check=False)
+    assert fewer.returncode == 2 and "generations: 3 then, 2 now" in fewer.stderr and place.results() == at_once.results()
+
+
+def test_more_generations_with_other_arguments_are_refused_and_change_nothing(place):
+    place.loop(executor="debug", generations=1)
+    before, journal = place.results(), place.journal()
+    result = place.loop("--seed", 5, executor="debug", generations=2, check=False)
+    assert result.returncode == 2 and "seed: 0 then, 5 now" in result.stderr and "generations" not in result.stderr
+    assert (place.results(), place.journal()) == (before, journal)
+
+
+def test_a_run_goes_on_with_the_fine_tuning_that_it_was_begun_with(place, monkeypatch):
+    for name, value in place.environment.items():
+        monkeypatch.setenv(name, value)
+    options = AtsoOptions(dataset=DATASET, configuration="2d")
+    assert Loop(options).options.fine_tune_schedule == "constant"
+    place.run.mkdir(parents=True)
+    for begun in ({}, {"fine_tune_schedule": "plans"}, {"fine_tune_schedule": "constant"}):  # {}: of version 0.1
+        (place.run / "journal.json").write_text(json.dumps({"version": 1, "arguments": begun}))
+        assert Loop(options).options.fine_tune_schedule == begun.get("fine_tune_schedule")
+    assert Loop(options).options.stage == 1 / 3
+    (place.run / "journal.json").write_text(json.dumps({"version": 1, "arguments": {}}))
+    assert "schedule" not in settings_of(stages_of(Loop(options).plan)["g1s1-plans"])
 
 
 def test_a_from_generation_that_is_killed_leaves_nothing_old_behind(place):
