@@ -111,8 +111,9 @@ class AtsoSteps:
 
     def _rate_of_last_stage(self, m0: RunSettings, stage: int) -> str:
         """M0's mean learning rate over its last ``stage`` epochs: the paper's is constant there."""
-        rates = [m0.learning_rate(i) for i in range(m0.num_epochs - stage, m0.num_epochs)]
-        if None in rates:
+        epochs = range(m0.num_epochs - stage, m0.num_epochs)
+        rates = [rate for i in epochs if (rate := m0.learning_rate(i)) is not None]
+        if not rates:
             raise UserError(
                 f"plans {self.options.plans}: with schedule={m0.schedule} no plans say which learning rate M0 ends with. Give "
                 "that of fine-tuning: --fine-tune-lr (of compare: --atso-fine-tune-lr)."
