@@ -109,7 +109,7 @@ def _source_specs(arguments: argparse.Namespace) -> list:
     names = [i["name"] for i in given]
     mappings: dict = {}
     for text in arguments.map:
-        source, labels, target = _parse_map(text)
+        source, labels, target = parse_map(text)
         _check_known(source, names, f"--map {text}")
         for label in labels:
             if mappings.setdefault(source, {}).setdefault(label, target) != target:
@@ -133,7 +133,8 @@ def _parse_unlabelled(text: str) -> dict:
     return {"name": name if equals else f"unlabelled{text}", "dataset": dataset if equals else text, "labelled": False}
 
 
-def _parse_map(text: str) -> tuple:
+def parse_map(text: str) -> tuple:
+    """``NAME:LABEL,LABEL=CLASS`` -> (NAME, labels, CLASS). Raises :class:`UserError` for anything else."""
     source, colon, rest = text.partition(":")
     labels, equals, target = rest.rpartition("=")
     if not (colon and equals and source and labels and target):

@@ -6,12 +6,17 @@ from nnunet_partial.paths import FINAL_CHECKPOINT
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
 know them, in preprocessed space.
 
-Where two models claim a voxel for an organ, the higher probability decides. Annotated voxels are never overwritten.
+Models may have any plans and classes: one whose preprocessing is another sees the scans themselves. --predictions takes
+what any other tool has written, for example TotalSegmentator's masks, and can stand beside models in one command.
+Where two models claim a voxel for an organ, the higher probability decides; a mask without probabilities comes first.
+Annotated voxels are never overwritten.
 --out becomes a label directory for the setting labels of a plans variant. The command can be killed and started again:
 what is done is skipped; a changed model is refused, or done again with --overwrite."""
 EXAMPLE = """nnunet_partial pseudo-label 501 --configuration 3d_fullres --fold 0 --from teachers --out labels/fold_0
          nnunet_partial variant 501 --name pseudo --set labels=$PWD/labels/fold_{fold}
-         nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerCoTraining -p nnUNetPlans_pseudo"""
+         nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerCoTraining -p nnUNetPlans_pseudo
+         nnunet_partial pseudo-label 501 --configuration 3d_fullres --predictions totalseg=MASKS \\
+             --map totalseg:lung_left,lung_right=lung --out labels/totalseg"""
 
 
 def add_arguments(parser):
@@ -25,9 +30,30 @@ def add_arguments(parser):
         "--from",
         dest="sources",
         nargs="+",
-        required=True,
-        metavar="teachers|MODEL_FOLDER",
-        help="teachers: the models of nnUNetTrainerIndividual, one per source",
+        default=[],
+        metavar="teachers|[NAME=]MODEL_FOLDER",
+        help="teachers: the models of nnUNetTrainerIndividual, one per source; or any model of nnU-Net",
+    )
+    parser.add_argument(
+        "--predictions",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="what another tool says, in the scans' own space: DIR/CASE.nii.gz with DIR/dataset.json, or DIR/CASE/ORGAN.nii.gz",
+    )
+    parser.add_argument(
+        "--map",
+        action="append",
+        default=[],
+        metavar="NAME:LABEL,...=CLASS",
+        help="which class, or union of classes (left+right), labels of predictions or of a model mean; background: none. Without "
+        "it a label stands for the class of its name",
+    )
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="voxels of which no model is surer than this teach nothing (for example 0.8; default: all are labelled)",
     )
     parser.add_argument("--checkpoint", default=FINAL_CHECKPOINT, help=f"of the model folders (default: {FINAL_CHECKPOINT})")
     parser.add_argument("--out", required=True, metavar="DIR", help="label directory to write")
@@ -77,11 +103,40 @@ def run(arguments):
         super_classes=_super_classes(arguments),
         trusted=arguments.trust,
         soft=arguments.soft,
+        predictions=_predictions(arguments),
+        mappings=_mappings(arguments),
+        min_confidence=arguments.min_confidence,
     )
     print(
         f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
         f"--name NAME --set labels={written.parent.absolute()}"
     )
+
+
+def _predictions(arguments):
+    from nnunet_partial.errors import UserError
+
+    found = {}
+    for text in arguments.predictions:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--predictions {text}: write it as NAME=DIR, for example --predictions totalseg=masks.")
+        if found.setdefault(name, folder) != folder:
+            raise UserError(f"--predictions {text}: {name} is {found[name]} already. Give each a name of its own.")
+    return found
+
+
+def _mappings(arguments):
+    from nnunet_partial.commands.merge import parse_map
+    from nnunet_partial.errors import UserError
+
+    found: dict = {}
+    for text in arguments.map:
+        name, labels, target = parse_map(text)
+        for label in labels:
+            if found.setdefault(name, {}).setdefault(label, target) != target:
+                raise UserError(f"--map {text}: {name}:{label} is mapped to {found[name][label]!r} already. Map it once.")
+    return found
 
 
 def _classes(arguments):

@@ -24,6 +24,10 @@ class Reordering:
     def apply(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(np.flip(array.transpose(self.axes), self.flips))
 
+    def undo(self, array: np.ndarray) -> np.ndarray:
+        """Inverse of :meth:`apply`."""
+        return np.ascontiguousarray(np.flip(array, self.flips).transpose(np.argsort(self.axes)))
+
 
 def is_same(first: Geometry, second: Geometry) -> bool:
     """Whether two headers mean one grid, up to rounding."""
@@ -38,6 +42,20 @@ def reordering(given: Geometry, wanted: Geometry) -> Reordering | None:
     return found[0] if found is not None and is_same(found[1], wanted) else None
 
 
+def require_on_grid(own: Geometry, path: PathLike, geometry: Geometry, file: PathLike) -> Reordering:
+    """How the voxels of ``path``, whose grid is ``own``, are brought into the order of ``file``, whose grid is ``geometry``.
+
+    Raises :class:`~nnunet_partial.errors.UserError` where they are not the same voxels in space.
+    """
+    if own.difference(geometry) is None:
+        return Reordering(tuple(range(own.dimensions)), ())
+    found = _turned(own, geometry)
+    if found is None or found[1].size_xyz != geometry.size_xyz:
+        require_same_geometry(geometry, file, own, path)
+    require_same_geometry(geometry, file, found[1], path)  # told along the axes of the image
+    return found[0]
+
+
 def read_label_on(path: PathLike, geometry: Geometry, file: PathLike) -> np.ndarray:
     """The label map of a label file on the grid ``geometry`` of ``file``.
 
@@ -45,13 +63,7 @@ def read_label_on(path: PathLike, geometry: Geometry, file: PathLike) -> np.ndar
     :class:`~nnunet_partial.errors.UserError` for every other grid, and as :func:`images.read_label`.
     """
     label, own = read_label(path)
-    if own.difference(geometry) is None:
-        return label
-    found = _turned(own, geometry)
-    if found is None or found[1].size_xyz != geometry.size_xyz:
-        require_same_geometry(geometry, file, own, path)
-    require_same_geometry(geometry, file, found[1], path)  # told along the axes of the image
-    return found[0].apply(label)
+    return require_on_grid(own, path, geometry, file).apply(label)
 
 
 def _turned(given: Geometry, wanted: Geometry) -> tuple | None:

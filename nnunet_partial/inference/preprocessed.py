@@ -79,6 +79,25 @@ def find_model(
     ``trusted`` the user vouches for the architecture that its plans name
     raises      :class:`UserError` for a model that is missing, saw other images or knows other classes
     """
+    file, theirs, names = model_content(folder, fold, checkpoint, trusted)
+    model = file.parent.parent
+    found = differing_preprocessing(theirs, plans, configuration, model)
+    if found is not None:
+        name, found, expected = found
+        raise UserError(
+            f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
+            f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "
+            f"plans."
+        )
+    known = tuple(structure(i, classes) for i in names)
+    unknown = [i for i, j in zip(names, known) if j is None]
+    if unknown:
+        raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: {', '.join(classes)}.")
+    return ModelFiles(model.name, model, file, known, trusted)
+
+
+def model_content(folder: PathLike, fold: Any, checkpoint: str, trusted: bool) -> tuple:
+    """``(checkpoint file, plans, names of the foreground outputs)`` of a model, its plans checked. Reads no checkpoint."""
     file = find_checkpoint(Path(folder), fold, checkpoint)
     if file is None:
         raise UserError(
@@ -86,22 +105,15 @@ def find_model(
             f"name the folder of one fold."
         )
     model = file.parent.parent
-    theirs = read_json(model / "plans.json", "A model folder holds it.")
-    check_plans(theirs, model / "plans.json", trusted)
-    for name, found, expected in preprocessing_pairs(theirs, plans, configuration, model):
-        if found != expected:
-            raise UserError(
-                f"the model {model} was trained with {name} {str(found)[:60]}, {plans['plans_name']} "
-                f"{configuration} has {str(expected)[:60]}: its images look different. Train it on these "
-                f"plans."
-            )
+    plans = read_json(model / "plans.json", "A model folder holds it.")
+    check_plans(plans, model / "plans.json", trusted)
     dataset_file = model / "dataset.json"
-    names, _ = foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))
-    known = tuple(structure(i, classes) for i in names)
-    unknown = [i for i, j in zip(names, known) if j is None]
-    if unknown:
-        raise UserError(f"the model {model} segments {unknown[0]}, which is no class of this dataset: {', '.join(classes)}.")
-    return ModelFiles(model.name, model, file, known, trusted)
+    return file, plans, foreground_classes(read_json(dataset_file, "A model folder holds it."), str(dataset_file))[0]
+
+
+def differing_preprocessing(theirs: Mapping[str, Any], ours: Mapping[str, Any], configuration: str, model: Path) -> tuple | None:
+    """(name, the model's value, ours) of the first thing that makes images look different to a model; None if nothing does."""
+    return next((i for i in preprocessing_pairs(theirs, ours, configuration, model) if i[1] != i[2]), None)
 
 
 def load_predictor(files: ModelFiles, device: torch.device, mirroring: bool = True):

@@ -10,7 +10,9 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,14 +22,29 @@ from tqdm import tqdm
 from nnunet_partial import __version__, paths
 from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.parallel import start_worker
+from nnunet_partial.data.predictions import Predictions
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.preprocessed.soft_labels import quantised
 from nnunet_partial.data.preprocessed.splits import training_cases
+from nnunet_partial.data.raw import RawDataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json, sha256
+from nnunet_partial.inference.image_space import ScanPredictor, ToPreprocessed, collapsed
+from nnunet_partial.inference.knowledge import (
+    Doubt,
+    KnownModel,
+    Placed,
+    agreement,
+    check_geometry,
+    find_known_model,
+    find_predictions,
+    named_folder,
+    place_predictions,
+    raw_case,
+    raw_dataset_for,
+)
 from nnunet_partial.inference.preprocessed import (
     case_file,
-    find_model,
     load_case,
     load_predictor,
     predict_logits,
@@ -51,6 +68,14 @@ class Model:
 
     files: ModelFiles
     sha256: str
+    outputs: tuple | None = None  # see KnownModel
+    difference: str | None = None
+
+    @property
+    def inputs(self) -> Any:
+        """What decides, beside the checkpoint, what its outputs say."""
+        classes = [str(i) for i in self.files.classes]
+        return classes if self.outputs is None else {"classes": classes, "outputs": list(self.outputs)}
 
     def to_json(self) -> dict:
         """Its entry in provenance.json."""
@@ -59,6 +84,8 @@ class Model:
             "checkpoint": str(self.files.checkpoint),
             "sha256": self.sha256,
             "classes": [str(i) for i in self.files.classes],
+            **({} if self.outputs is None else {"outputs": list(self.outputs)}),
+            **({} if self.difference is None else {"sees": f"the scans themselves: its {self.difference} is another one"}),
         }
 
 
@@ -77,29 +104,46 @@ class Task:
     mirroring: bool
     super_classes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     soft: bool = False
+    predictions: Sequence[Predictions] = ()
+    raw: RawDataset | None = None  # where scans or files of other tools are read
+    min_confidence: float | None = None
 
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
         annotated, wanted = self.annotations.of(case).annotated, self.wanted(case)
         inputs = {
-            "models": {i.sha256: [str(j) for j in i.files.classes] for i in self.used(wanted)},
+            "models": {i.sha256: i.inputs for i in self.used(wanted)},
             "annotated": items_to_json(annotated),
             # of a case that annotates nothing the label file is never read
             "labels_sha256": sha256(self.images / f"{case}_seg.b2nd") if annotated else None,
             "largest_component": [i for i in self.largest_component if i not in annotated],
             "mirroring": self.mirroring,
         }
-        if self.soft:
-            inputs["soft"] = True
-        return {**inputs, "super_classes": dict(self.super_classes)} if self.super_classes else inputs
+        further = {
+            "soft": self.soft,
+            "super_classes": dict(self.super_classes),
+            "predictions": {i.name: i.inputs(case) for i in self.predictions},
+            "min_confidence": self.min_confidence,
+        }
+        return {**inputs, **{k: v for k, v in further.items() if v}}
+
+    @property
+    def ignored(self) -> int:
+        """Value of voxels that teach nothing: of the dataset's ignore label, or else the first that is no class."""
+        return len(self.annotations.classes) + 1
 
     def used(self, wanted: "Wanted") -> list:
         """The models that see a case: those that know what it lacks, for soft labels all."""
-        return [i for i in self.models if self.soft or wanted.of(i)]
+        return [i for i in self.models if self.soft or wanted.of(i.files.classes)]
 
     def wanted(self, case: str) -> "Wanted":
         """What the models may say about a case."""
-        return Wanted.of_case(self.annotations.of(case).annotated, [i.files.classes for i in self.models])
+        return Wanted.of_case(self.annotations.of(case).annotated, self.known)
+
+    @property
+    def known(self) -> list:
+        """The structures of every tool, then of every model."""
+        return [*(i.structures for i in self.predictions), *(i.files.classes for i in self.models)]
 
 
 @dataclass(frozen=True)
@@ -131,9 +175,9 @@ class Wanted:
         """The structures that pseudo labels add."""
         return (*self.lacking, *(c for i in self.divided for c in i.members))
 
-    def of(self, model: Model) -> list:
-        """Those that this model knows."""
-        return [i for i in model.files.classes if i in self.pseudo]
+    def of(self, structures: Iterable[str]) -> list:
+        """Those of these structures."""
+        return [i for i in structures if i in self.pseudo]
 
 
 def pseudo_label(
@@ -153,11 +197,15 @@ def pseudo_label(
     super_classes: Mapping[str, Sequence[str]] = (),
     trusted: bool = False,
     soft: bool = False,
+    predictions: Mapping[str, PathLike] = MappingProxyType({}),
+    mappings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
+    min_confidence: float | None = None,
     progress: bool = True,
 ) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
 
-    ``sources``            ``teachers`` (found as the MS-KD trainers find theirs), or folders of models
+    ``sources``            ``teachers`` (found as the MS-KD trainers find theirs), or folders of models, of any plans and classes,
+                           as ``FOLDER`` or ``NAME=FOLDER``
     ``largest_component``  classes of which only the largest 26-connected component is kept; ``()`` for none (None)
     ``devices``            one process each; ``cuda:0``, ``cuda:1`` or, any number of times, ``cpu``
     ``overwrite``          do cases again that were made from other models or labels; otherwise they are an error
@@ -165,6 +213,10 @@ def pseudo_label(
     ``super_classes``      name -> classes: the most probable super-class wins a voxel, then its most probable member
     ``trusted``            the user vouches for the architectures that the models' plans name
     ``soft``               write each model's probabilities too, on every case (:mod:`nnunet_partial.data.preprocessed.soft_labels`)
+    ``predictions``        NAME -> folder of what another tool says (:mod:`nnunet_partial.data.predictions`)
+    ``mappings``           NAME, of predictions or of a source -> its label -> class, union of classes or ``background``; a label
+                           that is not in it stands for the class of its name
+    ``min_confidence``     what is less probable becomes a voxel that no loss looks at; None: every voxel is labelled
     Cases that are done are skipped; one whose preprocessed image has changed since, or whose files are not what was written,
     is done again. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
@@ -189,8 +241,13 @@ def pseudo_label(
         check_super_classes(dict(super_classes), annotations.classes),
         trusted,
         soft,
+        predictions,
+        mappings,
+        min_confidence,
+        cases,
     )
     todo = _todo(task, cases, overwrite)
+    check_geometry(task.predictions, todo, task.raw)
     finished = task.out / label_directory.PROVENANCE
     if finished.is_file() and not todo and sorted(read_json(finished)["cases"]) == cases:
         return finished  # so that a finished directory keeps its date
@@ -214,11 +271,17 @@ def _task(
     super_classes: Mapping[str, Sequence[str]],
     trusted: bool,
     soft: bool,
+    predictions: Mapping[str, PathLike],
+    mappings: Mapping[str, Mapping[str, str]],
+    min_confidence: float | None,
+    cases: Sequence[str],
 ) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
     images = preprocessed_images(folder, plans, configuration)
-    files = _find_models(sources, annotations, plans, configuration, fold, checkpoint, trusted)
+    _check_names(sources, predictions, mappings, min_confidence)
+    models = _find_models(sources, mappings, annotations, plans, configuration, fold, checkpoint, trusted)
+    found = find_predictions(predictions, mappings, annotations.classes, cases)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
         raise UserError(
@@ -231,16 +294,37 @@ def _task(
         configuration,
         dataset_json,
         annotations,
-        [Model(i, sha256(i.checkpoint)) for i in files],
+        [Model(i.files, sha256(i.files.checkpoint), i.outputs, i.difference) for i in models],
         tuple(largest_component or ()),
         mirroring,
         super_classes,
         soft,
+        found,
+        raw_dataset_for(folder.name, found, models),
+        min_confidence,
     )
+
+
+def _check_names(
+    sources: Sequence[str], predictions: Mapping[str, PathLike], mappings: Mapping[str, Any], min_confidence: float | None
+) -> None:
+    named = [named_folder(i)[0] for i in sources]
+    names = [*(i for i in named if i is not None), *predictions]
+    if not sources and not predictions:
+        raise UserError("nothing is asked to label: give models (--from) or predictions of other tools (--predictions).")
+    unknown = next((i for i in mappings if i not in names), None)
+    if unknown is not None:
+        raise UserError(f"--map {unknown}: there is no source {unknown!r}. Sources with names: {', '.join(names) or 'none'}.")
+    twice = next((i for i in names if names.count(i) > 1), None)
+    if twice is not None:
+        raise UserError(f"two sources are called {twice!r}. Give each a name of its own.")
+    if min_confidence is not None and not 0 < min_confidence <= 1:
+        raise UserError(f"--min-confidence {min_confidence:g}: a probability above 0 and up to 1 is needed, for example 0.8.")
 
 
 def _find_models(
     sources: Sequence[str],
+    mappings: Mapping[str, Mapping[str, str]],
     annotations: Annotations,
     plans: Mapping[str, Any],
     configuration: str,
@@ -252,9 +336,9 @@ def _find_models(
     for source in sources:
         if source == TEACHERS:
             settings = read_block(plans, "mskd", MSKDSettings)
-            found += find_teachers(annotations, settings, plans, configuration, fold, trusted)
+            found += map(KnownModel, find_teachers(annotations, settings, plans, configuration, fold, trusted))
         else:
-            found.append(find_model(source, fold, annotations.classes, plans, configuration, checkpoint, trusted))
+            found.append(find_known_model(source, mappings, fold, annotations.classes, plans, configuration, checkpoint, trusted))
     return found
 
 
@@ -268,7 +352,7 @@ def _todo(task: Task, cases: Sequence[str], overwrite: bool) -> list:
             if record is not None and not overwrite:
                 before = record.get("inputs", {})
                 # --soft first: with it, other models see the case too
-                changed = next(i for i in ("soft", *inputs) if before.get(i) != inputs.get(i))
+                changed = next(i for i in ("soft", *inputs, *before) if before.get(i) != inputs.get(i))
                 raise UserError(
                     f"{task.out} holds labels of case {case} made from other {_CHANGED[changed]}. Choose "
                     f"another --out, or make them again with --overwrite."
@@ -287,6 +371,8 @@ _CHANGED = {
     "mirroring": "choices of mirroring",
     "super_classes": "super-classes",
     "soft": "choices of --soft",
+    "predictions": "predictions of other tools",
+    "min_confidence": "choices of --min-confidence",
 }
 
 
@@ -301,7 +387,9 @@ def _header(task: Task, plans_name: str, fold: Any) -> dict:
         "data_identifier": task.images.name,
         "classes": list(task.annotations.classes),
         "models": [i.to_json() for i in task.models],
-        **({"soft": [items_to_json(i.files.classes) for i in task.models]} if task.soft else {}),
+        **({"soft": [items_to_json(i) for i in task.known]} if task.soft else {}),
+        **({"predictions": [i.to_json() for i in task.predictions]} if task.predictions else {}),
+        **({"ignored": task.ignored} if task.min_confidence is not None else {}),
     }
 
 
@@ -380,7 +468,7 @@ class Labeller:
 
         self.task, self.device, self.predictors = task, device, {}
         self.annotations = task.annotations
-        plans = PlansManager(dict(task.plans))
+        self.plans = plans = PlansManager(dict(task.plans))
         self.configuration, self.transpose = plans.get_configuration(task.configuration), plans.transpose_forward
         self.label_manager = plans.get_label_manager(dict(task.dataset_json))
 
@@ -392,19 +480,26 @@ class Labeller:
         pseudo = sorted(wanted.pseudo, key=self._value)
         seg = self._annotated_part(case, truth)
         outlines = {i: seg[0] == self._value(i) for i in wanted.divided}
-        soft: list = []  # of each model, if they are asked for
-        labels, probability = self._predict(image, self.task.used(wanted), wanted, outlines, truth.shape[1:], soft)
+        of_tools = self._placed(case, properties, seg[0])
+        soft = [i.soft() for i, _ in of_tools] if self.task.soft else []
+        tools = [i for i, _ in of_tools]
+        labels, probability, doubt = self._predict(case, image, wanted, outlines, properties, tools, soft)
         free = seg[0] == 0  # neither annotated, nor ignored, nor outside (-1)
+        added = free | ((labels > 0) & np.any(list(outlines.values()), 0)) if outlines else free
+        ignored = added & doubt.doubtful(labels, probability, self.task.min_confidence or 0)
         for inside in outlines.values():
             seg[0][inside] = np.where(labels[inside] > 0, labels[inside], seg[0][inside])
             labels[inside] = 0  # an outline stays whole, whatever piece of it is the largest
         labels = largest_components(labels, [self._value(i) for i in self.task.largest_component])
         seg[0][free] = labels[free]
+        seg[0][ignored] = self.task.ignored
         names = settled((*annotated, *pseudo), self.annotations.classes)
         record = {
             "annotated": items_to_json(annotated),
             "pseudo": items_to_json(pseudo),
             **self._statistics(seg[0], probability, names, pseudo, properties),
+            "disagreement": doubt.disagreement(seg[0], {i: self._value(i) for i in pseudo}, added),
+            "agreement": {i.predictions.name: shares for i, shares in of_tools},
             "written": _now(),
             "inputs": inputs,
             "image": of_image,
@@ -431,21 +526,50 @@ class Labeller:
 
     def _predict(
         self,
+        case: str,
         image: np.ndarray,
-        models: Sequence[Model],
         wanted: Wanted,
         outlines: Mapping[str, np.ndarray],
-        shape: Sequence[int],
+        properties: Mapping[str, Any],
+        tools: Sequence[Placed],
         soft: list,
     ) -> tuple:
-        """Pseudo labels (*S) of the classes that are not annotated, and the probability (*S) of each voxel's label."""
-        return merge_claims((self._claim(i, image, wanted, outlines, soft) for i in models), shape)
+        """Pseudo labels (*S) of the classes that are not annotated, the probability (*S) of each voxel's label, and the doubt."""
+        tools, models = [i for i in tools if wanted.of(i.predictions.structures)], self.task.used(wanted)
+        known = [*(i.predictions.structures for i in tools), *(i.files.classes for i in models)]
+        doubt = Doubt(image.shape[1:], [[self._value(j) for j in wanted.of(i)] for i in known])
+        claims = chain(
+            (i.claim(wanted.lacking, outlines, self._value) for i in tools),
+            (self._claim(i, self._logits(i, case, image, properties), wanted, outlines, soft) for i in models),
+        )
+        return *merge_claims(doubt.watch(claims), image.shape[1:]), doubt
 
-    def _claim(self, model: Model, image: np.ndarray, wanted: Wanted, outlines: Mapping[str, np.ndarray], soft: list) -> tuple:
+    def _placed(self, case: str, properties: Mapping[str, Any], seg: np.ndarray) -> list:
+        """What each tool says of the case, on its preprocessed voxels, and how that agrees with its manual labels."""
+        values = {i: self._value(i) for i in self.annotations.of(case).annotated}
+        found = []
+        for predictions in self.task.predictions:
+            placed = place_predictions(predictions, case, self.task.raw, self._place(case, properties, seg.shape))
+            found.append((placed, agreement(placed, case, seg, values)))
+        return found
+
+    def _place(self, case: str, properties: Mapping[str, Any], shape: Sequence[int]) -> ToPreprocessed:
+        image = raw_case(self.task.raw, case).images[0]
+        return ToPreprocessed(self.plans, self.configuration, image, properties, shape)
+
+    def _logits(self, model: Model, case: str, image: np.ndarray, properties: Mapping[str, Any]) -> torch.Tensor:
+        """Logits (1 + n, *S) of what the model knows here, on the preprocessed voxels."""
+        predictor = self._predictor(model)
+        outputs = range(len(model.files.classes) + 1) if model.outputs is None else model.outputs
+        if model.difference is None:
+            return collapsed(predict_logits(predictor, image), outputs)
+        scan = raw_case(self.task.raw, case)
+        return ScanPredictor(predictor, outputs).logits(scan, self._place(case, properties, image.shape[1:]))
+
+    def _claim(self, model: Model, logits: torch.Tensor, wanted: Wanted, outlines: Mapping[str, np.ndarray], soft: list) -> tuple:
         """One model's labels and probabilities, both (*S). Its logits, the largest array there is, are gone on return; its soft
         labels are added to ``soft``."""
         lacking = [i for i in model.files.classes if i in wanted.lacking]
-        logits = predict_logits(self._predictor(model), image)
         if self.task.soft:
             soft.append(quantised(logits))
         index, probability = restricted_prediction(
@@ -489,12 +613,14 @@ class Labeller:
         # counted for all classes at once: a mask a class would be 117 bytes a voxel with TotalSegmentator's
         values, length = np.maximum(seg, 0).ravel(), len(self.annotations.classes) + 1
         voxels = np.bincount(values, minlength=length)
-        confidence = np.bincount(values, weights=probability.ravel(), minlength=length)
+        told = np.isfinite(probability).ravel()  # masks of other tools have none
+        confidence = np.bincount(values, weights=np.where(told, probability.ravel(), 0), minlength=length)
+        counted = np.bincount(values, weights=told, minlength=length)
         numbers = {i: self._value(i) for i in classes}
         return {
             "volume_mm3": {name: float(voxels[i] * voxel_mm3) for name, i in numbers.items()},
             "mean_confidence": {
-                name: float(confidence[i] / voxels[i]) if voxels[i := numbers[name]] else None for name in pseudo
+                name: float(confidence[i] / counted[i]) if counted[i := numbers[name]] else None for name in pseudo
             },
         }
 

@@ -309,11 +309,14 @@ def test_bad_input_is_one_line(tiny, results, models, drawn, tmp_path, capsys, m
     stranger = tmp_path / "stranger"
     shutil.copytree(models["nih", "3d_fullres"], stranger)
     label_directory.write_json({"labels": {"background": 0, "spleen": 1}}, stranger / "dataset.json")
-    refused("segments spleen", "liver, kidney, pancreas", **{"from": str(stranger)})
+    refused("segments spleen", "liver, kidney, pancreas", "--map", **{"from": str(stranger)})
+    refused("segments no 'liver', but spleen", **{"from": f"x={stranger}", "map": "x:liver=liver"})
+    two_channels = {"labels": {"background": 0, "liver": 1}, "channel_names": {"0": "T1", "1": "T2"}}
+    label_directory.write_json(two_channels, stranger / "dataset.json")
     plans = read_json(stranger / "plans.json")
     plans["configurations"]["3d_fullres"]["spacing"] = [1.0, 1.0, 1.0]
     label_directory.write_json(plans, stranger / "plans.json")
-    refused("spacing [1.0, 1.0, 1.0]", str(stranger), **{"from": str(stranger)})
+    refused("takes 2 channels", "has 1 (CT)", **{"from": str(stranger)})
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     refused("the teacher of source 'kits' is missing", "-tr nnUNetTrainerIndividual")
 
