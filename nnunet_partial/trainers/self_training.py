@@ -45,7 +45,7 @@ class nnUNetTrainerSelfTrainingSoft(nnUNetTrainerSelfTraining):
         self.dice = MarginalDiceCELoss(
             batch_dice=self.configuration_manager.batch_dice,
             weight_ce=0,
-            ignore_label=self.label_manager.ignore_label,
+            ignore_label=self.ignored_value,
             all_gather=AllGatherGrad.apply if self.is_ddp else None,
         )
 

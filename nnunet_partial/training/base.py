@@ -394,7 +394,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         loss = super()._build_loss()
         marginal = MarginalDiceCELoss(
             batch_dice=self.configuration_manager.batch_dice,
-            ignore_label=self.label_manager.ignore_label,
+            ignore_label=self.ignored_value,
             all_gather=AllGatherGrad.apply if self.is_ddp else None,
         )
         if not isinstance(loss, DeepSupervisionWrapper):
@@ -410,9 +410,15 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         return loss(output, batch.full_resolution_target, batch.groups)
 
     def valid(self, target: torch.Tensor) -> torch.Tensor | None:
-        """(B, *S) bool, the voxels of ``target`` (B, 1, *S) that count: all but the ignore label's. None for all."""
-        ignore_label = self.label_manager.ignore_label
-        return None if ignore_label is None else target[:, 0] != ignore_label
+        """(B, *S) bool, the voxels of ``target`` (B, 1, *S) that count: all but ignored ones. None for all."""
+        ignored = self.ignored_value
+        return None if ignored is None else target[:, 0] != ignored
+
+    @property
+    def ignored_value(self) -> int | None:
+        """Label of voxels that no loss looks at: nnU-Net's ignore label, or that of pseudo labels that are doubtful."""
+        own = self.label_manager.ignore_label
+        return self.labels.ignored if own is None and self.labels is not None else own
 
     def deep_supervision_weights(self) -> tuple:
         """nnU-Net's weight of each resolution, full resolution first; ``(1,)`` without deep supervision."""

@@ -45,7 +45,7 @@ class OneAgainstRestTrainer(PartialTrainer):
         loss = super()._build_loss()
         binary = BinaryDiceBCELoss(
             batch_dice=self.configuration_manager.batch_dice,
-            ignore_label=self.label_manager.ignore_label,
+            ignore_label=self.ignored_value,
             all_gather=AllGatherGrad.apply if self.is_ddp else None,
         )
         if not isinstance(loss, DeepSupervisionWrapper):

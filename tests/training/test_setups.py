@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.networks.heads import MASKED_LOGIT, mask_outputs
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.variants import write_variant
+
+CLASSES = ("liver", "kidney", "pancreas")
 
 
 def started(made):
@@ -193,6 +196,31 @@ def test_ignored_voxels_reach_no_loss(tiny, teachers, trainer, with_ignore_label
     made.initialize()
     made.load_frozen()
     made.current_epoch = 1
+    assert_ignored_voxels_reach_no_loss(made, batch)
+
+
+@pytest.mark.parametrize("name", ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining"))
+def test_doubtful_pseudo_labels_reach_no_loss(
+    tiny, trainer, own_results, write_labels, assert_ignored_voxels_reach_no_loss, tmp_path, name
+):
+    """A dataset without an ignore label whose label directory has voxels that nobody vouches for."""
+    from nnunetv2.utilities.label_handling.label_handling import LabelManager
+
+    folder = write_labels(tiny, tmp_path / "labels")
+    content = json.loads((folder / "provenance.json").read_text())
+    manager = LabelManager(json.loads((tiny.preprocessed / "dataset.json").read_text())["labels"], None)
+    for case, record in content["cases"].items():
+        seg, properties = label_directory.load_labels(folder, case)
+        seg = seg[:]
+        seg[:, ::2] = np.where(seg[:, ::2] == 0, len(CLASSES) + 1, seg[:, ::2])
+        label_directory.write_case(folder, case, seg, properties, manager, (16, 24, 24), record)
+    label_directory.finish(folder, {**content, "ignored": len(CLASSES) + 1}, list(content["cases"]))
+    write_variant(tiny.id, "doubtful", {"labels": str(folder)}, tiny.plans, overwrite=True)
+    made = started(trainer(name, f"{tiny.plans}_doubtful"))
+    batch = made.to_device(next(made.dataloader_train))
+    assert all((i == len(CLASSES) + 1).any() for i in batch.targets)
+    for loss in made.compute_losses(batch).values():
+        assert torch.isfinite(loss)
     assert_ignored_voxels_reach_no_loss(made, batch)
 
 

@@ -2,7 +2,8 @@
 
 ::
 
-    DIR/<case>_seg.b2nd       labels (1, *S), -1 outside the body as nnU-Net has it, shape of the preprocessed image
+    DIR/<case>_seg.b2nd       labels (1, *S), -1 outside the body as nnU-Net has it, shape of the preprocessed image; the value
+                              after those of the classes where nobody vouches for a label, which no loss then looks at
     DIR/<case>_soft.b2nd      on request, probabilities (:mod:`nnunet_partial.data.preprocessed.soft_labels`)
     DIR/<case>.pkl            nnU-Net's properties of the case with fresh ``class_locations``
     DIR/records/<case>.json   what the case was made from and what came out; written last, so it marks the case as done
@@ -156,7 +157,8 @@ class LabelDirectory:
 
     ``known``: case -> classes and unions that its labels distinguish, annotated or pseudo; ``volumes_mm3``: case -> class ->
     volume; ``parts``: case -> folder of its files, where that is not ``folder`` itself; ``soft``: the structures of each model's
-    soft labels, as JSON has them, empty without soft labels.
+    soft labels, as JSON has them, empty without soft labels; ``ignored``: the value of voxels that nobody vouches for, which is
+    no class, None without such voxels.
     """
 
     folder: Path
@@ -167,6 +169,7 @@ class LabelDirectory:
     volumes_mm3: Mapping[str, Mapping[str, float]]
     parts: Mapping[str, Path] = field(default_factory=dict)
     soft: Sequence[Sequence[Any]] = ()
+    ignored: int | None = None
 
     @classmethod
     def read(cls, folder: PathLike, remedy: str = "") -> "LabelDirectory":
@@ -192,6 +195,7 @@ class LabelDirectory:
                 {k: settled(items_from_json([*v["annotated"], *v["pseudo"]]), classes) for k, v in cases.items()},
                 {k: v["volume_mm3"] for k, v in cases.items()},
                 soft=content.get("soft", ()),
+                ignored=_ignored(content.get("ignored"), classes, file),
             )
         except (KeyError, TypeError, AttributeError, IndexError) as error:
             raise UserError(f"{file} is not the provenance of a label directory ({error!r}). {remedy}") from None
@@ -209,7 +213,8 @@ class LabelDirectory:
             volumes.update(part.volumes_mm3)
             folders.update(dict.fromkeys(part.known, part.folder))
         soft = first.soft if all(i.soft == first.soft for i in parts) else ()
-        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders, soft)
+        ignored = next((i.ignored for i in parts if i.ignored is not None), None)
+        return cls(folder, first.dataset, first.data_identifier, first.classes, known, volumes, folders, soft, ignored)
 
     def without(self, cases: Collection[str]) -> "LabelDirectory":
         """The same directory, as if it had no labels of these cases."""
@@ -326,6 +331,12 @@ class LabelledDataset:
                 f"{tuple(truth.shape)}: it was preprocessed again since. Make the label directory again."
             )
         return data, seg, previous, properties
+
+
+def _ignored(value: Any, classes: Sequence[str], file: Path) -> int | None:
+    if value not in (None, len(classes) + 1):
+        raise UserError(f"{file}: 'ignored' must be {len(classes) + 1}, the value after those of the classes, found {value!r}.")
+    return value
 
 
 def _parts(folder: Path) -> list:
