@@ -7,6 +7,7 @@ patient's left and a dark one on the right.
 import json
 import shutil
 
+import blosc2
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -310,8 +311,12 @@ def test_probabilities_are_resampled_and_told(masks, tmp_path):
     sure = (label_directory.load_labels(tmp_path / "out", "two")[0][:] == 1).sum()
     assert sure > 20
     with_all = tmp_path / "all"
-    label(with_all, "--predictions", f"totalseg={masks}")
+    label(with_all, "--predictions", f"totalseg={masks}", "--soft")
     require_landmarks(with_all, "two", 1.5)
+    assert read_json(with_all / "provenance.json")["soft"] == [["left", "right"]]
+    soft = blosc2.open(str(with_all / "two_soft.b2nd"))[:]
+    seg = label_directory.load_labels(with_all, "two")[0][0]
+    assert soft.shape == (2, *seg.shape) and 225 <= soft[0].max() <= 230 and soft[1][seg == 2].min() > 80
 
 
 # ---- a model of other plans
