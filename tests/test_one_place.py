@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+ENGINE, PLANS = {"orchestration/engine.py"}, {"orchestration/atso/loop.py", "orchestration/compare/comparison.py"}
 PLACES = {
     "unpickles": (
         r"pickle\.(load|loads|Unpickler)\b|\bUnpickler\(|file_and_folder_operations import .*load_pickle|allow_pickle=True",
@@ -34,6 +35,8 @@ PLACES = {
         },
     ),
     "opens locks": (r"os\.O_CREAT|\bopen_lock\(|\bflock\(", {"files.py"}),
+    "starts pools": (r"ProcessPoolExecutor|ThreadPool|get_context|multiprocessing\.pool|\bPool\(", {"data/parallel.py"}),
+    "is an engine of steps": (r"class \w+\(Engine\)|def is_done\(self, step", ENGINE | PLANS),
     "waits for jobs of a plan": (r"executor\.run\(|light\.run\(", {"orchestration/engine.py"}),
     # black and white, of text on a picture, are no palette
     "names colours": (r"\"#[0-9a-fA-F]{6}\"", {"palette.py"}),

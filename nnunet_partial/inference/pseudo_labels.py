@@ -4,10 +4,7 @@ Huang et al. 2020, section 3 (the pseudo-annotated dataset), for any mixture of 
 preprocessed space; what comes out is a label directory (:mod:`nnunet_partial.data.preprocessed.label_directory`).
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from itertools import chain
@@ -21,7 +18,7 @@ from tqdm import tqdm
 
 from nnunet_partial import __version__, paths
 from nnunet_partial.data.components import largest_components
-from nnunet_partial.data.parallel import start_worker
+from nnunet_partial.data.parallel import in_processes
 from nnunet_partial.data.predictions import Predictions
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.preprocessed.soft_labels import quantised
@@ -424,32 +421,21 @@ def _one_process(task: Task, cases: Sequence[str], devices: Sequence[str]) -> It
 
 def _several_processes(task: Task, cases: Sequence[str], devices: Sequence[str]) -> Iterable[None]:
     """One process per device. The first failure ends the work; what is done stays done."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    for device in devices:
-        queue.put(device)
-    with ProcessPoolExecutor(len(devices), context, _start_labelling, (task, queue, len(devices))) as pool:
-        try:
-            for future in as_completed([pool.submit(_label_in_worker, i) for i in cases]):
-                yield future.result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"a process was killed while it labelled, most likely because memory ran out. Start the "
-                f"command again with fewer processes; what is done in {task.out} stays done."
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    killed = UserError(
+        f"a process was killed while it labelled, most likely because memory ran out. Start the "
+        f"command again with fewer processes; what is done in {task.out} stays done."
+    )
+    return in_processes(_label_in_worker, cases, len(devices), killed, start=_start_labelling, start_with=(task, devices))
 
 
 _worker: Callable | None = None
 
 
-def _start_labelling(task: Task, queue, processes: int) -> None:
+def _start_labelling(number: int, task: Task, devices: Sequence[str]) -> None:
     global _worker
-    start_worker()
-    device = torch.device(queue.get())
+    device = torch.device(devices[number])
     if device.type == "cpu":  # together the processes use every core once
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+        torch.set_num_threads(max(1, torch.get_num_threads() // len(devices)))
     _worker = Labeller(task, device)
 
 

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 
 from nnunet_partial.data.images import write_segmentation
+from nnunet_partial.data.parallel import in_threads
 from nnunet_partial.files import atomic_path
 from nnunet_partial.labels import Annotations
 from nnunet_partial.outputs import require_whole
@@ -99,8 +99,7 @@ def metrics_on_annotated(
     """
     cases = [i[: -len(file_ending)] for i in sorted(os.listdir(folder_predicted)) if i.endswith(file_ending)]
     keep_annotated = partial(_keep_annotated, Path(folder_predicted), file_ending, image_reader_writer)
-    with ThreadPool(min(num_processes, len(cases))) as pool:  # reading and writing: threads start in no time
-        pool.starmap(keep_annotated, [(i, annotations.groups(i)) for i in cases])
+    in_threads(lambda i: keep_annotated(i, annotations.groups(i)), cases, num_processes)
     with tempfile.TemporaryDirectory() as temporary:
         if label_map is not None:
             copy = tempfile.mkdtemp(dir=temporary)

@@ -6,15 +6,10 @@ by one, each in one step, and dataset.json comes last.
 """
 
 import argparse
-import itertools
-import multiprocessing
 import os
 import re
 import shutil
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +24,7 @@ from nnunet_partial.data.conversion.organs import OrganMap, choose_organs
 from nnunet_partial.data.conversion.source import SourceFolder, natural_key
 from nnunet_partial.data.conversion.voxels import OutputError
 from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
-from nnunet_partial.data.parallel import default_processes
+from nnunet_partial.data.parallel import default_processes, in_processes
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, replace_folder, restore_folder, try_lock, write_json
 
@@ -336,35 +331,11 @@ def _results(jobs: Sequence[Job], processes: int) -> Iterator[Converted]:
     if processes < 2:
         yield from map(convert_case, jobs)
         return
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start_worker)
-    waiting, todo = set(), iter(jobs)
-    try:
-        while True:
-            waiting |= {pool.submit(convert_case, job) for job in itertools.islice(todo, 2 * processes - len(waiting))}
-            if not waiting:
-                return
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in done)
-    except BrokenProcessPool:
-        raise Unfinished(
-            "a process was killed, most likely because memory ran out. Run the command again with --processes "
-            f"{max(1, processes // 2)}; it continues where it was."
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    parent = multiprocessing.parent_process()
-
-    def follow():
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    killed = Unfinished(
+        "a process was killed, most likely because memory ran out. Run the command again with --processes "
+        f"{max(1, processes // 2)}; it continues where it was."
+    )
+    yield from in_processes(convert_case, jobs, processes, killed)
 
 
 def _record(result: Converted, print_: str, folder: Path) -> dict:

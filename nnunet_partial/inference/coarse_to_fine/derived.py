@@ -164,11 +164,12 @@ def write_volumes(derivation: Derivation, processes: int = 1, progress: bool = T
     if todo and file.is_file():
         file.unlink()  # not a dataset until its last volume is there
     map_cases(
-        _write_named,
+        _write_job,
         [_job(derivation, i) for i in todo],
         1 if derivation.coarse else processes,
         f"{derivation.description.stage} volumes",
         progress,
+        _name,
     )
     content = _dataset_json(derivation)
     if not file.is_file() or read_json(file) != content:
@@ -184,12 +185,12 @@ def _job(derivation: Derivation, case: RawCase) -> tuple:
     return replace(derivation, source=replace(derivation.source, cases={case.name: case}, content={}), annotations=own), case
 
 
-def _write_named(job: tuple) -> None:
-    derivation, case = job
-    try:
-        write_case(derivation, case)
-    except UserError as error:
-        raise UserError(f"case {case.name}: {error}") from None
+def _write_job(job: tuple) -> None:
+    write_case(*job)
+
+
+def _name(job: tuple) -> str:
+    return job[1].name
 
 
 def _outputs(derivation: Derivation, case: RawCase) -> tuple:

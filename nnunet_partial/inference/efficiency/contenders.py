@@ -5,12 +5,9 @@ file; so no memory that one of them keeps is counted for another.
 """
 
 import io
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nnunet_partial.data.parallel import start_worker
+from nnunet_partial.data.parallel import in_own_process
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.inference.coarse_to_fine.stages import TRAINER, Stage, cases_of, load_stage, predict_case
@@ -60,22 +57,14 @@ def compare(contenders: Sequence[Contender], images: PathLike, device: str = "cp
     ``limit``: only so many cases. The masks are thrown away. Raises :class:`UserError` for a model or image that cannot
     be used.
     """
-    measured = {i.name: in_own_process(measure, i, os.fspath(images), device, limit) for i in contenders}
+    killed = UserError("a process was killed while it segmented, most likely because memory ran out.")
+    measured = {i.name: in_own_process(measure, i, os.fspath(images), device, limit, killed=killed) for i in contenders}
     return efficiency.report(
         {k: v.cases for k, v in measured.items()},
         {k: v.cost for k, v in measured.items()},
         torch.device(device),
         {k: v.arithmetic for k, v in measured.items()},
     )
-
-
-def in_own_process(function: Callable, *arguments: Any) -> Any:
-    """``function(*arguments)`` in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=start_worker) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool:
-            raise UserError("a process was killed while it segmented, most likely because memory ran out.") from None
 
 
 def measure(contender: Contender, images: str, device: str, limit: int | None = None) -> Measured:
