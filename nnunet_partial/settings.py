@@ -239,6 +239,11 @@ class RunSettings:
     labels: str | None = setting(
         None, "label directory of the training cases (nnunet_partial pseudo-label); {fold} in it stands for the fold"
     )
+    exclude: str | None = setting(
+        None,
+        "text file of cases, one a line, whose pseudo labels are left out (nnunet_partial check --labels --worst writes one): they "
+        "train on what is annotated by hand, or, where a method cannot, not at all; {fold} in it stands for the fold",
+    )
     untaught: str = setting(
         "refuse",
         "classes that no training case of the fold annotates: refuse to train, or mask: train without them, and never predict them",

@@ -40,6 +40,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     short_name, title = "cotraining", "CoTraining"
     needs_labels = True
+    needs_complete_labels = True
     settings_name, settings_class = "co_training", CoTrainingSettings
     own: CoTrainingSettings
     loss_terms = ("focal", "dice", "soft")

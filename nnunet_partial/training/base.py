@@ -38,7 +38,7 @@ from nnunet_partial.data.preprocessed.pools import Pools, case_weights
 from nnunet_partial.data.preprocessed.soft_labels import SoftDataLoader, SoftLabels
 from nnunet_partial.data.preprocessed.splits import stratified_splits
 from nnunet_partial.errors import UserError, exit_on_user_error
-from nnunet_partial.files import load_checkpoint, save_checkpoint, write_json
+from nnunet_partial.files import load_checkpoint, read_names, save_checkpoint, write_json
 from nnunet_partial.labels import Annotations, told_apart
 from nnunet_partial.losses.partial import MarginalDiceCELoss
 from nnunet_partial.networks.ema import EMA
@@ -129,6 +129,10 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     loss_terms: tuple = ("marginal",)
     #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
     needs_labels = False
+    #: whether these must be of every class on every case
+    needs_complete_labels = False
+    #: cases whose pseudo labels the setting ``exclude`` leaves out
+    left_out: frozenset = frozenset()
     #: whether that label directory must hold soft labels
     needs_soft_labels = False
     #: the soft labels that it learns from; :meth:`read_soft_labels` sets them
@@ -200,12 +204,25 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 f"plans {plans['plans_name']}: {type(self).__name__} needs the setting labels, a directory "
                 f"of pseudo-completed labels. Make both with: {self.labels_command}"
             )
+        if self.settings.labels is None and self.settings.exclude is not None:
+            raise UserError(f"plans {plans['plans_name']}: setting exclude has no effect without labels. Leave it out.")
         if self.settings.labels is None:
             return None
         labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
         identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
         labels.require_fit(plans["dataset_name"], identifier, self.dataset_annotations.classes, self._labels_remedy)
-        return labels
+        self.left_out = self._read_left_out(labels, fold)
+        return labels.without(self.left_out)
+
+    def _read_left_out(self, labels: LabelDirectory, fold: Any) -> frozenset:
+        if self.settings.exclude is None:
+            return frozenset()
+        file = self.settings.exclude.replace("{fold}", str(fold))
+        names = read_names(file)
+        unknown = next((i for i in names if i not in labels.known), None)
+        if unknown is not None:
+            raise UserError(f"setting exclude: {file} names {unknown}, of which {labels.folder} has no labels. Correct the file.")
+        return frozenset(names)
 
     def read_soft_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory:
         """Have batches hold the soft labels of the directory that the setting ``labels`` names; returns the directory, checked."""
@@ -448,6 +465,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             with exit_on_user_error():
                 write_json(stratified_splits(self.dataset_annotations, list(self.dataset_annotations.cases)), splits_file)
         training, validating = super().do_split()
+        training = [i for i in training if i not in self.left_out or self._learns_without_pseudo_labels(i)]
         if self.learns_from_unlabelled:
             return training, validating
         annotated = [i for i in training if self.dataset_annotations.of(i).annotated]
@@ -458,6 +476,12 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                     "from annotations alone. Train another fold, or a method that learns from unlabelled cases."
                 )
         return annotated, validating
+
+    def _learns_without_pseudo_labels(self, case: str) -> bool:
+        annotated = told_apart(self.dataset_annotations.of(case).annotated)
+        if self.needs_complete_labels or self.soft is not None:
+            return self.soft is None and len(annotated) == len(self.dataset_annotations.classes)
+        return bool(annotated)
 
     def get_dataloaders(self):
         self.annotated_lookup = self._annotated_lookup(self.annotations)
@@ -485,7 +509,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def cases_with_own_labels(self, cases: Sequence[str]) -> Sequence[str]:
         """Those of the training cases that keep their own labels although the run has a label directory."""
-        return ()
+        return [i for i in cases if i in self.left_out]
 
     def _annotated_lookup(self, annotations: Annotations) -> AnnotatedLookup:
         with exit_on_user_error():
@@ -547,7 +571,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.check_cases(cases)
         self.untaught = self._find_untaught(cases)
         if self.labels is not None:
-            self.check_labels(self.labels, cases)
+            self.check_labels(self.labels, [i for i in cases if i not in self.left_out])
         self.load_frozen()
         self.prepare_losses(cases)
 

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from nnunet_partial.data.preprocessed import label_directory
+from nnunet_partial.data.preprocessed.splits import training_cases
 from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.labels import Annotations
 from nnunet_partial.networks.heads import MASKED_LOGIT, mask_outputs
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.variants import write_variant
@@ -222,6 +224,32 @@ def test_doubtful_pseudo_labels_reach_no_loss(
     for loss in made.compute_losses(batch).values():
         assert torch.isfinite(loss)
     assert_ignored_voxels_reach_no_loss(made, batch)
+
+
+@pytest.mark.parametrize("name", ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining"))
+def test_pseudo_labels_that_are_left_out_teach_nothing(tiny, trainer, own_results, write_labels, refused, tmp_path, name):
+    folder, file = write_labels(tiny, tmp_path / "labels"), tmp_path / "worst.txt"
+    training = training_cases(tiny.preprocessed, Annotations.read(tiny.preprocessed), 0)
+    unlabelled = next((i for i in training if i.startswith("plain")), None)
+    partly = next(i for i in training if i.startswith("kits"))
+    file.write_text("\n".join(i for i in (partly, unlabelled) if i))
+    write_variant(tiny.id, "left_out", {"labels": str(folder), "exclude": str(file)}, tiny.plans, overwrite=True)
+    made = started(trainer(name, f"{tiny.plans}_left_out"))
+    cases = made.do_split()[0]
+    assert unlabelled not in cases
+    if name == "nnUNetTrainerCoTraining":  # needs every class
+        assert partly not in cases
+    else:
+        assert partly in cases and made.training_lookup([partly]).tolist() == [[True, False, True, False]]
+        seg = made.get_tr_and_val_datasets()[0].load_case(partly)[1]
+        assert set(np.unique(seg[:])) <= {-1, 0, 2}
+    file.write_text("nobody")
+    assert "names nobody" in refused(lambda: trainer(name, f"{tiny.plans}_left_out"))
+    if name == "nnUNetTrainerSelfTraining":
+        write_variant(tiny.id, "left_out", {"exclude": str(file)}, tiny.plans, overwrite=True)
+        assert "exclude has no effect without labels" in refused(
+            lambda: trainer("nnUNetTrainerPartial", f"{tiny.plans}_left_out")
+        )
 
 
 # ------------------------------------------------------------------ networks and weights that do not fit
