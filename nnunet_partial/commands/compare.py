@@ -75,12 +75,18 @@ def add_arguments(parser):
         metavar="N",
         help="measure time and memory of prediction on N cases, method beside method (default: 0, not at all)",
     )
-    parser.add_argument("--atso-generations", type=int, default=5, help="default: 5")
+    parser.add_argument("--atso-generations", type=int, default=5, help="of atso, stso and self-learning (default: 5)")
     parser.add_argument(
         "--atso-fine-tune-epochs",
         type=int,
         metavar="N",
-        help="epochs of ATSO's models after the first (default: those of the plans)",
+        help="epochs of the models after M0 of atso, stso and self-learning (default: a third of the plans')",
+    )
+    parser.add_argument(
+        "--atso-fine-tune-lr",
+        type=float,
+        metavar="RATE",
+        help="their constant learning rate (default: the mean of M0's in its last third)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="predictions, figures, logs and report.html")
     add_executor_options(parser)
@@ -135,6 +141,7 @@ def _options(arguments):
         arguments.efficiency,
         arguments.trust,
         arguments.recipe,
+        arguments.atso_fine_tune_lr,
     )
 
 

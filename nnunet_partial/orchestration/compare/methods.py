@@ -20,7 +20,7 @@ class Method:
     ``trainer`` is trained with the comparison's plans
     ``needs``   ``teachers``: one trained teacher per source; ``labels``: labels that the teachers have completed
     ``kind``    ``trainer``; ``fused``: the teachers' own predictions, fused; ``full``: on the dataset with all labels;
-                ``atso``: the loop of scripts/atso_loop.py
+                ``atso``: the loop of scripts/atso_loop.py, with the method's name as its strategy
     ``settings_name`` the block of the plans' settings that the trainer declares
     ``soft``    whether the completed labels must hold the teachers' probabilities
     """
@@ -60,7 +60,9 @@ _LABELS, _TEACHERS = ("teachers", "labels"), ("teachers",)
 def _of_this_package() -> dict:
     named = {i.short_name: i for i in package_trainers().values() if i.short_name}
     methods = {name: Method.of(source, KINDS.get(name, "trainer")) for name, source in sorted(named.items())}
-    return {**methods, "full": Method("fully supervised", named["partial"].name, kind="full")}
+    baselines = {"stso": "STSO", "self-learning": "self-learning"}  # of the ATSO paper: strategies of the same loop
+    loops = {name: Method(title, named["atso"].name, kind="atso", settings_name="atso") for name, title in baselines.items()}
+    return {**methods, **loops, "full": Method("fully supervised", named["partial"].name, kind="full")}
 
 
 #: short name -> method; what a trainer of this package says of itself

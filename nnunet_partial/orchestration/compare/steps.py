@@ -5,7 +5,7 @@ end of its training.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class CompareOptions:
     efficiency: int = 0
     trust: bool = False
     recipe: str | None = None
+    atso_fine_tune_lr: float | None = None
 
     def __post_init__(self):
         if self.recipe is not None:
@@ -137,7 +138,7 @@ class ComparisonSteps:
         if method.kind == "fused":
             return [self.model(TEACHER, self.plans(seed, i)) for i in self.annotations.annotated_sources]
         if method.kind == "atso":
-            return list(dict.fromkeys(self._atso(seed, fold).model for fold in self.options.folds))
+            return list(dict.fromkeys(self._atso(name, seed, fold).model for fold in self.options.folds))
         if method.kind == "full":
             return [self.model(method.trainer, self.plans(seed), self.full_dataset)]
         return [self.model(method.trainer, self.plans(seed, *((COMPLETED,) if method.labelled else ())))]
@@ -304,7 +305,7 @@ class ComparisonSteps:
         return [out], [self._predict(f"s{seed}-{name}-predict", self.models(name, seed)[0], out, steps)]
 
     def _model_of_fold(self, name: str, seed: int, fold: str) -> Path:
-        return self._atso(seed, fold).model if self.methods[name].kind == "atso" else self.models(name, seed)[0]
+        return self._atso(name, seed, fold).model if self.methods[name].kind == "atso" else self.models(name, seed)[0]
 
     def _train_method(self, name: str, method: Method, seed: int, fold: str) -> str:
         needs, plans, dataset = [_plans_step(seed)], self.plans(seed), None
@@ -415,24 +416,31 @@ class ComparisonSteps:
 
     # ---- ATSO
 
-    def _atso(self, seed: int, fold: str) -> "_Atso":
+    def _atso(self, name: str, seed: int, fold: str) -> "_Atso":
+        """The run of the strategy ``name``. All start from one M0, but for a run that version 0.1 began, which has its own."""
         o = self.options
-        return _Atso(
+        loop = _Atso(
             atso_options.AtsoOptions(
                 self.dataset,
                 o.configuration,
                 fold,
                 self.plans(seed),
-                f"{o.name}-s{seed}",
+                f"{o.name}-s{seed}" + ("" if name == "atso" else f"-{name}"),
+                name,
                 generations=o.atso_generations,
+                subsets=2 if name == "atso" else 1,
                 seed=seed,
                 fine_tune_epochs=o.atso_fine_tune_epochs,
+                fine_tune_lr=o.atso_fine_tune_lr,
                 disable_tta=o.disable_tta,
+                trust=o.trust,
             )
         )
+        return loop if loop.trains_m0 else loop.starting_from(self.model(atso_layout.TRAINER, self.plans(seed)))
 
     def _atso_step(self, name: str, seed: int, fold: str) -> str:
-        loop, o = self._atso(seed, fold).options, self.options
+        made, o, needs = self._atso(name, seed, fold), self.options, (_plans_step(seed),)
+        loop = made.options
         argv = [
             "python",
             "-m",
@@ -458,13 +466,18 @@ class ComparisonSteps:
         ]
         argv += ["--disable-tta"] if loop.disable_tta else []
         argv += ["--fine-tune-epochs", loop.fine_tune_epochs] if loop.fine_tune_epochs else []
-        done = paths.fold_folder(self._atso(seed, fold).model, fold)
+        argv += ["--fine-tune-lr", loop.fine_tune_lr] if loop.fine_tune_lr else []
+        argv += ["--strategy", name] if name != "atso" else []
+        if loop.initial_model:
+            argv += ["--initial-model", loop.initial_model, *(["--trust"] if loop.trust else [])]
+            needs = (self._train(f"s{seed}-atso-m0", "training", atso_layout.TRAINER, self.plans(seed), fold, needs),)
+        done = paths.fold_folder(made.model, fold)
         return self._add(
             f"s{seed}-{name}-loop-fold{fold}",
             "training",
             argv,
             [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
-            needs=(_plans_step(seed),),
+            needs=needs,
         )
 
     # ---- figures
@@ -587,9 +600,12 @@ class ComparisonSteps:
         return [*notes, *self._note_on_atso()]
 
     def _note_on_atso(self) -> list:
-        if "atso" not in self.methods or self.options.atso_fine_tune_epochs is None:
+        loops = [i.title for i in self.methods.values() if i.kind == "atso"]
+        epochs = self.options.atso_fine_tune_epochs
+        if not loops:
             return []
-        return [f"ATSO's models after the first were trained for {self.options.atso_fine_tune_epochs} epochs each."]
+        length = "as long as the last stage of the first" if epochs is None else f"for {epochs} epochs each"
+        return [f"Models of {', '.join(loops)} after the first (M0) were trained {length}."]
 
 
 class _Atso:
@@ -597,6 +613,16 @@ class _Atso:
 
     def __init__(self, options: atso_options.AtsoOptions):
         self.options = options
+
+    @property
+    def trains_m0(self) -> bool:
+        """Whether the run is there and trains M0 itself, as those of a comparison did in version 0.1."""
+        journal = atso_layout.Layout(self.options).journal
+        return journal.is_file() and read_json(journal).get("arguments", {}).get("initial_model") is None
+
+    def starting_from(self, model: Path) -> "_Atso":
+        """The same run with ``model`` as its M0."""
+        return _Atso(replace(self.options, initial_model=str(model)))
 
     @property
     def model(self) -> Path:

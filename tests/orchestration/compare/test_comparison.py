@@ -263,6 +263,41 @@ def test_atso_returns_the_model_of_its_own_loop(planned):
     assert (options.generations, options.fine_tune_epochs, options.test_labels) == (2, 1, None)
 
 
+def test_the_baselines_of_atso_are_its_loop_from_the_same_m0(planned):
+    from nnunet_partial.orchestration.atso.command import parser, read_options
+
+    made = planned(("atso", "stso", "self-learning"), atso_generations=3, atso_fine_tune_lr=0.002)
+    steps = {i.name: i for i in made.steps()}
+    m0 = steps["s0-atso-m0-fold0"]
+    assert (
+        m0.argv[m0.argv.index("-tr") + 1] == "nnUNetTrainerATSO" and m0.argv[m0.argv.index("-p") + 1] == "nnUNetPlans_compare-s0"
+    )
+    runs = {}
+    for name in ("atso", "stso", "self-learning"):
+        loop = steps[f"s0-{name}-loop-fold0"]
+        options = read_options(parser().parse_args(loop.argv[3:]))
+        runs[name] = options.run
+        assert (options.strategy, options.subsets, options.generations) == (name, 2 if name == "atso" else 1, 3)
+        assert loop.needs == (m0.name,) and options.fine_tune_lr == 0.002
+        assert Path(options.initial_model) / "fold_0" / "checkpoint_final.pth" == m0.outputs[0]
+        predict = steps[f"s0-{name}-predict"].argv
+        end = "final" if name == "atso" else "g3s1"
+        assert predict[predict.index("-m") + 1].endswith(f"nnUNetPlans_compare-s0_{runs[name]}-2d-f0-{end}__2d")
+    assert len(set(runs.values())) == 3 and made.methods["stso"].title == "STSO"
+    assert "Models of ATSO, STSO, self-learning after the first" in made.notes()[-1]
+
+
+def test_a_loop_that_trains_its_own_m0_goes_on_so(planned, place):
+    def argv():
+        return next(i for i in planned(("atso",)).steps() if i.name.endswith("-loop-fold0")).argv
+
+    journal = place.folder / "nnUNet_results" / DATASET / "atso" / "compare-s0_2d_fold0" / "journal.json"
+    journal.parent.mkdir(parents=True)
+    for initial_model in (None, "folder"):
+        journal.write_text(json.dumps({"version": 1, "arguments": {"initial_model": initial_model}}))
+        assert ("--initial-model" in argv()) == bool(initial_model)
+
+
 def test_efficiency_is_measured_after_everything_else_and_of_every_model(planned):
     made = planned(("partial", "individual"), efficiency=2, seeds=(4, 5), disable_tta=True)
     steps = made.steps()
@@ -302,7 +337,7 @@ def test_any_trainer_that_nnunet_finds_can_be_named(tmp_path, monkeypatch):
     for wrong in ("MyTrainr", "NoTrainer"):
         with pytest.raises(UserError, match=f"nnU-Net finds no trainer called {wrong}"):
             find_methods([f"trainer={wrong}"])
-    with pytest.raises(UserError, match="Is it MyTrainer"):
+    with pytest.raises(UserError, match="Did you mean MyTrainer"):
         find_methods(["trainer=MyTrainr"])
 
 
