@@ -5,6 +5,8 @@ only, for those too that wait for commands that are not ours.
 """
 
 import gzip
+import hashlib
+import json
 import math
 import os
 import re
@@ -20,6 +22,8 @@ from nnunet_partial.files import PathLike, read_json, sha256, write_json
 
 FOLDER = "records"
 _HEADER_BYTES = 348  # of NIfTI-1
+_SMALL_BYTES = 1 << 20  # up to which a file is read to see whether it changed
+_DATES = {"created", "written", "mtime_ns"}  # keys that say when, not what
 _PIECE_BYTES = 1 << 22
 
 
@@ -43,6 +47,70 @@ def is_same(file: PathLike, known: Mapping[str, Any]) -> bool:
 def are_same(files: Mapping[str, PathLike], known: Any) -> bool:
     """Whether these are the files, by name, that were stamped."""
     return isinstance(known, Mapping) and set(known) == set(files) and all(is_same(file, known[i]) for i, file in files.items())
+
+
+# ---- what a step of a plan has read
+
+
+def read_stamp(file: PathLike) -> dict | None:
+    """What tells later whether a step has read the file as it is now; None where there is none.
+
+    The content of a small file, a JSON file's without the dates in it; size and time of a large one, whose reading takes time;
+    of a checkpoint also the hash, so that a copied folder of results is not trained again.
+    """
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    if status.st_size <= _SMALL_BYTES:
+        return {"sha256": _content_sha256(file)}
+    if os.fspath(file).endswith(".pth"):
+        return stamp(file)
+    return {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def is_as_read(file: PathLike, known: Any) -> bool:
+    """Whether a file is as :func:`read_stamp` found it. What version 0.1 kept, size and time or a size alone, counts too."""
+    if isinstance(known, Mapping) and {"bytes", "sha256"} <= set(known):
+        return is_same(file, known)
+    if isinstance(known, (list, int)):
+        found = size_and_time(file)
+        return found is not None and known in (found, found[0])
+    return read_stamp(file) == known
+
+
+def size_and_time(file: PathLike) -> list | None:
+    """Size in bytes and time in ns of a file, None where there is none."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def first_changed(files: Iterable[PathLike], known: Mapping[str, Any]) -> str | None:
+    """The first of ``files``, or of those that ``known`` (name -> stamp) has and they have not, that is not as it was read."""
+    names = [str(i) for i in files]
+    for name in dict.fromkeys([*known, *names]):
+        if name not in known or name not in names or not is_as_read(name, known[name]):
+            return name
+    return None
+
+
+def _content_sha256(file: PathLike) -> str:
+    if not os.fspath(file).endswith(".json"):
+        return sha256(file)
+    try:
+        content = read_json(file)
+    except UserError:  # half a file is a file too
+        return sha256(file)
+    return hashlib.sha256(json.dumps(_undated(content), sort_keys=True).encode()).hexdigest()
+
+
+def _undated(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {k: _undated(v) for k, v in content.items() if k not in _DATES}
+    return [_undated(i) for i in content] if isinstance(content, list) else content
 
 
 class Records:
@@ -123,15 +191,25 @@ class Predictions:
         names = (pattern.fullmatch(i) for i in there if not i.startswith("."))
         return [Path(self.out) / (case + ending) for case in dict.fromkeys(i[1] for i in names if i)]
 
+    def read(self) -> list:
+        """The images that they are made of."""
+        folder = Path(self.images)
+        return sorted(i for i in folder.iterdir() if i.is_file() and not i.name.startswith(".")) if folder.is_dir() else []
+
     def check(self) -> dict:
-        """Size of every file in bytes. Raises :class:`UserError` for the first that is missing or not whole."""
+        """Stamp (:func:`read_stamp`) of every file, by name. Raises :class:`UserError` for the first that is missing or not whole."""
         for file in self.files():
             require_whole(file)
-        return self.sizes()
+        return self.stamps()
 
-    def sizes(self) -> dict:
-        """Size of every file in bytes, None for one that is not there."""
-        return {i.name: i.stat().st_size if i.is_file() else None for i in self.files()}
+    def stamps(self) -> dict:
+        """Stamp of every file, None for one that is not there."""
+        return {i.name: read_stamp(i) for i in self.files()}
+
+    def are(self, known: Mapping[str, Any]) -> bool:
+        """Whether they are those of which :meth:`check` gave the stamps."""
+        files = {i.name: i for i in self.files()}
+        return set(files) == set(known) and all(is_as_read(file, known[name]) for name, file in files.items())
 
 
 def require_whole(file: PathLike) -> None:

@@ -11,7 +11,17 @@ import pytest
 from nnunet_partial import files
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import atomic_path, replace_folder, restore_folder, temporary_folder, write_texts
-from nnunet_partial.outputs import Predictions, Records, is_same, require_whole, stamp
+from nnunet_partial.outputs import (
+    Predictions,
+    Records,
+    first_changed,
+    is_as_read,
+    is_same,
+    read_stamp,
+    require_whole,
+    size_and_time,
+    stamp,
+)
 
 
 @pytest.fixture
@@ -60,6 +70,50 @@ def test_same_size_and_other_content_is_noticed_by_the_hash(tmp_path):
 def test_a_record_that_cannot_be_read_is_none(made):
     next((made[2].parent / "records").iterdir()).write_text('{"half')
     assert not is_done(made)
+
+
+# ---- what steps have read
+
+
+def test_a_small_file_is_its_content_and_a_json_file_what_it_says(tmp_path):
+    file = tmp_path / "provenance.json"
+    file.write_text('{"created": "today", "cases": {"a": {"written": 1, "model": "m"}}}')
+    known = read_stamp(file)
+    file.write_text('{"cases": {"a": {"model": "m", "written": 2}}, "created": "tomorrow"}')
+    assert is_as_read(file, known)
+    file.write_text('{"created": "today", "cases": {"a": {"written": 1, "model": "n"}}}')
+    assert not is_as_read(file, known)
+    file.write_text('{"half')
+    assert not is_as_read(file, known) and is_as_read(file, read_stamp(file))
+    pickled = tmp_path / "case.pkl"
+    pickled.write_bytes(b"one")
+    known, times = read_stamp(pickled), pickled.stat()
+    pickled.write_bytes(b"two")
+    os.utime(pickled, ns=(times.st_atime_ns, times.st_mtime_ns))  # neither size nor time tells
+    assert not is_as_read(pickled, known)
+
+
+def test_a_large_file_is_size_and_time_but_a_copied_checkpoint_is_its_content(tmp_path):
+    for name in ("image.nii", "checkpoint_final.pth"):
+        (tmp_path / name).write_bytes(bytes(1 << 21))
+    image, checkpoint = (read_stamp(tmp_path / i) for i in ("image.nii", "checkpoint_final.pth"))
+    assert is_as_read(tmp_path / "image.nii", image) and "sha256" not in image
+    for name in ("image.nii", "checkpoint_final.pth"):
+        os.utime(tmp_path / name, (1, 1))
+    assert not is_as_read(tmp_path / "image.nii", image) and is_as_read(tmp_path / "checkpoint_final.pth", checkpoint)
+    (tmp_path / "checkpoint_final.pth").write_bytes(b"x" + bytes((1 << 21) - 1))
+    assert not is_as_read(tmp_path / "checkpoint_final.pth", checkpoint)
+
+
+def test_the_first_file_that_is_not_as_it_was_read_is_named(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("a")
+    known = {str(a): read_stamp(a), str(b): read_stamp(b)}
+    assert known[str(b)] is None and first_changed([a, b], known) is None
+    assert first_changed([a, b], {str(a): size_and_time(a), str(b): None}) is None  # of version 0.1
+    assert first_changed([a], known) == str(b) and first_changed([a, b], {str(a): known[str(a)]}) == str(b)
+    b.write_text("b")
+    assert first_changed([a, b], known) == str(b)
 
 
 # ---- image files
@@ -114,9 +168,14 @@ def test_every_expected_prediction_must_be_there(tmp_path):
     (tmp_path / "out" / "a.nii.gz").write_bytes(gzip.compress(nifti(), mtime=0))
     with pytest.raises(UserError, match="b.nii.gz was not written"):
         left.check()
-    assert left.sizes()["b.nii.gz"] is None
+    assert left.stamps()["b.nii.gz"] is None
+    assert [i.name for i in left.read()] == ["a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "notes.txt"]
     shutil.copy(tmp_path / "out" / "a.nii.gz", tmp_path / "out" / "b.nii.gz")
-    assert left.check() == left.sizes() and all(left.sizes().values())
+    known = left.check()
+    assert known == left.stamps() and all(known.values()) and left.are(known)
+    assert left.are({name: (tmp_path / "out" / name).stat().st_size for name in known})  # as version 0.1 kept them
+    (tmp_path / "out" / "b.nii.gz").write_bytes(gzip.compress(nifti()[:-1] + b"x", mtime=0))
+    assert not left.are(known)
 
 
 # ---- leftovers

@@ -6,7 +6,7 @@ begins. Everything else is here: one lock on the folder, one journal, one loop t
 
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from nnunet_partial.files import read_json, try_lock
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
-from nnunet_partial.outputs import Predictions
+from nnunet_partial.outputs import Predictions, first_changed
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,18 @@ class Engine:
         if result is None or result["exit_code"] != 0 or read_json(folder / runner.JOB)["argv"] != list(step.argv):
             return None
         return result
+
+    def files_read(self, step: Step) -> list:
+        """Files whose change makes a step that is done one that is not."""
+        return [*step.inputs, *(step.predictions.read() if step.predictions else ())]
+
+    def changed_input(self, step: Step, known: Mapping[str, Any]) -> str | None:
+        """The first file that is not as the step read it, by the stamps that were kept then."""
+        files = self.files_read(step)
+        images = set(step.predictions.read() if step.predictions else ())
+        if not any(str(i) in known for i in images):  # version 0.1 kept no stamps of images
+            files = [i for i in files if i not in images]
+        return first_changed(files, known)
 
     def missing_output(self, step: Step) -> Path | None:
         return next((i for i in step.outputs if not i.is_file()), None)
@@ -199,7 +211,7 @@ class Engine:
 
     def look_at(self, step: Step) -> dict:
         """What the journal is to know of the predictions of a step. Raises :class:`UserError` if they are not whole."""
-        return {} if step.predictions is None else {"bytes": step.predictions.check()}
+        return {} if step.predictions is None else {"predictions": step.predictions.check()}
 
     def _note_failure(self, step: Step) -> None:
         """A step that had begun when work ended: others may have failed while it ended well."""

@@ -105,7 +105,7 @@ def label(argv):
         if not os.path.isfile(file):
             time.sleep(PAUSE_S)
             write(digest(weights, case), file)
-    write(json.dumps({"model": model, "cases": cases}), os.path.join(out, "provenance.json"))
+    write(json.dumps({"model": model, "sha256": digest(weights), "cases": cases}), os.path.join(out, "provenance.json"))
 
 
 def predict(argv):

@@ -19,6 +19,7 @@ from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.engine import Engine, Step
 from nnunet_partial.orchestration.executors import Executor
 from nnunet_partial.orchestration.journal import DISCARDED, DONE, RUNNING, WAITING, Journal, now
+from nnunet_partial.outputs import read_stamp
 from nnunet_partial.trust import check_model
 
 
@@ -200,12 +201,16 @@ class Loop(Engine):
         """Whether a step needs nothing more; what the journal does not know yet it is told."""
         if self.missing_output(step) is not None:
             return False
+        if self._changed(step) is not None:
+            self._require_untrained(step)
+            return False
         state = self.journal.state(step.name)
         if state == DONE and step.predictions is None:
             return True
-        known = self.journal.content["stages"].get(step.name, {}).get("bytes")
+        entry = self.journal.content["stages"].get(step.name, {})
+        known = entry.get("predictions", entry.get("bytes"))  # as version 0.1 called it
         if state == DONE and known is not None and step.predictions is not None:
-            return step.predictions.sizes() == known
+            return step.predictions.are(known)
         result = self.result(step)
         if result is None and not step.atomic:
             return False
@@ -213,7 +218,7 @@ class Loop(Engine):
             found = self.look_at(step)
         except UserError:
             return False
-        if state != DONE:  # a journal of version 0.1 has no sizes
+        if state != DONE:  # a journal of version 0.1 has no stamps
             self.journal.mark(step.name, DONE, result["seconds"] if result else None, argv=list(step.argv), **found)
         return True
 
@@ -227,6 +232,30 @@ class Loop(Engine):
             raise UserError(
                 f"{step.name} needs {missing[0]}, which is gone. Do it anew with --from-generation {max(0, step.part - 1)}."
             )
+        if self._changed(step) is not None:
+            self._require_untrained(step)
+            self._make_room(step)
+        self.journal.mark(step.name, WAITING, inputs={str(i): read_stamp(i) for i in self.files_read(step)})
+
+    def _changed(self, step: Step) -> str | None:
+        """The first file that is not as the step found it; None also where the journal, one of version 0.1, does not say."""
+        known = self.journal.content["stages"].get(step.name, {}).get("inputs")
+        return None if known is None else self.changed_input(step, known)
+
+    def _require_untrained(self, step: Step) -> None:
+        """What is trained is never removed unasked, and a training does not go on with something else."""
+        begun = [i for folder in step.owned if folder.is_dir() for i in folder.glob("fold_*/checkpoint_*.pth")]
+        if begun:
+            raise UserError(
+                f"{step.name}: {begun[0].parent} was trained before {self._changed(step)} changed. Do it anew with "
+                f"--from-generation {step.part}, or choose another --run."
+            )
+
+    def _make_room(self, step: Step) -> None:
+        """Remove what the step made of what has changed, and the report, which keeps the figures of it."""
+        self._refuse_if_alive(step)
+        for path in (*step.owned, self.layout.report):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _settled(options: AtsoOptions) -> AtsoOptions:

@@ -45,7 +45,7 @@ class AtsoSteps:
             [self.report(t)] if t > 1 else [],
             [self.exclude(t)] if self._filters(t) else [],
             [self.plans(f"g{t}s{i}", t, self._student(t, i)) for i in o.models_of_a_generation],
-            [self.train(f"g{t}s{i}", t) for i in o.models_of_a_generation],
+            [self.train(f"g{t}s{i}", t, self._read_by_student(t, [i], o.starts_from(t, i))) for i in o.models_of_a_generation],
         ]
 
     def ending(self) -> list:
@@ -53,13 +53,13 @@ class AtsoSteps:
         o, after = self.options, self.options.generations + 1
         groups, tested = [], [f"g{o.generations}s{i}" for i in o.models_of_a_generation]
         if o.subsets > 1:
-            groups += [[self.plans("final", after, self._final())], [self.train("final", after)]]
+            groups += [[self.plans("final", after, self._final())], [self.train("final", after, self._read_by_final())]]
             tested.append("final")
         if o.super_classes:
             groups += [
                 [self.label_all("full_classes", o.last_model, coarse=False)],
                 [self.plans("final-full", after, self._full_classes())],
-                [self.train("final-full", after)],
+                [self.train("final-full", after, self._read_by_full_classes())],
             ]
             tested.append("final-full")
         groups.append([self.label_all("final", self.returned_model, coarse=False)] + self.predict(tested, after))
@@ -134,6 +134,25 @@ class AtsoSteps:
     def _validates(self, model: str) -> bool:
         return self.options.validation == "all" or self.options.validation == "final" and model == self.returned_model
 
+    # ---- what trainings read beside their plans
+
+    def _read_by_student(self, t: int, subsets: Sequence[int], start: str | None) -> list:
+        labels = [self._provenance(self.layout.labels(t, i)) for i in subsets]
+        excluded = [self.layout.excluded(t)] if self._filters(t) else []
+        return [*labels, *excluded, *([] if start is None else [self.layout.checkpoint(start)])]
+
+    def _read_by_final(self) -> list:
+        o = self.options
+        return self._read_by_student(o.generations, o.models_of_a_generation, "m0" if o.final_from == "m0" else None)
+
+    def _read_by_full_classes(self) -> list:
+        labels = self._provenance(self.layout.other_labels("full_classes"))
+        return [labels, self.layout.checkpoint(self.options.last_model)]
+
+    @staticmethod
+    def _provenance(labels: Path) -> Path:
+        return labels / "provenance.json"
+
     # ---- steps
 
     def split(self) -> Step:
@@ -173,8 +192,8 @@ class AtsoSteps:
         file = self.layout.plans_file(model)
         return _step(f"{model}-plans", generation, argv, [file], owned=[file], light=True)
 
-    def train(self, model: str, generation: int) -> Step:
-        """Train one model, or go on with it."""
+    def train(self, model: str, generation: int, more: Sequence[Path] = ()) -> Step:
+        """Train one model, or go on with it. ``more``: what it reads beside its plans."""
         o, checkpoint = self.options, self.layout.checkpoint(model)
         # always --c: without a checkpoint it starts from the beginning, and a job that the cluster hands in again goes on
         argv = [
@@ -191,7 +210,9 @@ class AtsoSteps:
             "--c",
         ]
         outputs = [checkpoint, checkpoint.parent / "validation" / "summary.json"][: 1 + self._validates(model)]
-        return _step(f"{model}-train", generation, argv, outputs, [self.layout.plans_file(model)], [self.layout.model(model)])
+        return _step(
+            f"{model}-train", generation, argv, outputs, [self.layout.plans_file(model), *more], [self.layout.model(model)]
+        )
 
     def label(self, generation: int, subset: int) -> Step:
         """Pseudo labels of one subset by the model that was not trained on it."""
@@ -235,7 +256,7 @@ class AtsoSteps:
         argv += ["--largest-component"] if o.largest_component else []
         argv += ["--disable-tta"] if o.disable_tta else []
         argv += ["--trust"] if o.trust and model == "m0" and o.initial_model else []
-        return _step(name, generation, argv, [out / "provenance.json"], [self.layout.checkpoint(model), cases], [out])
+        return _step(name, generation, argv, [self._provenance(out)], [self.layout.checkpoint(model), cases], [out])
 
     def exclude(self, t: int) -> Step:
         """The cases that the filter leaves out."""
@@ -254,7 +275,9 @@ class AtsoSteps:
         ]
         if o.filter == "disagreement":
             argv += ["--previous", self.layout.generation_labels(t - 1)]
-        return _step(f"g{t}-exclude", t, argv, [out], owned=[out], light=True)
+        compared = (t, t - 1) if o.filter == "disagreement" else (t,)
+        read = [self._provenance(self.layout.labels(i, j)) for i in compared for j in o.models_of_a_generation]
+        return _step(f"g{t}-exclude", t, argv, [out], read, owned=[out], light=True)
 
     def predict(self, models: list, generation: int) -> list:
         """Predictions of the test images by each of ``models``, if there are any images."""

@@ -19,6 +19,7 @@ from nnunet_partial.orchestration.compare.steps import CompareOptions, Compariso
 from nnunet_partial.orchestration.engine import Engine, Step
 from nnunet_partial.orchestration.executors import Executor
 from nnunet_partial.orchestration.journal import Journal
+from nnunet_partial.outputs import read_stamp, size_and_time
 from nnunet_partial.trust import check_model
 
 # what may differ when a comparison is started again
@@ -61,18 +62,29 @@ class Comparison(Engine):
                 # nnU-Net will unpickle it, whoever made it
                 check_model(step.outputs[0].parent.parent, step.outputs[0], self.options.trust)
             return step.taken is not None
-        if self._stamps(step) == self._kept_stamps(step):
+        if self._changed(step) is None:
             return self._predictions_are_whole(step)
         if step.taken is not None:
             self._refuse_changed(step)
         return False
 
-    def _stamps(self, step: Step) -> dict:
-        """Size and time of everything that the step reads, or that the steps before it wrote. Plans are left out: they are
-        written anew each time, and refused unless they stay what they were."""
+    def files_read(self, step: Step) -> list:
+        """What the step reads, and what the steps before it wrote. Plans are left out: they are written anew each time, and
+        refused unless they stay what they were."""
+        return list(dict.fromkeys([*super().files_read(step), *self._before(step)]))
+
+    def _before(self, step: Step) -> list:
         needed = [self._by_name[i] for i in step.needs]
-        files = [*step.inputs, *(j for i in needed if i.part != "plans" for j in i.outputs)]
-        return {str(i): [i.stat().st_size, i.stat().st_mtime_ns] if i.is_file() else None for i in files}
+        return [j for i in needed if i.part != "plans" for j in i.outputs]
+
+    def _stamps(self, step: Step) -> dict:
+        """Some commands write the same words last whatever they made, so that of what they wrote the time counts."""
+        of_steps = {str(i): size_and_time(i) for i in self._before(step)}
+        return {**of_steps, **{str(i): read_stamp(i) for i in super().files_read(step)}}
+
+    def _changed(self, step: Step) -> str | None:
+        """The first file that is not as the step found it."""
+        return self.changed_input(step, self._kept_stamps(step) or {})
 
     def _predictions_are_whole(self, step: Step) -> bool:
         """Whether the predictions are those that were looked at when the step ended; else they are looked at now."""
@@ -80,7 +92,7 @@ class Comparison(Engine):
         if step.predictions is None:
             return True
         if file.is_file():
-            return read_json(file) == step.predictions.sizes()
+            return step.predictions.are(read_json(file))
         try:
             self.look_at(step)
         except UserError:
@@ -90,12 +102,12 @@ class Comparison(Engine):
     def look_at(self, step: Step) -> dict:
         found = super().look_at(step)
         if found:
-            write_json(found["bytes"], self.job_folder(step) / "predictions.json")
+            write_json(found["predictions"], self.job_folder(step) / "predictions.json")
         return found
 
-    def _kept_stamps(self, step: Step) -> Mapping[str, Any]:
+    def _kept_stamps(self, step: Step) -> Mapping[str, Any] | None:
         file = self.job_folder(step) / "inputs.json"
-        return read_json(file) if file.is_file() else {}
+        return read_json(file) if file.is_file() else None
 
     # ---- doing
 
@@ -111,14 +123,12 @@ class Comparison(Engine):
         if step.taken is not None:
             step.taken()
         begun = any(step.outputs[0].parent.glob("checkpoint_*.pth"))
-        if begun and (self.job_folder(step) / "inputs.json").is_file() and self._stamps(step) != self._kept_stamps(step):
+        if begun and self._kept_stamps(step) is not None and self._changed(step) is not None:
             self._refuse_changed(step)
 
     def _refuse_changed(self, step: Step) -> None:
-        kept = self._kept_stamps(step)
-        changed = next((file for file, stamp in self._stamps(step).items() if kept.get(file) != stamp), "what it needs")
         raise UserError(
-            f"{step.outputs[0].parent} was trained before {changed} changed. Remove that folder to train it again, or "
+            f"{step.outputs[0].parent} was trained before {self._changed(step)} changed. Remove that folder to train it again, or "
             "choose another --name for this comparison."
         )
 

@@ -354,6 +354,36 @@ def test_a_run_goes_on_with_the_fine_tuning_that_it_was_begun_with(place, monkey
     assert "schedule" not in settings_of(stages_of(Loop(options).plan)["g1s1-plans"])
 
 
+def test_everything_that_a_training_or_a_filter_reads_is_among_its_inputs(planner, tmp_path):
+    (tmp_path / "classes.json").write_text('{"a": ["liver"]}')
+    stages = stages_of(planner(generations=2, filter="disagreement", super_classes=str(tmp_path / "classes.json")))
+    for name in ("g1s1", "g1s2", "g2s1", "g2s2", "final", "final-full"):
+        settings, inputs = settings_of(stages[f"{name}-plans"]), {str(i) for i in stages[f"{name}-train"].inputs}
+        labels = {i for i in inputs if i.endswith("provenance.json")}
+        assert all(i.startswith(settings["labels"]) for i in labels) and len(labels) == 1 + (name == "final")
+        assert {settings[i] for i in ("atso.initial_weights", "atso.exclude") if i in settings} <= inputs
+        assert str(stages[f"{name}-plans"].outputs[0]) in inputs
+    assert len(stages["g2-exclude"].inputs) == 4  # both parts, of this generation and the one before
+
+
+def test_what_read_something_else_is_made_again_but_no_training_is_removed(place):
+    place.loop(executor="debug", generations=1)
+    m0 = next(place.results_folder.glob("*-m0__2d")) / "fold_0" / "checkpoint_final.pth"
+    students = {i: i.read_text() for i in place.results_folder.glob("*-g1s*__2d/fold_0/checkpoint_final.pth")}
+    m0.touch()
+    assert "-label" not in place.loop(executor="debug", generations=1).stdout  # the same content
+    m0.write_text("another M0")
+    result = place.loop(executor="debug", generations=1, check=False)
+    begun = {i.split(":")[0] for i in result.stdout.splitlines()}
+    assert begun == {"g1s1-label", "g1s2-label", "m0-predict"}
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
+    assert "was trained before" in result.stderr and "changed. Do it anew with --from-generation 1" in result.stderr
+    assert {i: i.read_text() for i in students} == students
+    place.loop("--from-generation", 1, executor="debug", generations=1)
+    assert all(i.read_text() != old for i, old in students.items())
+    assert "-train" not in place.loop(executor="debug", generations=1).stdout
+
+
 def test_a_from_generation_that_is_killed_leaves_nothing_old_behind(place):
     place.loop(executor="debug")
     content = place.journal()

@@ -496,6 +496,19 @@ def test_a_teacher_that_changed_is_noticed(copy):
     assert changed == ["Individual", "SelfTraining"]  # the stub's MSKD does not look at its teachers
 
 
+def test_an_image_that_changed_is_predicted_again_and_nothing_is_trained(copy):
+    image = copy.folder / "imagesTs" / "t0_0000.nii.gz"
+    image.touch()
+    copy.compare()
+    assert [i.split()[0] for i in copy.started()] == ["report"]  # the same content
+    copy.forget()
+    image.write_text("another scan")
+    copy.compare()
+    started = [i.split()[0] for i in copy.started()]
+    assert started.count("nnUNetv2_predict_from_modelfolder") == 5 and started.count("evaluate") == 4
+    assert not {"nnUNetv2_train", "pseudo-label"} & set(started)
+
+
 def test_predictions_that_are_cut_off_are_not_done(place, finished):
     """The command ends well, as nnU-Net's does on a full disk; what it left is looked at."""
     stopped = place.compare(check=False, environment={"STUB_CUTS": "1"})
