@@ -226,7 +226,7 @@ def test_all_methods_get_the_same_plans_budget_and_seed(planned):
 def test_a_recipe_is_of_every_model_and_settings_override_it(planned):
     (plans,) = [i for i in planned(("partial",), recipe="feng2021", settings=("num_epochs=3",)).steps() if i.part == "plans"]
     assert plans.argv[plans.argv.index("--recipe") + 1] == "feng2021" and "num_epochs=3" in plans.argv
-    with pytest.raises(UserError, match="there is no such recipe. Recipes: choi2022"):
+    with pytest.raises(UserError, match="there is no such recipe.*Recipes: choi2022"):
         planned(("partial",), recipe="feng")
 
 
