@@ -119,10 +119,10 @@ class Predictions:
     def _of_map(self, file: Path, geometry: Geometry, image: PathLike) -> np.ndarray:
         """Numbers of the structures (z, y, x), 0 for none of them."""
         label = read_label_on(file, geometry, image)
-        table = np.zeros(int(max(label.max(initial=0), *self.labels)) + 1, np.uint16)
+        table = np.zeros(max(self.labels) + 1, np.uint16)
         for value, name in self.labels.items():
             table[value] = self.structures.index(name) + 1
-        return table[label]
+        return table[np.where(label < len(table), label, 0)]
 
     def _of_masks(self, files: Mapping[str, Path], geometry: Geometry, image: PathLike) -> np.ndarray | None:
         """Numbers of the structures (z, y, x); None where a mask holds probabilities."""
@@ -233,7 +233,7 @@ def _mapped(name: str, folder: Path, names: Mapping[str, Any], mapping: Mapping[
     labels = {key: structure(label, classes) for label, key in names.items()}
     for label, target in mapping.items():
         key = names.get(label, int(label) if label.isdigit() else None)
-        if key is None or (keys and key not in keys):
+        if not key or (keys and key not in keys):
             known = ", ".join(map(str, names)) or "none: name values"
             raise UserError(f"--map {name}:{label}={target}: {folder} has no label {label!r}. It has: {_short(known)}.")
         labels[key] = require_structure(target, classes, f"--map {name}:{label}={target}")

@@ -47,6 +47,8 @@ class nnUNetTrainerATSO(PartialTrainer):
         return dataset_json
 
     def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
+        if self.settings.labels is None:
+            return None  # M0: what the setting exclude leaves out are the labels of later generations
         labels = super()._read_labels(plans, configuration, fold)
         if labels is None or not self.own.exclude:
             return labels

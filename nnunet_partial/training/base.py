@@ -211,17 +211,18 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         labels = LabelDirectory.read(self.settings.labels.replace("{fold}", str(fold)), self._labels_remedy)
         identifier = PlansManager(dict(plans)).get_configuration(configuration).data_identifier
         labels.require_fit(plans["dataset_name"], identifier, self.dataset_annotations.classes, self._labels_remedy)
-        self.left_out = self._read_left_out(labels, fold)
+        self.left_out = self._read_left_out(fold)
         return labels.without(self.left_out)
 
-    def _read_left_out(self, labels: LabelDirectory, fold: Any) -> frozenset:
+    def _read_left_out(self, fold: Any) -> frozenset:
         if self.settings.exclude is None:
             return frozenset()
         file = self.settings.exclude.replace("{fold}", str(fold))
         names = read_names(file)
-        unknown = next((i for i in names if i not in labels.known), None)
+        known = self.dataset_annotations.cases
+        unknown = next((i for i in names if known is not None and i not in known), None)
         if unknown is not None:
-            raise UserError(f"setting exclude: {file} names {unknown}, of which {labels.folder} has no labels. Correct the file.")
+            raise UserError(f"setting exclude: {file} names {unknown}, which is no case of this dataset. Correct the file.")
         return frozenset(names)
 
     def read_soft_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory:

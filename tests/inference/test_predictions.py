@@ -283,12 +283,15 @@ def test_label_maps_by_name_and_by_value(masks, tmp_path):
     tool = tmp_path / "maps"
     tool.mkdir()
     for case in CASES:
-        both = 7 * landmarks(case)["left"] + 3 * landmarks(case)["right"]
+        both = 7 * landmarks(case)["left"].astype(np.int32) + 3 * landmarks(case)["right"]
+        both[0, 0, 0] = 2**30  # a value that nothing names
         sitk.WriteImage(positioned(both, case), str(tool / f"{case}.nii.gz"))
     given = ["--predictions", f"tool={tool}", "--map", "tool:7=left", "--map"]
     label(tmp_path / "values", *given, "tool:3=right")
     (tool / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "left": 7, "liver": 3}}))
     label(tmp_path / "names", *given, "tool:liver=right")
+    with pytest.raises(SystemExit):
+        label(tmp_path / "background", "--predictions", f"tool={tool}", "--map", "tool:0=left")
     for out in ("values", "names"):
         for case in CASES:
             require_landmarks(tmp_path / out, case, 1.5)
@@ -367,6 +370,12 @@ def test_a_model_of_other_plans_labels_the_scans_themselves(model, tmp_path):
     for case in CASES:
         require_landmarks(tmp_path / "out", case, 2.0)
     assert 0.9 < content["cases"]["two"]["mean_confidence"]["right"] <= 1
+    label(tmp_path / "sure", *arguments, "--min-confidence", "0.95")
+    whole, sure = (label_directory.load_labels(tmp_path / i, "two")[0][:] for i in ("out", "sure"))
+    ignored = sure == 3
+    assert np.array_equal(whole[~ignored], sure[~ignored]) and 0 < (ignored & (whole > 0)).sum() < (whole > 0).sum()
+    assert (ignored & (whole == 0)).any()  # background may be doubtful, too
+    assert read_json(tmp_path / "sure" / "provenance.json")["cases"]["two"]["mean_confidence"]["right"] > 0.95
 
 
 def test_the_model_says_what_stock_nnunet_says(model, oblique, stock_of):

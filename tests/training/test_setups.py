@@ -226,7 +226,7 @@ def test_doubtful_pseudo_labels_reach_no_loss(
     assert_ignored_voxels_reach_no_loss(made, batch)
 
 
-@pytest.mark.parametrize("name", ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining"))
+@pytest.mark.parametrize("name", ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining", "nnUNetTrainerATSO"))
 def test_pseudo_labels_that_are_left_out_teach_nothing(tiny, trainer, own_results, write_labels, refused, tmp_path, name):
     folder, file = write_labels(tiny, tmp_path / "labels"), tmp_path / "worst.txt"
     training = training_cases(tiny.preprocessed, Annotations.read(tiny.preprocessed), 0)
@@ -244,7 +244,11 @@ def test_pseudo_labels_that_are_left_out_teach_nothing(tiny, trainer, own_result
         seg = made.get_tr_and_val_datasets()[0].load_case(partly)[1]
         assert set(np.unique(seg[:])) <= {-1, 0, 2}
     file.write_text("nobody")
-    assert "names nobody" in refused(lambda: trainer(name, f"{tiny.plans}_left_out"))
+    assert "names nobody, which is no case" in refused(lambda: trainer(name, f"{tiny.plans}_left_out"))
+    if name == "nnUNetTrainerATSO":  # M0 has no pseudo labels
+        file.write_text(partly)
+        write_variant(tiny.id, "left_out", {"exclude": str(file)}, tiny.plans, overwrite=True)
+        assert partly in trainer(name, f"{tiny.plans}_left_out").do_split()[0]
     if name == "nnUNetTrainerSelfTraining":
         write_variant(tiny.id, "left_out", {"exclude": str(file)}, tiny.plans, overwrite=True)
         assert "exclude has no effect without labels" in refused(

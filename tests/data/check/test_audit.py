@@ -49,7 +49,8 @@ def labels(tmp_path, monkeypatch):
             label_directory.write_case(
                 tmp_path / "labels", case, seg, {"spacing": [1, 1, 1]}, LabelManager(declared, None), (4, 12, 12), entry
             )
-            nnUNetDatasetBlosc2.save_case(image, seg, {}, str(folder / "images" / case))
+            shapes = dict.fromkeys(("chunks", "blocks", "chunks_seg", "blocks_seg"), seg.shape)
+            nnUNetDatasetBlosc2.save_case(image, seg, {}, str(folder / "images" / case), **shapes)
         header = {"dataset": NAME, "data_identifier": "images", "classes": CLASSES}
         label_directory.finish(tmp_path / "labels", header, list(records))
         return tmp_path / "labels"
