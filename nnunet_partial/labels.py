@@ -325,6 +325,34 @@ class Annotations:
             cases = {k: replace(v, annotated=tuple(_renamed(i, name_of) for i in v.annotated)) for k, v in own.items()}
         return Annotations([str(i) for i in atoms], cases, ignore_label, self.file)
 
+    def coarsened(self, structures: Sequence[str]) -> "Annotations":
+        """The contract with ``structures``, which hold each class once, as classes, numbered anew from 1.
+
+        A structure is annotated where all of its classes are, by themselves or in unions; where only some are, it is not known.
+        Raises :class:`UserError` for a case with a union of classes of several structures.
+        """
+        name_of = {name: str(i) for i in structures for name in members(i)}
+        ignore_label = None if self.ignore_label is None else len(structures) + 1
+        cases = None
+        if self.cases is not None:
+            cases = {k: replace(v, annotated=self._coarse_items(k, structures, name_of)) for k, v in self.cases.items()}
+        return Annotations([str(i) for i in structures], cases, ignore_label, self.file)
+
+    def _coarse_items(self, case: str, structures: Sequence[str], name_of: Mapping[str, str]) -> tuple:
+        annotated = self.of(case).annotated
+        mixed = next((i for i in annotated if len({name_of[j] for j in members(i)}) > 1), None)
+        if mixed is not None:
+            raise UserError(
+                f"{self.file}: case {case} annotates {mixed} as one, and its classes are of different super-classes. Put them in one."
+            )
+        known = {j for i in annotated for j in members(i)}
+        return tuple(str(i) for i in structures if set(members(i)) <= known)
+
+    def values_after(self, structures: Sequence[str]) -> dict:
+        """Label value -> its value in the contract :meth:`coarsened` to ``structures``, the ignore label included."""
+        found = {value: n for n, i in enumerate(structures, 1) for value in self.values_of(i)}
+        return found if self.ignore_label is None else {**found, self.ignore_label: len(structures) + 1}
+
     def labels(self) -> dict:
         """The ``labels`` of a dataset.json with these classes."""
         labels = {"background": 0, **{name: i + 1 for i, name in enumerate(self.classes)}}
@@ -424,3 +452,12 @@ def check_super_classes(super_classes: Mapping[str, Sequence[str]], classes: Seq
                 raise UserError(f"class {member!r} is in two super-classes. Keep it in one.")
             seen.add(member)
     return dict(super_classes)
+
+
+def super_structures(super_classes: Mapping[str, Sequence[str]], classes: Sequence[str]) -> tuple:
+    """What is told apart at the level of super-classes, in the order of lowest values: each with several classes as their
+    :class:`Union`, and every class that is in none."""
+    order = list(classes).index
+    unions = [Union(sorted(i, key=order)) if len(i) > 1 else i[0] for i in super_classes.values()]
+    held = {j for i in super_classes.values() for j in i}
+    return settled([*unions, *(i for i in classes if i not in held)], classes)

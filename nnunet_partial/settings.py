@@ -147,6 +147,11 @@ class ATSOSettings:
 
     initial_weights: str | None = setting(None, "checkpoint whose network weights, all of them, the training starts from")
     super_classes: dict = setting({}, "super-class -> classes; pseudo labels are trusted at this level only")
+    task: str = setting(
+        "classes",
+        "what the network tells apart: classes, or super_classes alone, unions of classes as a task of its own",
+        choices=("classes", "super_classes"),
+    )
     exclude: str | None = setting(None, "JSON file whose 'excluded' names pseudo-labelled cases to leave out")
     final_validation: bool = setting(True, "predict the fold's validation cases after training, as nnU-Net does")
 

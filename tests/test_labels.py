@@ -14,6 +14,7 @@ from nnunet_partial.labels import (
     members,
     settled,
     structure,
+    super_structures,
     told_apart,
 )
 
@@ -312,3 +313,38 @@ def test_what_can_be_learned():
     assert told_apart([three, "tumor", both, "kidney_left"]) == {"tumor", "kidney_left", "kidney_right", "liver"}
     assert told_apart([both]) == {"kidney_left"}  # nothing tells the sides apart
     assert told_apart(["spleen"]) == {"spleen"} and told_apart([]) == set()
+
+
+# ---- super-classes as classes
+
+
+def test_a_super_class_is_annotated_where_all_of_its_classes_are():
+    classes = ("left", "right", "spleen", "tumour")
+    structures = super_structures({"kidneys": ["right", "left"], "only": ["spleen"]}, classes)
+    assert structures == ("left+right", "spleen", "tumour") and structures[0].members == ("left", "right")
+    cases = {
+        "both": ("left", "right", "spleen"),
+        "union": (Union(("left", "right")), "tumour"),
+        "one": ("left",),
+        "none": (),
+    }
+    annotations = Annotations(classes, {k: CaseAnnotation("s", v) for k, v in cases.items()}, ignore_label=5)
+    coarse = annotations.coarsened(structures)
+    assert {k: v.annotated for k, v in coarse.cases.items()} == {
+        "both": ("left+right", "spleen"),
+        "union": ("left+right", "tumour"),
+        "one": (),
+        "none": (),
+    }
+    assert coarse.labels() == {"background": 0, "left+right": 1, "spleen": 2, "tumour": 3, "ignore": 4}
+    assert annotations.values_after(structures) == {1: 1, 2: 1, 3: 2, 4: 3, 5: 4}
+    assert structure(coarse.classes[0], classes).members == ("left", "right")  # as pseudo-label reads the model's class
+    # the contract of the model's dataset.json is one that is read again
+    content = {"labels": coarse.labels(), "nnunet_partial": coarse.to_json()}
+    assert Annotations.from_dataset_json(content).cases == coarse.cases
+
+
+def test_a_union_across_super_classes_is_refused():
+    annotations = Annotations(("a", "b", "c"), {"x": CaseAnnotation("s", (Union(("a", "b")),))})
+    with pytest.raises(UserError, match="case x annotates a\\+b as one, and its classes are of different super-classes"):
+        annotations.coarsened(super_structures({"s": ["b", "c"]}, ("a", "b", "c")))

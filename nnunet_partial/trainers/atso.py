@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+from nnunet_partial.data.preprocessed.relabel import RelabelTransform, relabel_locations
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import load_checkpoint, read_json, write_json
-from nnunet_partial.labels import check_super_classes
+from nnunet_partial.labels import KEY, Annotations, check_super_classes, super_structures
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import ATSOSettings
+from nnunet_partial.training import validation
 from nnunet_partial.training.base import Batch, PartialTrainer
 
 TRAINING_CASES = "training_cases.json"
@@ -25,7 +28,8 @@ class nnUNetTrainerATSO(PartialTrainer):
     the pseudo-labelled cases. A case that annotates something and has no pseudo labels in that directory, or is one of
     ``atso.exclude``, keeps its manual labels, whichever model it is: Algorithm 1, lines 8 and 9, with S as all manual labels.
     It starts from ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of ``atso.super_classes`` only:
-    their members are then one group in the loss. What was trained on is written to ``training_cases.json``.
+    their members are then one group in the loss. With ``atso.task=super_classes`` the super-classes are all that the network
+    tells apart, unions of classes as outputs: the paper's reduced task, whose model labels for a network of all classes. What was trained on is written to ``training_cases.json``.
     """
 
     short_name, title = "atso", "ATSO"
@@ -34,6 +38,8 @@ class nnUNetTrainerATSO(PartialTrainer):
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         check_super_classes(self.own.super_classes, self.annotations.classes)
+        if self.is_coarse:
+            dataset_json = self._coarsened(dataset_json)
         weights = self.own.initial_weights
         if weights and self.settings.initial_weights:
             raise UserError(
@@ -62,6 +68,50 @@ class nnUNetTrainerATSO(PartialTrainer):
     def excluded(self) -> frozenset:
         """Cases whose pseudo labels are left out; their manual labels are not."""
         return frozenset(read_json(self.own.exclude)["excluded"]) if self.own.exclude else frozenset()
+
+    # ------------------------------------------------------------------ super-classes as a task of their own
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether the network tells super-classes apart alone."""
+        return self.own.task == "super_classes"
+
+    def _coarsened(self, dataset_json: dict) -> dict:
+        """The dataset.json to train with; labels are numbered anew as they are read."""
+        if not self.own.super_classes:
+            raise UserError("atso.task=super_classes needs atso.super_classes, super-class -> list of classes.")
+        complete = self.dataset_annotations
+        self.structures = super_structures(self.own.super_classes, complete.classes)
+        self.annotations, self.label_map = complete.coarsened(self.structures), complete.values_after(self.structures)
+        own = {**dataset_json, "labels": self.annotations.labels()}
+        return {**own, KEY: self.annotations.to_json()} if self.annotations.is_partial else own
+
+    def completed_annotations(self) -> Annotations:
+        if self.labels is None or not self.is_coarse:
+            return super().completed_annotations()
+        return self.labels.annotations(self.dataset_annotations).coarsened(self.structures)
+
+    def get_tr_and_val_datasets(self) -> tuple:
+        datasets = super().get_tr_and_val_datasets()
+        if not self.is_coarse:
+            return datasets
+        return tuple(relabel_locations(i, self.label_map, len(self.structures)) for i in datasets)
+
+    def get_training_transforms(self, *args, **kwargs):
+        return self._renumbered(super().get_training_transforms(*args, **kwargs))
+
+    def get_validation_transforms(self, *args, **kwargs):
+        return self._renumbered(super().get_validation_transforms(*args, **kwargs))
+
+    def _renumbered(self, transforms: Any) -> Any:
+        return ComposeTransforms([RelabelTransform(self.label_map), transforms]) if self.is_coarse else transforms
+
+    def metrics_on_folder(self, folder_truth: str, folder_predicted: str, *args, **kwargs) -> dict:
+        if not self.is_coarse:
+            return super().metrics_on_folder(folder_truth, folder_predicted, *args, **kwargs)
+        return validation.metrics_on_annotated(
+            self.annotations, folder_truth, folder_predicted, *args, **kwargs, label_map=self.label_map
+        )
 
     # ------------------------------------------------------------------ where it starts
 
@@ -142,7 +192,7 @@ class nnUNetTrainerATSO(PartialTrainer):
 
     def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
         made = super().to_device(batch, training)
-        if training and self.own.super_classes:
+        if training and self.own.super_classes and not self.is_coarse:
             made.groups = super_class_groups(made.groups, made.truth.cpu(), self._super_class_values())
         return made
 

@@ -488,7 +488,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.annotated_lookup = self._annotated_lookup(self.annotations)
         # a training case's labels may be completed by pseudo labels; a validation case's never are
         self.training_lookup = (
-            self.annotated_lookup if self.labels is None else self._annotated_lookup(self.labels.annotations(self.annotations))
+            self.annotated_lookup if self.labels is None else self._annotated_lookup(self.completed_annotations())
         )
         with mock.patch.object(nnunet_module, "nnUNetDataLoader", SoftDataLoader):
             return super().get_dataloaders()
@@ -503,6 +503,10 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if self.soft is not None:
             training.soft = self.soft
         return training, validating
+
+    def completed_annotations(self) -> Annotations:
+        """What the labels of the training cases tell apart, pseudo labels included where the run has a label directory."""
+        return self.annotations if self.labels is None else self.labels.annotations(self.annotations)
 
     def case_weights(self) -> dict | None:
         """How often each training case is drawn, as the setting ``sampling`` says; None: all alike."""
@@ -578,7 +582,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def taught_classes(self, cases: Sequence[str]) -> set:
         """Names of the classes that these training cases teach this method: those annotated or completed on any of them."""
-        known = self.annotations if self.labels is None else self.labels.annotations(self.annotations)
+        known = self.completed_annotations()
         return told_apart(name for case in cases for name in known.of(case).annotated)
 
     def _find_untaught(self, cases: Sequence[str]) -> tuple:

@@ -57,3 +57,53 @@ def trainer_of(plans):
     from nnunetv2.run.run_training import get_trainer_from_args
 
     return get_trainer_from_args("Dataset501_Tiny", "3d_fullres", 0, "nnUNetTrainerATSO", plans, False, torch.device("cpu"))
+
+
+# ---- super-classes as a task of their own
+
+
+def test_a_super_class_task_and_the_network_that_its_labels_supervise(tiny, tmp_path, monkeypatch):
+    """M0 of {liver+kidney, pancreas} is trained, labels a case with unions, and these supervise a network of all classes."""
+    from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
+    from nnunet_partial.files import read_json
+    from nnunet_partial.inference.pseudo_labels import pseudo_label
+
+    preprocessed = tmp_path / "nnUNet_preprocessed" / tiny.name
+    shutil.copytree(tiny.preprocessed, preprocessed)
+    monkeypatch.setenv("nnUNet_preprocessed", str(preprocessed.parent))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nnUNet_results"))
+    content = read_json(preprocessed / "dataset.json")
+    for case in ("lits_000", "lits_001"):
+        content["nnunet_partial"]["cases"][case]["annotated"] = ["liver", "kidney", "pancreas"]
+    (preprocessed / "dataset.json").write_text(json.dumps(content))
+    split = {"train": ["kits_005", "lits_000", "nih_010", "plain_015"], "val": ["lits_001"]}
+    (preprocessed / "splits_final.json").write_text(json.dumps([split]))
+    task = {"task": "super_classes", "super_classes": {"organs": ["kidney", "liver"]}, "final_validation": False}
+    plans = write_variant(tiny.name, "coarse", {"num_epochs": 1, "atso": task}, "nnUNetPlans_tiny").stem
+    trainer = trainer_of(plans)
+    trainer.run_training()
+    model = tmp_path / "nnUNet_results" / tiny.name / f"nnUNetTrainerATSO__{plans}__3d_fullres"
+    assert list(read_json(model / "dataset.json")["labels"]) == ["background", "liver+kidney", "pancreas"]
+    # labels of both members are the union's, of the pancreas the second class; a kidney alone says nothing of the union
+    data = torch.zeros(3, 1, 2, 2, 2)
+    keys = ["lits_000", "nih_010", "kits_005"]
+    assert trainer.to_device({"data": data, "target": data, "keys": keys}).groups.tolist() == [[0, 1, 2], [0, 0, 2], [0, 0, 0]]
+    own = trainer.get_tr_and_val_datasets()[0].load_case("lits_000")[3]["class_locations"]
+    assert set(own) == {1, 2}
+    relabelled = trainer._renumbered(lambda **i: i)(image=data[0], segmentation=torch.tensor([[[[0, 1], [2, 3]]]]))
+    assert relabelled["segmentation"].flatten().tolist() == [0, 1, 1, 2]
+
+    out = pseudo_label(
+        tiny.name, "3d_fullres", tmp_path / "labels", fold=0, plans="nnUNetPlans_tiny", sources=[str(model)], progress=False
+    )
+    cases = read_json(out)["cases"]
+    assert cases["plain_015"]["pseudo"] == [["liver", "kidney"], "pancreas"] and cases["kits_005"]["pseudo"] == ["pancreas"]
+    labels = LabelDirectory.read(tmp_path / "labels")
+    assert set(np.unique(load_labels(labels.folder, "plain_015")[0][:])) <= {-1, 0, 1, 3}  # the union's lowest value
+    target = trainer_of(write_variant(tiny.name, "target", {"labels": str(labels.folder)}, "nnUNetPlans_tiny").stem)
+    target.initialize()
+    target.get_dataloaders()
+    keys = ["lits_000", "plain_015", "kits_005"]
+    groups = target.to_device({"data": data, "target": data, "keys": keys}).groups.tolist()
+    assert groups == [[0, 1, 2, 3], [0, 1, 1, 3], [0, 0, 2, 3]]  # all classes; the super-class as one; the own kidney
+    assert list(target.dataset_json["labels"]) == ["background", "liver", "kidney", "pancreas"]

@@ -96,6 +96,12 @@ def _add_what(group) -> None:
         "trusted at that level; a fine-tuning at full class level follows",
     )
     group.add_argument(
+        "--super-class-task",
+        action="store_true",
+        help="with --super-classes, as the paper: M0 and the generations are models of the super-classes alone; what the last one "
+        "labels then supervises a network of all classes for one generation, from scratch",
+    )
+    group.add_argument(
         "--filter",
         default="none",
         choices=FILTERS,

@@ -35,6 +35,8 @@ class AtsoOptions:
     ``final_from``        the last model starts from M0, or from scratch; None: from scratch if students do
     ``initial_model``     model folder that stands for M0, which is then not trained
     ``super_classes``     JSON file, super-class -> classes
+    ``super_class_task``  M0 and all generations are models of the super-classes alone; their labels, unions of classes, then
+                          supervise a network of all classes for one generation (section 5.3 of the paper)
     ``filter``            leave out ``filter_share`` of the cases: those whose pseudo labels changed most since the last
                           generation, or are least certain
     ``test_images``, ``test_labels``, ``reference_truth``  read by prediction and report alone
@@ -68,6 +70,7 @@ class AtsoOptions:
     students_from: str | None = None
     fine_tune_schedule: str | None = None
     fine_tune_fraction: float | None = None
+    super_class_task: bool = False
 
     def __post_init__(self):
         check_source_name(self.run)
@@ -111,6 +114,10 @@ class AtsoOptions:
             raise UserError(f"--filter-share {self.filter_share} must lie between 0 and 1.")
 
     def _check_starts(self) -> None:
+        if self.super_class_task and not self.super_classes:
+            raise UserError("--super-class-task needs --super-classes FILE.")
+        if self.super_class_task and self.initial_model:
+            raise UserError("--initial-model has all classes, and with --super-class-task M0 has super-classes. Leave one out.")
         remedy = {
             ("self-learning", "m0"): "leave it out, or choose --strategy stso",
             ("self-learning", "scratch"): "leave it out, or choose --strategy stso",
@@ -139,7 +146,7 @@ class AtsoOptions:
 
     def to_json(self) -> dict:
         """As the journal keeps it: what the result depends on."""
-        return {k: v for k, v in asdict(self).items() if k != "trust"}
+        return {k: v for k, v in asdict(self).items() if k != "trust" and (k, v) != ("super_class_task", False)}
 
     # ---- Algorithm 1 and its baselines
 

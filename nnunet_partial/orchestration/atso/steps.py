@@ -30,7 +30,7 @@ class AtsoSteps:
         """Lists of steps; the steps of a list do not need each other, every list needs those before it."""
         o, groups = self.options, [[self.split()]]
         if not o.initial_model:
-            groups += [[self.plans("m0", 0)], [self.train("m0", 0)]]
+            groups += [[self.plans("m0", 0, self._task())], [self.train("m0", 0)]]
         for t in range(1, o.generations + 1):
             groups += self.generation(t)
         groups += self.ending()
@@ -52,12 +52,21 @@ class AtsoSteps:
         """The model on all pseudo labels, at full class level if they were coarser, its labels, and the report."""
         o, after = self.options, self.options.generations + 1
         groups, tested = [], [f"g{o.generations}s{i}" for i in o.models_of_a_generation]
+        last = o.last_model
         if o.subsets > 1:
             groups += [[self.plans("final", after, self._final())], [self.train("final", after, self._read_by_final())]]
             tested.append("final")
+        if o.super_class_task:
+            last = "target"
+            groups += [
+                [self.label_all("super_classes", o.last_model, coarse=False)],
+                [self.plans("target", after, {"labels": self.layout.other_labels("super_classes")})],
+                [self.train("target", after, [self._provenance(self.layout.other_labels("super_classes"))])],
+            ]
+            tested.append("target")
         if o.super_classes:
             groups += [
-                [self.label_all("full_classes", o.last_model, coarse=False)],
+                [self.label_all("full_classes", last, coarse=False)],
                 [self.plans("final-full", after, self._full_classes())],
                 [self.train("final-full", after, self._read_by_full_classes())],
             ]
@@ -86,7 +95,21 @@ class AtsoSteps:
         return {**start, "labels": self.layout.generation_labels(t), **self._supervision(t)}
 
     def _full_classes(self) -> dict:
-        return {**self._fine_tuning(self.options.last_model), "labels": self.layout.other_labels("full_classes")}
+        return {**self._fine_tuning(self._before_full_classes), "labels": self.layout.other_labels("full_classes")}
+
+    @property
+    def _before_full_classes(self) -> str:
+        """The model of all classes that super-classes have supervised."""
+        return "target" if self.options.super_class_task else self.options.last_model
+
+    def _task(self) -> dict:
+        """What makes a network one of super-classes alone."""
+        if not self.options.super_class_task:
+            return {}
+        return {"atso.super_classes": self._super_classes(), "atso.task": "super_classes"}
+
+    def _super_classes(self) -> str:
+        return Path(self.options.super_classes or "").read_text(encoding="utf-8").strip()
 
     def _fine_tuning(self, start: str) -> dict:
         settings = {**self._length_and_rate, "atso.initial_weights": self.layout.checkpoint(start)}
@@ -121,9 +144,9 @@ class AtsoSteps:
         return f"{sum(rates) / stage:.4g}"
 
     def _supervision(self, t: int) -> dict:
-        settings = {}
+        settings = self._task()
         if self.options.super_classes:
-            settings["atso.super_classes"] = Path(self.options.super_classes).read_text(encoding="utf-8").strip()
+            settings["atso.super_classes"] = self._super_classes()
         if self._filters(t):
             settings["atso.exclude"] = self.layout.excluded(t)
         return settings
@@ -147,7 +170,7 @@ class AtsoSteps:
 
     def _read_by_full_classes(self) -> list:
         labels = self._provenance(self.layout.other_labels("full_classes"))
-        return [labels, self.layout.checkpoint(self.options.last_model)]
+        return [labels, self.layout.checkpoint(self._before_full_classes)]
 
     @staticmethod
     def _provenance(labels: Path) -> Path:
@@ -222,7 +245,7 @@ class AtsoSteps:
             self.options.labeller(generation, subset),
             self.layout.labels(generation, subset),
             self.layout.subset(subset),
-            bool(self.options.super_classes),
+            bool(self.options.super_classes) and not self.options.super_class_task,  # a model of unions labels unions
         )
 
     def label_all(self, name: str, model: str, coarse: bool) -> Step:
@@ -281,7 +304,12 @@ class AtsoSteps:
 
     def predict(self, models: list, generation: int) -> list:
         """Predictions of the test images by each of ``models``, if there are any images."""
-        return [self._predict(i, generation) for i in models] if self.options.test_images else []
+        o = self.options
+        return [self._predict(i, generation) for i in models if self._has_all_classes(i)] if o.test_images else []
+
+    def _has_all_classes(self, model: str) -> bool:
+        """Whether its masks can be compared with labels of the dataset; those of a super-class task are numbered anew."""
+        return not self.options.super_class_task or model in ("target", "final-full")
 
     def _predict(self, model: str, generation: int) -> Step:
         o, out = self.options, self.layout.predictions(model)
@@ -347,7 +375,8 @@ class AtsoSteps:
                 }
             )
         if self.returned_model not in generations[-1]["models"]:
-            names = [i for i in (o.last_model, self.returned_model) if i not in generations[-1]["models"]]
+            last = (o.last_model, self._before_full_classes, self.returned_model)
+            names = [i for i in last if i not in generations[-1]["models"]]
             generations.append(
                 {
                     "generation": "final",
@@ -365,7 +394,8 @@ class AtsoSteps:
         }
 
     def _model(self, name: str) -> dict:
-        predictions = str(self.layout.predictions(name)) if self.options.test_images else None
+        tested = self.options.test_images and self._has_all_classes(name)
+        predictions = str(self.layout.predictions(name)) if tested else None
         return {"folder": str(self.layout.model(name)), "predictions": predictions}
 
 

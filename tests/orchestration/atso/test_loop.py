@@ -108,6 +108,27 @@ def test_students_of_the_earlier_version_start_from_scratch_and_so_does_the_last
     assert model_in(last["atso.initial_weights"]) == "m0"
 
 
+def test_a_super_class_task_supervises_a_network_of_all_classes_for_one_generation(planner, tmp_path):
+    (tmp_path / "classes.json").write_text('{"a": ["liver", "kidney"]}')
+    given = {"super_classes": str(tmp_path / "classes.json"), "super_class_task": True, "test_images": str(tmp_path)}
+    made = planner(generations=2, **given)
+    stages = stages_of(made)
+    coarse = [k.removesuffix("-plans") for k, s in stages.items() if settings_of(s).get("atso.task") == "super_classes"]
+    assert coarse == ["m0", "g1s1", "g1s2", "g2s1", "g2s2", "final"]
+    target, last = settings_of(stages["target-plans"]), settings_of(stages["final-full-plans"])
+    assert target["labels"].endswith("labels/super_classes") and {"atso.initial_weights", "num_epochs"}.isdisjoint(target)
+    assert model_in(last["atso.initial_weights"]) == "target" and last["labels"].endswith("labels/full_classes")
+    labellers = {k: model_in(s.argv[s.argv.index("--from") + 1]) for k, s in stages.items() if "--from" in s.argv}
+    assert labellers["super_classes-label"] == "final" and labellers["full_classes-label"] == "target"
+    assert labellers["final-label"] == "final-full" == made.returned_model
+    assert not any("--super-classes" in s.argv for s in stages.values())  # a model of unions labels unions
+    assert {k for k in stages if k.endswith("-predict")} == {"target-predict", "final-full-predict"}  # of the dataset's classes
+    models = {k: v["predictions"] for i in made.manifest()["generations"] for k, v in i["models"].items()}
+    assert {k for k, v in models.items() if v} == {"target", "final-full"}
+    assert stages["super_classes-label"].outputs[0] in stages["target-train"].inputs
+    assert "super_class_task" not in planner().options.to_json()  # runs that were begun without go on
+
+
 # ---- fine-tuning
 
 
@@ -150,6 +171,7 @@ def test_every_input_is_an_output_of_an_earlier_group(planner, tmp_path):
         {},
         {"filter": "disagreement"},
         {"super_classes": str(classes)},
+        {"super_classes": str(classes), "super_class_task": True, "filter": "confidence"},
         {"strategy": "self-learning", "subsets": 1},
         {"test_images": str(tmp_path)},
     ):
@@ -208,6 +230,8 @@ def test_options_reach_the_commands(planner, tmp_path):
         ({"fine_tune_fraction": 1.5}, "at most 1"),
         ({"fine_tune_lr": 0.1, "students_from": "scratch"}, "--fine-tune-lr has no effect"),
         ({"students_from": "g1"}, "m0, scratch, previous"),
+        ({"super_class_task": True}, "needs --super-classes"),
+        ({"super_class_task": True, "super_classes": "/x", "initial_model": "/x"}, "Leave one out"),
         ({"strategy": "stso", "subsets": 1, "students_from": "previous"}, "--strategy self-learning"),
         ({"strategy": "self-learning", "subsets": 1, "students_from": "m0"}, "--strategy stso"),
     ),
