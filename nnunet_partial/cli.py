@@ -16,6 +16,7 @@ from nnunet_partial.errors import did_you_mean, exit_on_user_error
 VERBS = {
     "convert": ("convert", "turn a downloaded dataset into an nnU-Net raw dataset"),
     "check": ("check", "look at a dataset: what it holds and what looks wrong"),
+    "relabel": ("relabel", "mirror labels that are stored mirrored against their images"),
     "merge": ("merge", "merge datasets that annotate different organs into one partially labelled dataset"),
     "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),

@@ -224,6 +224,7 @@ UNIT = (
     "networks/test_ema.py",
     "networks/test_meta.py",
     "test_api.py",
+    "test_bars.py",
     "test_docs.py",
     "test_errors.py",
     "test_files.py",

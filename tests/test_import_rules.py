@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "nnunet_partial"
 BASE = {
     "_moved",
+    "bars",
     "errors",
     "files",
     "labels",

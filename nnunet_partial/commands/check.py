@@ -1,17 +1,22 @@
 """``nnunet_partial check N``: what a dataset holds and what looks wrong; and what to think of pseudo labels."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 DESCRIPTION = """Look at every image and label of a raw dataset: contract, geometry, orientation, Hounsfield units, NaN,
 slices that jump, empty labels, cases that show less than their source, organs on the wrong side, labels that do not lie on
-their organs, unusual volumes, images that occur twice or in a test set. Writes check.txt,
-check.json and check.png. Exit code 1 if something is wrong enough to spoil a training.
+their organs, unusual volumes, images that occur twice or in a test set. A finding comes with what to do about it. Writes
+check.txt, check.json and check.png. Exit code 1 if something is wrong enough to spoil a training.
+
+A finding that is right as it is, such as a liver that really lies on the left, is a note from then on with --accept
+KIND:CASE, as long as nothing of it changes.
 
 With --labels, look at a label directory instead: volumes of pseudo labels against those outlined by hand, how sure the models
 were, where they contradict each other, and pictures of the worst cases. Writes labels.txt, labels.json and labels.png, and
 with --worst N the names of the N worst cases, for the setting exclude of a training and for pseudo-label --cases."""
 EXAMPLE = """nnunet_partial check 501 --against 601
+         nnunet_partial check 501 --accept anatomy:lits_0007
          nnunet_partial check --labels labels/fold_0 --worst 20 --out worst.txt"""
 
 
@@ -25,8 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="where to write, default check_DATASET, or check_LABELS, in the current folder; with --worst a name that ends with "
-        ".txt is that of the list",
+        help="where to write (default: check_DATASET beside the dataset; check_LABELS in the current folder); with --worst a name "
+        "that ends with .txt is that of the list",
+    )
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="KIND:CASE", help="this finding is right as it is; may be repeated"
     )
     parser.add_argument("--pdf", action="store_true", help="the page of pictures as PDF instead of PNG")
     parser.add_argument("--processes", type=int, metavar="P", help="default: all cores")
@@ -81,12 +89,16 @@ def _check_dataset(arguments: argparse.Namespace) -> None:
     from nnunet_partial.paths import raw_dataset
 
     folder = raw_dataset(arguments.dataset)
+    print(f"looking at {folder}", flush=True)
     found = inspection.inspect(folder, [raw_dataset(i) for i in arguments.against], arguments.processes)
-    out = Path(arguments.out or f"check_{folder.name}")
+    if arguments.accept:
+        inspection.accept(found, folder, arguments.accept)
+        found = replace(found, findings=tuple(inspection.accepted(found.findings, folder)))
+    out = Path(arguments.out or folder.with_name(f"check_{folder.name}"))
     text = "\n".join(inspection.in_words(found))
     page = out / ("check.pdf" if arguments.pdf else "check.png")
     write_texts({out / "check.txt": text + "\n", out / "check.json": json_text(found.to_json())})
     inspection_page.draw(found, read_raw_dataset(folder), page)
-    print(f"{text}\nwritten: {out / 'check.txt'}, {out / 'check.json'}, {page}", flush=True)
+    print(f"{text}\nwritten: {out / 'check.txt'}, {out / 'check.json'}\npictures: {page}", flush=True)
     if any(i.level == "error" for i in found.findings):
         raise SystemExit(1)

@@ -15,6 +15,8 @@ def run(arguments):
 
     from nnunet_partial import doctor
 
+    if not arguments.json:
+        print("importing torch and nnU-Net in a process of its own, as nnUNetv2_train does", flush=True)
     findings = doctor.examine()
     print(json.dumps(doctor.as_json(findings), indent=4) if arguments.json else doctor.as_text(findings))
     if any(i.remedy is not None for i in findings):

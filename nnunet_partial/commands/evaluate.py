@@ -62,6 +62,7 @@ def run(arguments):
     from nnunet_partial.evaluation.results import format_summary
     from nnunet_partial.files import read_json
 
+    print(f"comparing {', '.join(arguments.pred)} with {arguments.truth}", flush=True)
     metrics = [j for i in arguments.metrics for j in i.split(",")]
     api.evaluate(
         arguments.pred,

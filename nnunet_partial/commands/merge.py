@@ -47,6 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=FILE",
         help="take only the cases of a source that the text file lists, one a line",
     )
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="CASE,...",
+        help="leave cases out, by their names in their dataset or as SOURCE_CASE; what nnunet_partial check advises",
+    )
     parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as mentioned)")
     parser.add_argument(
         "--taught",
@@ -83,10 +90,12 @@ def run(arguments: argparse.Namespace) -> None:
     from nnunet_partial.data.merge.patients import read_patients
 
     classes = None if arguments.classes is None else _names(arguments.classes, f"--classes {arguments.classes}")
+    sources = _without(_source_specs(arguments), [j for i in arguments.exclude for j in i.split(",") if j])
+    print(f"merging {len(sources)} dataset{'s' * (len(sources) > 1)}: headers first, then labels", flush=True)
     result = api.merge(
         arguments.dataset_id,
         arguments.name,
-        _source_specs(arguments),
+        sources,
         classes,
         arguments.headers_only,
         arguments.allow_absent,
@@ -116,6 +125,34 @@ def _source_specs(arguments: argparse.Namespace) -> list:
                 raise UserError(f"--map {text}: {source}:{label} is mapped to {mappings[source][label]!r} already. Map it once.")
     chosen = dict(_parse_cases(i, names) for i in arguments.cases)
     return [SourceSpec(**i, mapping=mappings.get(i["name"], {}), cases=chosen.get(i["name"])) for i in given]
+
+
+def _without(sources: list, excluded: list) -> list:
+    """The sources without the cases that ``--exclude`` names, as they are called in their dataset or after the merge."""
+    from dataclasses import replace
+
+    from nnunet_partial.data.raw import read_raw_dataset
+    from nnunet_partial.paths import raw_dataset
+
+    if not excluded:
+        return sources
+    cases = {i.name: list(i.cases or read_raw_dataset(raw_dataset(i.dataset), labelled=i.labelled).cases) for i in sources}
+    owners: dict = {}
+    for source, names in cases.items():
+        for name in names:
+            owners.setdefault(f"{source}_{name}", []).append((source, name))
+            owners.setdefault(name, []).append((source, name))
+    for name in excluded:
+        found = list(dict.fromkeys(owners.get(name, [])))
+        if not found:
+            raise UserError(f"--exclude {name}: no source has such a case. {did_you_mean(name, owners)}".strip())
+        if len(found) > 1:
+            raise UserError(
+                f"--exclude {name}: {' and '.join(i for i, _ in found)} have a case of that name. Write SOURCE_{name}."
+            )
+        source, case = found[0]
+        cases[source] = [i for i in cases[source] if i != case]
+    return [replace(i, cases=tuple(cases[i.name])) for i in sources]
 
 
 def _parse_source(text: str) -> dict:

@@ -59,6 +59,7 @@ def run(arguments):
 
     if not arguments.out.endswith(".html"):
         raise UserError(f"--out {arguments.out}: the page's name must end in .html.")
+    print(f"reading {len(arguments.evaluation)} evaluations", flush=True)
     inputs = read_inputs(
         arguments.dataset,
         _named(arguments.evaluation, "--evaluation"),
@@ -70,6 +71,7 @@ def run(arguments):
         title=arguments.title,
         notes=arguments.note,
     )
+    print("drawing curves and cases", flush=True)
     out = write_report(inputs, arguments.out, arguments.command_line)
     print(f"wrote {out}, {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 

@@ -16,8 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
+from nnunet_partial.bars import bar
 from nnunet_partial.errors import UserError
 
 
@@ -42,15 +41,15 @@ def map_cases(
     if processes is not None and processes < 1:
         raise UserError(f"--processes {processes}: at least one process is needed.")
     processes = min(processes or default_processes(), len(jobs))
-    bar = {"total": len(jobs), "desc": description, "disable": None if progress else True, "unit": "case"}
     named = function if case_of is None else partial(_named, function, case_of)
     if processes < 2:
-        return [named(job) for job in tqdm(jobs, **bar)]
+        return [named(job) for job in bar(jobs, description, shown=progress)]
     killed = UserError(
         f"a process was killed during {description or 'the work'}, most likely because memory ran "
         f"out. Use fewer processes: --processes {max(1, processes // 2)}"
     )
-    return list(tqdm(in_processes(named, jobs, processes, killed, ordered=True), **bar))
+    results = in_processes(named, jobs, processes, killed, ordered=True)
+    return list(bar(results, description, shown=progress, total=len(jobs)))
 
 
 def in_processes(

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from nnunet_partial.bars import bar
 from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import read_dataset_json
@@ -114,7 +114,7 @@ def fuse(
             file.unlink(missing_ok=True)
     claim(out / REQUEST, request, "label maps fused from something else")
     write_json(own, out / "dataset.json")
-    for case in tqdm(cases, desc="fusing", unit="case", disable=None if progress else True):
+    for case in bar(cases, "fusing", shown=progress):
         if case not in done:
             begun = records.begin(case, {}, {str(i): model.probabilities(case) for i, model in enumerate(models)})
             _fuse_case(models, case, out / (case + ending))

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 
 from nnunet_partial import paths
+from nnunet_partial.bars import bar
 from nnunet_partial.data import images as image_files
 from nnunet_partial.data.conversion import SourceFolder, dicom
 from nnunet_partial.data.conversion.run import LOW_HU
@@ -207,7 +207,7 @@ def predict_scans(
     for scan in scans:
         finished = records.is_done(scan.mask, {}, sources[scan.mask], [out / scan.mask])
         (result.before if finished else todo).append(scan.mask if finished else scan)
-    for scan in tqdm(todo, desc="segmenting", unit="scan", disable=None if progress else True):
+    for scan in bar(todo, "segmenting", "scan", progress, len(result.before)):
         begun = records.begin(scan.mask, {}, sources[scan.mask])
         try:
             _segment(predictor, scan, out / scan.mask, result.doubts)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nnunet_partial import paths
+from nnunet_partial.bars import bar
 from nnunet_partial.data.images import ENDINGS, write_segmentation
 from nnunet_partial.data.preprocessed.splits import all_cases
 from nnunet_partial.errors import UserError
@@ -88,7 +88,7 @@ def predict_cases(
     sources = {case: {"image": case_file(images, case)} for case in cases}
     todo = [i for i in cases if not records.is_done(i, {}, sources[i], [out / (i + ending)])]
     values = np.array([0, *(annotations.classes.index(i) + 1 for i in files.classes)])
-    for case in tqdm(todo, desc="predicting", unit="case", disable=None if progress else True):
+    for case in bar(todo, "predicting", shown=progress, done=len(cases) - len(todo)):
         begun = records.begin(case, {}, sources[case])
         image, _, properties = load_case(images, case)
         _write(predictor, values, predict_logits(predictor, image), properties, out / (case + ending))

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nnunet_partial import __version__, paths
+from nnunet_partial.bars import Bar
 from nnunet_partial.data.components import largest_components
 from nnunet_partial.data.parallel import in_processes
 from nnunet_partial.data.predictions import Predictions
@@ -398,14 +398,7 @@ def _now() -> str:
 
 
 def _label_all(task: Task, cases: Sequence[str], devices: Sequence[str], progress: bool, total: int) -> None:
-    bar = {
-        "total": total,
-        "initial": total - len(cases),
-        "desc": "pseudo-labelling",
-        "unit": "case",
-        "disable": None if progress else True,
-    }
-    with tqdm(**bar) as shown:
+    with Bar(total, "pseudo-labelling", done=total - len(cases), shown=progress) as shown:
         for _ in (
             _one_process(task, cases, devices) if min(len(devices), len(cases)) < 2 else _several_processes(task, cases, devices)
         ):

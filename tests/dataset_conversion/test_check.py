@@ -329,3 +329,92 @@ def test_real_ct_and_segmentation(src, run):
     found = inspection.inspect(result.folder, processes=1)
     assert not [i for i in found.findings if i.level != "note"], found.findings
     assert found.facts[0].bone_y_mm > 10, "the spine is behind the middle of the body"
+
+
+def test_a_finding_says_what_to_do_and_doing_it_helps(dataset, capsys, monkeypatch, tmp_path):
+    """A label that is mirrored against its image: the command that the finding prints mends it, and twice undoes it."""
+    monkeypatch.chdir(tmp_path)
+    folder = dataset({3: changed(lambda hu, label: (hu, np.flip(label, 2)))})
+    file = folder / "labelsTr" / "lits_003.nii.gz"
+    stored = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    capsys.readouterr()
+    assert cli.main(["check", "7", "--processes", "1"]) == 0
+    told = capsys.readouterr().out
+    assert (
+        told.startswith(f"looking at {folder}\n")
+        and told.splitlines()[-1] == f"pictures: {folder.parent}/check_{folder.name}/check.png"
+    )
+    assert not list(tmp_path.glob("check_*"))  # beside the dataset, not wherever one stands
+    flip = "relabel 007 --flip left-right --case lits_003"
+    assert f"nnunet_partial {flip}. Or look at it; if it is right: nnunet_partial check 007 --accept placement:lits_003" in told
+    assert "look at it; if it is right: nnunet_partial check 007 --accept anatomy:lits_003" in told
+    assert cli.main(flip.split()) == 0
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), stored[:, :, ::-1])
+    assert findings(folder) == ([], "")
+    assert json.loads((folder / "relabelled.json").read_text()) == {"lits_003": ["left-right"]}
+    assert cli.main(flip.split()) == 0
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(file))), stored)
+
+
+def test_a_finding_that_is_right_is_accepted_until_it_changes(dataset, capsys):
+    folder = dataset({3: header_mirrored(0)}, number=4)
+    assert [i[1] for i in findings(folder)[0]] == ["anatomy"]
+    assert cli.main(["check", "7", "--processes", "1", "--accept", "anatomy:lits_003"]) == 0
+    assert "note: anatomy: lits_003: accepted: liver lies" in capsys.readouterr().out
+    assert findings(folder)[0] == []
+    known = json.loads((folder / inspection.ACCEPTED).read_text())
+    (folder / inspection.ACCEPTED).write_text(json.dumps([{**i, "text": "something else"} for i in known]))
+    assert [i[1] for i in findings(folder)[0]] == ["anatomy"]
+    with pytest.raises(SystemExit) as end:
+        cli.main(["check", "7", "--processes", "1", "--accept", "anatomy:lits_004"])
+    assert end.value.code == 2 and "Did you mean anatomy:lits_003?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--flip", "sideways", "--case", "lits_000"], "write left-right, front-back, head-feet"),
+        (["--flip", "left-rigth", "--case", "lits_000"], "Did you mean left-right?"),
+        (["--flip", "left-right", "--case", "lits_00"], "lits_000?"),
+        (["--flip", "left-right", "--case", "lits_001"], "outside Dataset007_LiTS"),
+    ],
+)
+def test_relabel_refuses_before_it_writes(arguments, words, dataset, capsys, tmp_path):
+    folder = dataset(number=2)
+    content = json.loads((folder / "dataset.json").read_text())
+    elsewhere = tmp_path / "elsewhere.nii.gz"
+    shutil.copy(folder / "labelsTr" / "lits_001.nii.gz", elsewhere)
+    content["dataset"]["lits_001"]["label"] = str(elsewhere)
+    (folder / "dataset.json").write_text(json.dumps(content))
+    before = (folder / "labelsTr" / "lits_000.nii.gz").read_bytes(), elsewhere.read_bytes()
+    with pytest.raises(SystemExit) as end:
+        cli.main(["relabel", "7", *arguments])
+    assert end.value.code == 2 and words in capsys.readouterr().err
+    assert before == ((folder / "labelsTr" / "lits_000.nii.gz").read_bytes(), elsewhere.read_bytes())
+
+
+def test_a_direction_is_the_patients_whatever_the_order_of_the_axes(dataset, tmp_path):
+    """A file stored as SAR: left and right run along its third axis, the array's first."""
+    from nnunet_partial.data.flip import flip_labels
+
+    folder = dataset({1: lambda ct, label: (sitk.DICOMOrient(ct, "SAR"), sitk.DICOMOrient(label, "SAR"))}, number=2)
+    file = str(folder / "labelsTr" / "lits_001.nii.gz")
+    before = sitk.ReadImage(file)
+    flip_labels(folder, ["lits_001"], ["left-right"])
+    after = sitk.ReadImage(file)
+    assert after.GetDirection() == before.GetDirection()
+    turned = [sitk.GetArrayFromImage(sitk.DICOMOrient(i, "LPS")) for i in (before, after)]
+    assert np.array_equal(turned[1], turned[0][:, :, ::-1]) and not np.array_equal(*turned)
+
+
+def test_titles_of_pictures_end_with_a_word():
+    from nnunet_partial.data.check.page import _title
+
+    lines = _title(
+        inspection.Finding("warning", "placement", "a", "mirrored from head to feet the label would lie on its organs " * 3)
+    )
+    assert len(lines) == 2 and all(len(i) <= 52 for i in lines) and lines[1].endswith(" ...")
+    assert all(
+        word in "placement: mirrored from head to feet the label would lie on its organs ..." for i in lines for word in i.split()
+    )
+    assert _title(None) == []

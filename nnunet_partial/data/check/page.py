@@ -1,5 +1,6 @@
 """One page of pictures of a raw dataset: what is annotated where, volumes, voxel sizes, and cases with their labels."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import SimpleITK as sitk
 
 from nnunet_partial import palette
 from nnunet_partial.data import images
-from nnunet_partial.data.check.inspection import Inspection, values_in_file
+from nnunet_partial.data.check.inspection import Finding, Inspection, values_in_file
 from nnunet_partial.data.fingerprint import patient_axes
 from nnunet_partial.data.raw import RawCase, RawDataset
 from nnunet_partial.files import PathLike, atomic_path
@@ -66,6 +67,7 @@ def _draw_matrix(inspection: Inspection, axis) -> None:
             axis.text(column, row, count, ha="center", va="center", fontsize=7, color=colour)
     axis.set_xticks(range(len(inspection.classes)), [drawn(i) for i in inspection.classes], rotation=60, ha="right", fontsize=6)
     axis.set_yticks(range(len(sources)), [drawn(i or "all") for i in sources], fontsize=7)
+    axis.set_box_aspect(min(0.9, 0.14 * max(1, len(sources))))  # one row is a strip, not a third of the page
     axis.set_title("annotated cases per source", fontsize=9)
 
 
@@ -114,10 +116,15 @@ def _draw_case(inspection: Inspection, case: RawCase, raw: RawDataset, axis) -> 
         (i for level in ("error", "warning") for i in inspection.findings if i.case == case.name and i.level == level), None
     )
     axis.set_title(
-        drawn(case.name + (f"\n{worst.kind}: {worst.text[:46]}" if worst else "")),
+        drawn("\n".join([case.name, *_title(worst)])),
         fontsize=6,
         color=palette.REMARKABLE if worst else "black",
     )
+
+
+def _title(finding: Finding | None, width: int = 52) -> list:
+    """At most two lines about a finding, never cut within a word."""
+    return textwrap.wrap(f"{finding.kind}: {finding.text}", width, max_lines=2, placeholder=" ...") if finding else []
 
 
 def _draw_legend(inspection: Inspection, figure) -> None:

@@ -14,9 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nnunet_partial import labels, paths
+from nnunet_partial.bars import Bar
 from nnunet_partial.data.conversion.cases import Case, Skip
 from nnunet_partial.data.conversion.dicom import UNSCALED_CT
 from nnunet_partial.data.conversion.journal import RECORD, Journal, fingerprint
@@ -321,7 +320,7 @@ def _lock(final: Path) -> Iterator[None]:
 def _run(jobs: Sequence[Job], processes: int | None, name: str) -> Iterator[Converted]:
     """Results as they come. Processes are spawned, and end when this one does, however it ends."""
     processes = min(default_processes() if processes is None else processes, len(jobs))
-    with tqdm(total=len(jobs), desc=name, unit="case", disable=None) as bar:
+    with Bar(len(jobs), f"converting {name}") as bar:
         for result in _results(jobs, processes):
             bar.update()
             yield result

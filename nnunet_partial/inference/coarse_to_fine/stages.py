@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from tqdm import tqdm
 
 from nnunet_partial import paths
+from nnunet_partial.bars import bar
 from nnunet_partial.data import images
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, claim, read_json, sha256
@@ -224,7 +224,7 @@ def predict_folder(
     claim(out / REQUEST, request, "predictions of other models")
     sources = {case: {f"image {i}": file for i, file in enumerate(files)} for case, files in cases.items()}
     todo = [i for i in cases if not records.is_done(i, {}, sources[i], [out / f"{i}{ending}"])]
-    for case in tqdm(todo, desc="coarse to fine", disable=None if progress else True, unit="case"):
+    for case in bar(todo, "coarse to fine", shown=progress, done=len(cases) - len(todo)):
         begun = records.begin(case, {}, sources[case])
         with around(case):
             predict_case(cases[case], out / f"{case}{ending}", coarse, fine)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
+from nnunet_partial.bars import bar
 from nnunet_partial.data.parallel import in_own_process
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
@@ -77,7 +77,7 @@ def measure(contender: Contender, images: str, device: str, limit: int | None = 
     costs = [efficiency.cost(network, channels, patch) for network, channels, patch in networks]
     results, arithmetic = [], []
     with tempfile.TemporaryDirectory() as out:
-        for case, files in tqdm(cases, desc=contender.name, disable=None, unit="case"):
+        for case, files in bar(cases, contender.name):
             with _passes([i[0] for i in networks]) as passes, Measurement(case, device) as measurement:
                 segment(files, os.path.join(out, case))
             results.append(measurement.result)

@@ -52,7 +52,7 @@ def refused(capfd, raw, *arguments, name="Merged"):
     assert stop.value.code == 2
     assert snapshot(raw) == before
     out, err = capfd.readouterr()
-    assert out == "" and err.count("\n") == 1
+    assert all(i.startswith("merging") for i in out.splitlines()) and err.count("\n") == 1  # what it began with, and why it ended
     assert err.startswith("nnunet_partial: error: ")
     return err
 
@@ -166,6 +166,15 @@ def test_fully_labelled_source_beside_a_partial_one(write_source, raw):
     merge("--source full=101:kidney,liver --source part=102:kidney")
     cases = dataset_json(raw)["nnunet_partial"]["cases"]
     assert cases["full_case0"]["annotated"] == ["kidney", "liver"] and cases["part_case0"]["annotated"] == ["kidney"]
+
+
+def test_cases_are_left_out_by_either_name(three, raw):
+    everything = ["--source", "lits=101", "--source", "kits=102"]
+    merge(*everything, name="All")
+    names = set(dataset_json(raw, "Dataset501_All")["nnunet_partial"]["cases"])
+    shutil.rmtree(raw / "Dataset501_All")
+    merge(*everything, "--exclude", "lits_case0,kits_case1")
+    assert names - set(dataset_json(raw)["nnunet_partial"]["cases"]) == {"lits_case0", "kits_case1"} <= names
 
 
 def test_regions_are_flattened_where_that_is_unambiguous(write_source, raw, capfd):
@@ -410,6 +419,15 @@ REFUSED_ARGUMENTS = {
         ["--source", "lits=101", "--cases", "lits=CASES"],
         "has no case 'case9'",
         "case0, case1",
+    ),
+    "excluded case that is not there": (
+        ["--source", "lits=101", "--exclude", "lits_cas0"],
+        "--exclude lits_cas0: no source has such a case",
+        "Did you mean lits_case0",
+    ),
+    "excluded case of two sources": (
+        ["--source", "lits=101", "--source", "nih=103", "--exclude", "case0"],
+        "lits and nih have a case of that name",
     ),
     "missing case list": (["--source", "lits=101", "--cases", "lits=/nowhere.txt"], "/nowhere.txt cannot be read"),
 }
