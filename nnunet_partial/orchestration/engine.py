@@ -4,6 +4,7 @@ A plan is a subclass of :class:`Engine`: it says which steps there are, when one
 begins. Everything else is here: one lock on the folder, one journal, one loop that waits, one place that starts executors.
 """
 
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
 from nnunet_partial.outputs import Predictions, first_changed
+
+_TAIL_BYTES = 1 << 14  # of a log, in which the last epoch stands
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,27 @@ class Engine:
             files = [i for i in files if i not in images]
         return first_changed(files, known)
 
+    def is_running(self, step: Step) -> bool:
+        """Whether its command runs now; one that is queued, on this machine or a cluster, does not."""
+        folder = self.job_folder(step)
+        if not folder.is_dir():
+            return False
+        lock = try_lock(folder / runner.LOCK)
+        if lock is not None:
+            lock.close()
+        return lock is None
+
+    def epoch(self, step: Step) -> str:
+        """The epoch that a training's log was last in; empty where it tells of none."""
+        try:
+            with open(self.log(step), "rb") as stream:
+                stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
+                told = stream.read().decode(errors="replace")
+        except OSError:
+            return ""
+        found = re.findall(r"Epoch (\d+)\s*$", told, re.MULTILINE)
+        return found[-1] if found else ""
+
     def missing_output(self, step: Step) -> Path | None:
         return next((i for i in step.outputs if not i.is_file()), None)
 
@@ -171,6 +195,9 @@ class Engine:
         self.before(step)
         self.journal.mark(step.name, RUNNING, argv=list(step.argv))
         print(f"{step.name}: {shlex.join(step.argv)}", flush=True)
+        if not step.light:
+            number = f"{len(self._begun)} of {len(self.steps)}"
+            print(f"  {step.name}: step {number}, queued; log {self.log(step)}", flush=True)
 
     def _job(self, step: Step, beside: int | None = None) -> Job:
         return Job(step.name, step.argv, self.log(step), beside=beside)

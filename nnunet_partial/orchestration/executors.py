@@ -136,6 +136,8 @@ class _Running:
 class _FileExecutor(ABC):
     """What all share: start a job, wait for its files, start it again."""
 
+    begins = "started"  # what is said of a job that gets its turn
+
     def __init__(self, folder: Path, retries: int):
         self.folder, self.retries = folder, retries
 
@@ -178,6 +180,7 @@ class _FileExecutor(ABC):
                     begun = self._begin(job, free.pop(0), self.share(job.beside or jobs_beside))
                     running.append(begun)  # before it starts, so that an interrupt of that ends it too
                     if not begun.adopted:
+                        print(f"  {job.name}: {self.begins}", flush=True)
                         self.start(begun)
                 for one in [i for i in running if self._ended(i)]:
                     running.remove(one)
@@ -332,6 +335,8 @@ class SlurmExecutor(_FileExecutor):
     A job that was ended by its time limit, by preemption or by a failing node is handed in again; a stage goes on where
     it was. Job states come from squeue, which also works on clusters without accounting.
     """
+
+    begins = "handed to SLURM"
 
     def __init__(self, folder: Path, options: Mapping[str, Any], retries: int = 0):
         super().__init__(folder, retries)

@@ -3,9 +3,10 @@
 import pytest
 
 from nnunet_partial.errors import UserError
+from nnunet_partial.files import locked
 from nnunet_partial.orchestration.engine import Engine, Step, busy_seconds, waves
 from nnunet_partial.orchestration.executors import Job, make_executor
-from nnunet_partial.orchestration.job import RESULT
+from nnunet_partial.orchestration.job import LOCK, RESULT
 from nnunet_partial.orchestration.journal import DONE, FAILED, Journal
 
 
@@ -116,3 +117,42 @@ def test_the_machine_is_shared_by_as_many_jobs_as_may_run_beside_each_other(tmp_
     with pytest.raises(UserError, match="without a result"):
         executor.run([Job("one", ("true",), tmp_path / "log", beside=beside)], lambda name: [])
     assert set(shares) == {share}  # it never ends well, and is started again
+
+
+def test_what_is_queued_is_not_said_to_run(tmp_path, capsys):
+    """Two steps, one slot: both begin, one waits; what runs holds the lock of its job."""
+    plan = Plan(tmp_path, {"first": (), "second": ()}, None)
+    seen = []
+
+    class Looking(Recording):
+        def run(self, jobs, more):
+            seen.extend((i.name, plan.is_running(plan._by_name[i.name])) for i in jobs)
+            with locked(_job_folder(tmp_path, "first") / LOCK):
+                seen.append(("first", plan.is_running(plan._by_name["first"])))
+            super().run(jobs, more)
+
+    plan.executor = Looking(tmp_path)
+    plan.do()
+    assert seen == [("first", False), ("second", False), ("first", True)]
+    told = capsys.readouterr().out.splitlines()
+    place = {
+        text: next(n for n, line in enumerate(told) if text in line) for text in ("first: step 1 of 2, queued", "first: started")
+    }
+    assert place["first: step 1 of 2, queued"] < told.index(f"  second: step 2 of 2, queued; log {tmp_path}/logs/second.log")
+    assert place["first: started"] < told.index("  second: started")
+    assert not plan.is_running(plan._by_name["second"])
+
+
+def _job_folder(folder, name):
+    made = folder / "jobs" / name
+    made.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def test_the_epoch_is_read_from_the_end_of_the_log(tmp_path):
+    plan = Plan(tmp_path, {"train": ()}, None)
+    (step,) = plan.steps
+    assert plan.epoch(step) == ""
+    (tmp_path / "logs").mkdir()
+    plan.log(step).write_text("Epoch 0 \n" + "words\n" * 9000 + "2026-01-01 10:00:00: \nEpoch 12 \nCurrent learning rate: 0.01\n")
+    assert plan.epoch(step) == "12"

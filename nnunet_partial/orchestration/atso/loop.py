@@ -62,15 +62,15 @@ class Loop(Engine):
         alive = handle is None
         if handle is not None:
             handle.close()
-        rows = [("stage", "generation", "state", "seconds", "log")]
+        rows = [("stage", "generation", "state", "seconds", "epoch", "log")]
         for step in self.steps:
             entry = self.journal.content["stages"].get(step.name, {})
             state = entry.get("state", WAITING)
-            if state == RUNNING and not alive:
-                state = "interrupted"
+            if state == RUNNING:
+                state = "interrupted" if not alive else RUNNING if self.is_running(step) else "queued"
             seconds = f"{entry['seconds']:.0f}" if entry.get("seconds") else ""
-            log = self.log(step)
-            rows.append((step.name, str(step.part), state, seconds, str(log) if log.is_file() else ""))
+            log, epoch = self.log(step), self.epoch(step) if state in (RUNNING, "interrupted") else ""
+            rows.append((step.name, str(step.part), state, seconds, epoch, str(log) if log.is_file() else ""))
         done = sum(row[2] == DONE for row in rows)
         head = (
             f"{self.layout.folder}: {done} of {len(self.steps)} stages done, "

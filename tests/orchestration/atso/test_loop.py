@@ -293,7 +293,8 @@ def test_one_loop_at_a_time(place):
         place.wait_for(lambda: place.states().get("m0-train") == "running")
         result = place.loop(check=False)
         assert result.returncode == 2 and f"process {process.pid}" in result.stderr
-        assert "a loop is running" in place.loop("--status").stdout
+        status = place.loop("--status").stdout
+        assert "a loop is running" in status and " epoch " in status.splitlines()[1]
     finally:
         place.kill(process, whole_tree=True)
     status = place.loop("--status").stdout
