@@ -1,9 +1,11 @@
 """Write the pages of docs/ that are made from the program itself: ``python scripts/write_docs.py``.
 
-``docs/settings.md`` is the settings' dataclasses in words. ``tests/test_docs.py`` fails when a page is not what this
-makes.
+``docs/settings.md`` is the settings' dataclasses in words, the table in ``docs/troubleshooting.md`` the mistakes that
+``tests/test_mistakes.py`` makes. ``tests/test_docs.py`` fails when a page is not what this makes.
 """
 
+import html
+import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +50,34 @@ def settings_page() -> str:
     return _SETTINGS + as_markdown([*sections(), coarse])
 
 
+_BEGIN, _END = "<!-- from tests/mistakes.py, by scripts/write_docs.py -->", "<!-- end -->"
+
+
+def troubleshooting_page() -> str:
+    """docs/troubleshooting.md as it is, with the table of mistakes between its two marks."""
+    text = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    before, _, rest = text.partition(_BEGIN)
+    return "\n".join([before + _BEGIN, "", *_mistakes(), "", _END]) + rest.partition(_END)[2]
+
+
+def _mistakes() -> list:
+    """A table of what is typed and what the answer says, for every mistake that the tests make."""
+    spec = importlib.util.spec_from_file_location("mistakes", ROOT / "tests" / "mistakes.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mistakes"] = module
+    spec.loader.exec_module(module)
+    rows = [f"| {i.what} | <code>{_cell(i.command)}</code> | {_cell(i.says)} |" for i in module.MISTAKES]
+    return ["| mistake | what was typed | the answer says |", "|---|---|---|", *rows]
+
+
+def _cell(text: str) -> str:
+    """Text as it is: nothing in it is markup."""
+    return html.escape(text, quote=False).replace("*", "&#42;").replace("|", "&#124;").replace("_", "&#95;")
+
+
 def pages() -> dict:
     """File -> what it must hold."""
-    return {ROOT / "docs" / "settings.md": settings_page()}
+    return {ROOT / "docs" / "settings.md": settings_page(), ROOT / "docs" / "troubleshooting.md": troubleshooting_page()}
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def export_model(
     if out is None and zip_file is None:
         raise UserError("say where to export to: --out DIR, --zip FILE, or both.")
     model = Path(model)
+    if not model.is_dir():
+        raise UserError(f"the model {model} is not there: train it first. {paths.trained_models_in_words()}")
     plans, dataset_json, _ = check_model(model, trusted=trusted)
     files = find_checkpoints(model, folds, checkpoint)
     contents = {fold: load_checkpoint(file) for fold, file in files.items()}
@@ -121,7 +123,10 @@ def find_checkpoints(model: Path, folds: Sequence[int | str] | None, checkpoint:
     """fold -> checkpoint file. Raises :class:`UserError` for a fold that is not there."""
     there = {i.name[len("fold_") :]: i / checkpoint for i in sorted(model.glob("fold_*")) if (i / checkpoint).is_file()}
     if not there:
-        raise UserError(f"{model} holds no fold_N/{checkpoint}. Train the model to its end, or name another --checkpoint.")
+        raise UserError(
+            f"{model} holds no fold_N/{checkpoint}. Train the model to its end, or name another --checkpoint. "
+            f"{paths.trained_models_in_words()}"
+        )
     if folds is None:
         return {k: v for k, v in there.items() if k != "all"} or there
     missing = [i for i in folds if str(i) not in there]

@@ -242,6 +242,7 @@ def pseudo_label(
         mappings,
         min_confidence,
         cases,
+        devices[0].partition(":")[0],
     )
     todo = _todo(task, cases, overwrite)
     check_geometry(task.predictions, todo, task.raw)
@@ -272,12 +273,13 @@ def _task(
     mappings: Mapping[str, Mapping[str, str]],
     min_confidence: float | None,
     cases: Sequence[str],
+    device: str,
 ) -> Task:
     """Everything checked that is asked for."""
     plans = read_json(paths.plans_file(folder.name, plans_name))
     images = preprocessed_images(folder, plans, configuration)
     _check_names(sources, predictions, mappings, min_confidence)
-    models = _find_models(sources, mappings, annotations, plans, configuration, fold, checkpoint, trusted)
+    models = _find_models(sources, mappings, annotations, plans, configuration, fold, checkpoint, trusted, device)
     found = find_predictions(predictions, mappings, annotations.classes, cases)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
@@ -328,12 +330,13 @@ def _find_models(
     fold: Any,
     checkpoint: str,
     trusted: bool,
+    device: str,
 ) -> list:
     found = []
     for source in sources:
         if source == TEACHERS:
             settings = read_block(plans, "mskd", MSKDSettings)
-            found += map(KnownModel, find_teachers(annotations, settings, plans, configuration, fold, trusted))
+            found += map(KnownModel, find_teachers(annotations, settings, plans, configuration, fold, trusted, device))
         else:
             found.append(find_known_model(source, mappings, fold, annotations.classes, plans, configuration, checkpoint, trusted))
     return found

@@ -27,13 +27,45 @@ def find_teachers(
     configuration: str,
     fold: Any,
     trusted: bool = False,
+    device: str | None = None,
 ) -> list:
-    """One :class:`ModelFiles` per source, checked against the student's plans. Raises UserError for the first that is
-    missing or does not fit, with the command that trains it. Reads no checkpoint. ``trusted``: as the setting mskd.trust."""
+    """One :class:`ModelFiles` per source, checked against the student's plans. Raises UserError that names all that are
+    missing, or the first that does not fit, with the commands that train them on ``device``. Reads no checkpoint.
+    ``trusted``: as the setting mskd.trust."""
     _check_sources(annotations, settings)
     sources = settings.sources if settings.sources is not None else annotations.annotated_sources
     configuration = teachers_configuration(plans, configuration)
-    return [_find_teacher(i, annotations, settings, plans, configuration, fold, trusted) for i in sources]
+    found, missing = [], []
+    for source in sources:
+        try:
+            found.append(_find_teacher(source, annotations, settings, plans, configuration, fold, trusted))
+        except _MissingTeacher as error:
+            missing.append(error)
+    if missing:
+        raise _all_missing(missing, plans, configuration, fold, device)
+    return found
+
+
+class _MissingTeacher(UserError):
+    def __init__(self, source: str, given: str | None, message: str):
+        super().__init__(message)
+        self.source, self.given = source, given
+
+
+def _all_missing(
+    missing: Sequence[_MissingTeacher], plans: Mapping[str, Any], configuration: str, fold: Any, device: str | None
+) -> UserError:
+    """One error for every teacher that is not there, with all commands; they train the plans of the student."""
+    trained = [i.source for i in missing if i.given is None]
+    sources = f"{trained[0]!r}" if len(trained) == 1 else ", ".join(map(repr, trained))
+    wrong = [str(i) for i in missing if i.given is not None]
+    if not trained:
+        return UserError(" ".join(wrong))
+    commands = training_commands(trained, plans, configuration, fold, device)
+    subject = f"the teacher of source {sources} is" if len(trained) == 1 else f"the teachers of the sources {sources} are"
+    where = next(i for i in missing if i.given is None) if len(trained) == 1 else None
+    looked = f": {str(where).partition(': ')[2]}" if where else f" for fold {fold} of plans {plans['plans_name']}."
+    return UserError(" ".join([*wrong, f"{subject} missing{looked} Train {'it' if where else 'them'} with: {commands}"]))
 
 
 def teachers_configuration(plans: Mapping[str, Any], configuration: str) -> str:
@@ -74,14 +106,12 @@ def _find_teacher(
             trusted = trusted or settings.trust
             classes = _check_fit(source, model, annotations, plans, configuration, trusted)
             return ModelFiles(source, model, checkpoint, classes, trusted)
-    raise UserError(
+    remedy = f" Correct the setting mskd.teachers.{source}." if given else ""
+    raise _MissingTeacher(
+        source,
+        given,
         f"the teacher of source {source!r} is missing: no fold_{fold}/{settings.teacher_checkpoint} in "
-        f"{' or '.join(map(str, candidates))}. "
-        + (
-            f"Correct the setting mskd.teachers.{source}."
-            if given
-            else f"Train it with: {training_command(source, plans, configuration, fold)}"
-        )
+        f"{' or '.join(map(str, candidates))}.{remedy}",
     )
 
 
@@ -100,6 +130,19 @@ def _plans_ancestry(plans: Mapping[str, Any]) -> list:
         file = Path(os.environ.get("nnUNet_preprocessed", "")) / plans["dataset_name"] / f"{base}.json"
         base = read_json(file).get(KEY, {}).get("base_plans") if file.is_file() else None
     return names
+
+
+def training_commands(
+    sources: Sequence[str], plans: Mapping[str, Any], configuration: str, fold: Any, device: str | None = None
+) -> str:
+    """The commands that make teachers under their conventional names, of the student's plans, on the device that it has."""
+    number, base = paths.dataset_number(plans["dataset_name"]), plans["plans_name"]
+    where = f" -device {device}" if device not in (None, "cuda") else ""
+    first = training_command(sources[0], plans, configuration, fold)
+    if len(sources) == 1:
+        return first + where
+    trainings = [f"nnUNetv2_train {number} {configuration} {fold} -tr {TEACHER_TRAINER} -p {base}_{i}{where}" for i in sources]
+    return " && ".join([f"nnunet_partial variant {number} --base {base} --per-source", *trainings])
 
 
 def training_command(source: str, plans: Mapping[str, Any], configuration: str, fold: Any) -> str:

@@ -43,7 +43,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
         if self.own.learns_from_soft_labels:
             self._check_soft_settings(plans["plans_name"])
             return dataset_json
-        self._find_teachers = lambda: find_teachers(self.annotations, self.own, plans, configuration, fold)
+        self._find_teachers = lambda: find_teachers(
+            self.annotations, self.own, plans, configuration, fold, device=self.given_device
+        )
         if not self.training_is_finished(plans, configuration, fold):  # --val needs no teacher
             self._find_teachers()
         return dataset_json

@@ -146,6 +146,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         with exit_on_user_error():
             finished = self.training_is_finished(plans, configuration, fold)
             self.settings, self.own = self._read_settings(without_optimizer_paper(plans) if finished else plans)
+            self.given_device = device.type
             self._check_mirroring(plans, configuration)
             # what the dataset holds; a method may restrict what it trains on (self.annotations) in preflight
             self.dataset_annotations = Annotations.from_dataset_json(dataset_json, f"dataset.json of {plans.get('dataset_name')}")

@@ -318,7 +318,7 @@ def test_bad_input_is_one_line(tiny, results, models, drawn, tmp_path, capsys, m
     label_directory.write_json(plans, stranger / "plans.json")
     refused("takes 2 channels", "has 1 (CT)", **{"from": str(stranger)})
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
-    refused("the teacher of source 'kits' is missing", "-tr nnUNetTrainerIndividual")
+    refused("the teachers of the sources 'kits', 'lits', 'nih' are missing", "-tr nnUNetTrainerIndividual", "-device cpu")
 
 
 if __name__ == "__main__":  # run by the fork server, with the names of test_killed_anywhere_it_continues

@@ -226,7 +226,10 @@ def test_bad_settings_end_before_anything_is_written(tiny, trainer, own_results,
 
 def test_a_missing_teacher_is_named_with_the_command_that_trains_it(tiny, trainer, own_results, refused):
     error = refused(lambda: trainer("nnUNetTrainerMSKD"))
-    assert "'kits'" in error and f"-tr nnUNetTrainerIndividual -p {tiny.plans}_kits" in error
+    assert "the teachers of the sources 'kits', 'lits', 'nih' are missing" in error
+    assert f"nnunet_partial variant 501 --base {tiny.plans} --per-source && " in error
+    for source in ("kits", "lits", "nih"):  # each with the plans of the student, on its device
+        assert f"nnUNetv2_train 501 3d_fullres 0 -tr nnUNetTrainerIndividual -p {tiny.plans}_{source} -device cpu" in error
     assert not any(own_results.iterdir())
 
 
