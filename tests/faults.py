@@ -134,6 +134,28 @@ def check_kills(command: Command, seed: int = 0, kills: int = KILLS, after_kill:
     assert command.leftovers() == []
 
 
+def check_changed_input(command: Command, change: Callable[[Path], None]) -> None:
+    """After ``change(root)`` of one thing that it read it makes what it would have made of that, and of the rest nothing anew."""
+    first = undisturbed(command)
+    prepare = command.prepare
+    command.prepare = lambda root: (prepare(root), change(root))
+    expected = undisturbed(command)
+    command.prepare = prepare
+    command.begin()
+    given = set(command.everything())
+    assert command.run() == 0, command.output()
+    times = {name: file.stat().st_mtime_ns for name, file in command.everything().items()}
+    change(command.root)
+    assert command.run() == 0, command.output()
+    found = command.files()
+    made = {i for i in expected if i not in given and not i.endswith(".json")}  # journals know when the input was written
+    assert set(found) == set(expected) and {i for i in made if found[i] != expected[i]} == set()
+    changed = {i for i in made if expected[i] != first[i]}
+    assert changed and changed != made, "the change must be one that shows in some of what is made"
+    again = {i for i in made if command.everything()[i].stat().st_mtime_ns != times[i]}
+    assert changed <= again and again != made
+
+
 def check_full_disk(command: Command, seed: int = 0) -> None:
     """On disks that hold only part of what it writes: exit code 2, one line, nothing cut off under a final name; and the
     whole once there is room."""

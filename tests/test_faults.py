@@ -197,6 +197,28 @@ def coarse_to_fine(inputs):
     return lambda root: shutil.copytree(inputs / "raw", root / "nnUNet_raw"), code
 
 
+def coarse_to_fine_predict(inputs):
+    """Both stages are the untrained network, as if it had been trained on datasets that ``prepare`` made."""
+
+    def prepare(root):
+        from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
+        from nnunet_partial.inference.coarse_to_fine.stages import Description
+
+        settings = CoarseToFineSettings(coarse_size=[16, 16, 16], patch_size=[16, 16, 16], fine_size=[16, 16, 16])
+        for stage in ("coarse", "fine"):
+            shutil.copytree(inputs / "model", root / stage)
+            content = json.loads((root / stage / "dataset.json").read_text())
+            described = Description(stage, "Dataset501_Abdomen", ("CT",), ".nii.gz", settings).to_json()
+            (root / stage / "dataset.json").write_text(json.dumps({**content, "coarse_to_fine": described}))
+        shutil.copytree(inputs / "predictions" / "images", root / "images")
+
+    def argv(root):
+        models = ["--coarse", root / "coarse", "--fine", root / "fine"]
+        return ["coarse-to-fine", "predict", "-i", root / "images", "-o", root / "out", *models, "--device", "cpu"]
+
+    return prepare, argv
+
+
 def evaluated(inputs, root):
     shutil.copytree(inputs / "predictions", root / "predictions")
 
@@ -242,7 +264,7 @@ def export(inputs):
     return prepare, lambda root: ["export", root / "model", "--out", root / "out", "--zip", root / "zips" / "model.zip"]
 
 
-COMMANDS = (convert, merge, predict, pseudo_label, fuse, coarse_to_fine, evaluate, report, export)
+COMMANDS = (convert, merge, predict, pseudo_label, fuse, coarse_to_fine, coarse_to_fine_predict, evaluate, report, export)
 
 
 @pytest.fixture
@@ -264,3 +286,39 @@ def test_killed_at_any_moment(factory, command):
 @pytest.mark.parametrize("factory", COMMANDS, ids=lambda i: i.__name__)
 def test_full_disk(factory, command):
     faults.check_full_disk(command(factory))
+
+
+# ---- an input that has changed since
+
+
+def another_scan(file, label=None):
+    image, labels = scan(seed=77)
+    write(image.astype(np.int16) if label else image, file)
+    if label:
+        write(labels, label)
+
+
+def another_preprocessed(root):
+    """The image of one case, as another preprocessing would leave it."""
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    images = root / "nnUNet_preprocessed" / "Dataset501_Abdomen" / "nnUNetPlans_3d_fullres"
+    data, seg, _, properties = nnUNetDatasetBlosc2(str(images)).load_case("none_0")
+    data, seg = data[:] + np.random.default_rng(1).normal(0, 3, data.shape).astype(data.dtype), seg[:]
+    for file in images.glob("none_0*"):
+        file.unlink()
+    nnUNetDatasetBlosc2.save_case(data, seg, properties, str(images / "none_0"))
+
+
+CHANGES = (  # merge is not here: it refuses a dataset that is there already
+    (convert, lambda root: another_scan(root / "src" / "volume-1.nii.gz", root / "src" / "segmentation-1.nii.gz")),
+    (predict, another_preprocessed),
+    (pseudo_label, another_preprocessed),
+    (coarse_to_fine, lambda root: another_scan(root / "nnUNet_raw" / "Dataset501_Abdomen" / "imagesTr" / "lits_0_0000.nii.gz")),
+    (coarse_to_fine_predict, lambda root: another_scan(root / "images" / "c1_0000.nii.gz")),
+)
+
+
+@pytest.mark.parametrize("factory, change", CHANGES, ids=lambda i: getattr(i, "__name__", "")[:20])
+def test_made_again_when_an_image_or_label_has_changed(factory, change, command):
+    faults.check_changed_input(command(factory), change)
