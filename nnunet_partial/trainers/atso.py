@@ -193,7 +193,7 @@ class nnUNetTrainerATSO(PartialTrainer):
     def to_device(self, batch: Mapping[str, Any], training: bool = True) -> Batch:
         made = super().to_device(batch, training)
         if training and self.own.super_classes and not self.is_coarse:
-            made.groups = super_class_groups(made.groups, made.truth.cpu(), self._super_class_values())
+            made.groups = super_class_groups(made.groups, made.truth_groups, self._super_class_values())
         return made
 
     def _super_class_values(self) -> list:
@@ -209,17 +209,20 @@ class nnUNetTrainerATSO(PartialTrainer):
             self.print_to_log_file("No final validation: atso.final_validation is off.")
 
 
-def super_class_groups(groups: torch.Tensor, truth: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
+def super_class_groups(groups: torch.Tensor, truth_groups: torch.Tensor, members: Sequence[Sequence[int]]) -> torch.Tensor:
     """The partition of each sample's classes where its pseudo labels are right up to super-classes only.
 
-    ``groups`` (B, K + 1) int, the partition that the labels distinguish; ``truth`` (B, K + 1) bool, which classes are no
-    pseudo labels and stay by themselves; ``members`` the label values of each super-class. Returns groups (B, K + 1) int64:
-    pseudo-labelled classes of one super-class, and what is in one group with them, share the lowest of their values.
+    ``groups`` (B, K + 1) int, the partition that the labels distinguish; ``truth_groups`` (B, K + 1) int, the partition that
+    annotations alone tell apart, 0 for classes that are no more than pseudo labels; ``members`` the label values of each
+    super-class. Returns groups (B, K + 1) int64: pseudo-labelled classes of one super-class, and what is in one group with them,
+    share the lowest of their values. What is annotated stays by itself, and so does the outline of a union: within it, pseudo
+    labels divide up to super-classes.
     """
     groups = groups.clone()
     for values in members:
-        for own, known in zip(groups, truth):
-            pseudo = [i for i in values if own[i] != 0 and not known[i]]
-            if pseudo:
-                own[torch.isin(own, own[pseudo])] = own[pseudo].min()
+        for own, outline in zip(groups, truth_groups.cpu()):
+            for of in set(outline[list(values)].tolist()):
+                alike = [i for i in values if own[i] != 0 and outline[i] == of]
+                if alike:
+                    own[torch.isin(own, own[alike])] = own[alike].min()
     return groups

@@ -200,6 +200,38 @@ def test_the_matrix_counts_what_is_annotated(study):
     assert [[i.text for i in cells] for _, cells in tables.annotated_matrix(content, "dataset.json").rows] == [["3", "3", "3"]]
 
 
+def test_a_union_has_rows_of_its_own_and_counts_for_no_member(study, tmp_path):
+    """Two cases outline liver and kidney as one structure, two the liver alone; both methods are a shift."""
+    dataset = tmp_path / "Dataset502_Union"
+    content = json.loads((study / "Dataset501_Organs" / "dataset.json").read_text())
+    cases = {f"t{i}": {"source": "ab"[i % 2], "annotated": [["liver", "kidney"]] if i % 2 else ["liver"]} for i in range(CASES)}
+    content.update(numTraining=CASES, nnunet_partial={"version": 2, "cases": cases})
+    dataset.mkdir()
+    (dataset / "dataset.json").write_text(json.dumps(content))
+    for i in range(CASES):
+        write((organs() > 0).astype(np.uint8) if i % 2 else (organs() == 1).astype(np.uint8), tmp_path / "truth" / f"t{i}.nii.gz")
+    argv = ["report", "--dataset", str(dataset), "--out", str(tmp_path / "report.html")]
+    for name in ("Good", "Poor"):
+        where = (study / name, tmp_path / "truth", dataset, tmp_path / name)
+        evaluate_folder(*where, processes=1, progress=False)
+        argv += ["--evaluation", f"{name}={tmp_path / name}"]
+    assert cli.main(argv) == 0
+    table = tables.annotated_matrix(content, "dataset.json")
+    assert table.columns == ["cases", "liver", "kidney", "liver+kidney"]
+    assert [[i.text for i in cells] for _, cells in table.rows] == [["2", "2", "none", "none"], ["2", "none", "none", "2"]]
+    text = (tmp_path / "report.html").read_text()
+    for name in ("Good", "Poor"):
+        shift = {"Good": 1, "Poor": 4}[name]
+        dices = {"liver": [], "liver+kidney": []}
+        for i in range(CASES):
+            p, t = (x > 0 if i % 2 else x == 1 for x in (organs(shift + i), organs()))
+            dices["liver+kidney" if i % 2 else "liver"].append(2 * (p & t).sum() / (p.sum() + t.sum()))
+        for values in dices.values():
+            assert f"{np.mean(values):.4f} [" in text
+    ranked = json.loads((tmp_path / "report.json").read_text())
+    assert [i["name"] for i in ranked["ranking"]] == ["Good", "Poor"]
+
+
 def test_commands_costs_and_plans_are_shown(page):
     text = "".join(Elements(page.read_text()).text)
     for expected in (

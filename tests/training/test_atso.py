@@ -408,9 +408,18 @@ def test_missing_initial_weights_are_one_line(finished, capsys):
 def test_groups_of_super_classes():
     annotated = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 1, 1], [1, 0, 0, 0, 0]], dtype=torch.bool)
     truth = torch.tensor([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]], dtype=torch.bool)
-    groups = super_class_groups(groups_from_annotated(annotated), truth, [[1, 2, 3]])
+    groups = super_class_groups(groups_from_annotated(annotated), groups_from_annotated(truth), [[1, 2, 3]])
     # all pseudo: 1, 2 and 3 together; 1 true: by itself, 2 unknown: background; nothing known: all background
     assert groups.tolist() == [[0, 1, 1, 1, 4], [0, 1, 0, 3, 4], [0, 0, 0, 0, 0]]
+
+
+def test_super_classes_leave_the_outline_of_a_union_where_it_is():
+    """Annotated: 2, 3 and 5 as one structure. Pseudo labels divide it in the first sample, in the second they do not."""
+    truth_groups = torch.tensor([[0, 0, 2, 2, 0, 2]]).repeat(2, 1)
+    groups = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 2, 2, 4, 2]])
+    # 3 and 5 are of one super-class, but 4 of it lies outside the outline; 1 is in one with 2 and stays outside
+    found = super_class_groups(groups, truth_groups, [[3, 4, 5], [1, 2]])
+    assert found.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 2, 4, 2]]
 
 
 def test_the_most_probable_super_class_wins_a_voxel():
