@@ -205,6 +205,7 @@ SLOW = (
     "orchestration/test_slurm.py",
     "test_discovery.py",
     "test_examples.py",
+    "test_first_hour.py",
     "training",
 )
 UNIT = (
