@@ -1,6 +1,7 @@
 """What the commands do, as functions of Python: ``from nnunet_partial import api``.
 
 ============================ ==================================================================
+:func:`run`                  a project file: from downloads to exported models (:func:`project`: its plan)
 :func:`convert`              a downloaded dataset -> nnU-Net raw dataset
 :func:`merge`                raw datasets -> one partially labelled dataset (:class:`SourceSpec`)
 :func:`variant`              other settings, same preprocessing
@@ -21,10 +22,11 @@ Importing this module imports neither torch nor nnU-Net; a function does when it
 """
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunet_partial.errors import UserError, did_you_mean
+from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from nnunet_partial.inference.pseudo_labels import pseudo_label
     from nnunet_partial.orchestration.compare.steps import CompareOptions
     from nnunet_partial.orchestration.executors import Executor
+    from nnunet_partial.orchestration.run.pipeline import ProjectRun
     from nnunet_partial.variants import write_plans_of_model as plans_of_model
     from nnunet_partial.variants import write_source_variants as source_variants
     from nnunet_partial.variants import write_variant as variant
@@ -72,7 +75,9 @@ __all__ = [
     "merge",
     "plans_of_model",
     "postprocessing",
+    "project",
     "pseudo_label",
+    "run",
     "source_variants",
     "variant",
 ]
@@ -91,10 +96,9 @@ def __dir__() -> list[str]:
 
 def converters() -> list[str]:
     """The names that :func:`convert` takes."""
-    import dataset_conversion
+    from nnunet_partial.data.conversion.command import converters as names
 
-    folder = Path(dataset_conversion.__path__[0])
-    return sorted(i.stem for i in folder.glob("*.py") if not i.stem.startswith("_"))
+    return names()
 
 
 def convert(
@@ -121,36 +125,13 @@ def convert(
     ``options``     what else ``nnunet_partial convert CONVERTER --help`` lists, with ``_`` for ``-``
     Raises :class:`UserError` for an unknown converter or option, and for input that cannot be converted.
     """
-    from nnunet_partial.data.conversion.command import default_options, required_options
+    from nnunet_partial.data.conversion.command import chosen
     from nnunet_partial.data.conversion.run import convert as run
     from nnunet_partial.data.conversion.source import SourceFolder
 
-    if converter not in converters():
-        raise UserError(
-            f"there is no converter {converter!r}. {did_you_mean(converter, converters())}Converters: {', '.join(converters())}."
-        )
-    chosen = importlib.import_module(f"dataset_conversion.{converter}").CONVERTER
-    arguments = default_options(chosen, source, dataset_id)
-    given = {
-        "name": name,
-        "organs": organs,
-        "source_name": source_name,
-        "unlabelled": unlabelled,
-        "overwrite": overwrite,
-        "processes": processes,
-        **options,
-    }
-    unknown = [i for i in given if not hasattr(arguments, i)]
-    if unknown:
-        raise UserError(
-            f"converter {converter} has no option {unknown[0]!r}. {did_you_mean(unknown[0], vars(arguments))}Options: {', '.join(sorted(vars(arguments)))}."
-        )
-    wrong = [i for i in required_options(chosen) if sum(given.get(j) is not None for j in i) != 1]
-    if wrong:
-        one = "exactly one of the options" if len(wrong[0]) > 1 else "the option"
-        raise UserError(f"converter {converter} needs {one} {', '.join(map(repr, wrong[0]))}.")
-    vars(arguments).update(given)
-    return run(chosen, SourceFolder(source, arguments.follow_links), arguments)
+    own = {"name": name, "organs": organs, "source_name": source_name, "unlabelled": unlabelled}
+    found, arguments = chosen(converter, source, dataset_id, **own, overwrite=overwrite, processes=processes, **options)
+    return run(found, SourceFolder(source, arguments.follow_links), arguments)
 
 
 def compare(options: "CompareOptions", executor: "Executor | None" = None) -> Path:
@@ -159,14 +140,57 @@ def compare(options: "CompareOptions", executor: "Executor | None" = None) -> Pa
     ``executor``: who runs the commands; None: one after the other on this machine. A comparison that was interrupted goes
     on where it was. Raises :class:`UserError` for a folder that holds another comparison, and for a step that fails.
     """
-    from nnunet_partial.data.preprocessed.sharing import link_validation_images, share_splits
     from nnunet_partial.orchestration.compare.comparison import Comparison
-    from nnunet_partial.orchestration.compare.steps import validation_images
 
     comparison = Comparison(options)
+    _share(options)
+    comparison.executor = executor
+    return comparison.run()
+
+
+def _share(options: "CompareOptions") -> None:
+    """What the methods of a comparison share of the data: one split, the images of its validation cases."""
+    from nnunet_partial.data.preprocessed.sharing import link_validation_images, share_splits
+    from nnunet_partial.orchestration.compare.steps import validation_images
+
     share_splits(options.dataset, options.folds, options.full_dataset if "full" in options.methods else None)
     if options.cross_validation:
         for fold in options.folds:
             link_validation_images(options.dataset, fold, validation_images(options.out, fold))
-    comparison.executor = executor
-    return comparison.run()
+
+
+def project(
+    file: PathLike,
+    device: str = "cpu",
+    trust: bool = False,
+    executor: "Executor | None" = None,
+    until: str | None = None,
+    check: bool = True,
+) -> "ProjectRun":
+    """Read a project file and check everything that can be checked before anything is written; its run, not yet started.
+
+    ``device``: ``cuda``, ``cpu`` or ``mps``, of every training and prediction. ``trust``: you vouch for models that are
+    there already. ``until``: a stage (``convert``, ``train``, ...) or a step after which to stop. ``check``: look at the data
+    too, not at the file alone, as far as its status needs. nnU-Net's folders that the file names are set in the environment
+    of this process. Raises :class:`UserError`, one line, for whatever is wrong.
+    """
+    from nnunet_partial.orchestration.run.pipeline import ProjectRun
+    from nnunet_partial.orchestration.run.project import read_project
+    from nnunet_partial.orchestration.run.steps import ProjectSteps
+    from nnunet_partial.project.checks import check_project, known_from_the_journal
+
+    read = read_project(file)
+    os.environ.update(read.environment())
+    found = check_project(read, device) if check else known_from_the_journal(read)
+    steps = ProjectSteps(read, found.taught, device, trust, found.counts, found.lines)
+    return ProjectRun(steps, executor, until, _share)
+
+
+def run(
+    file: PathLike, device: str = "cpu", trust: bool = False, executor: "Executor | None" = None, until: str | None = None
+) -> list[Path]:
+    """Do what a project file says, from downloads to exported models; return the reports, one for each configuration.
+
+    The arguments are those of :func:`project`. A run that was interrupted goes on where it was.
+    """
+    return project(file, device, trust, executor, until).run()

@@ -14,6 +14,8 @@ from nnunet_partial.errors import did_you_mean, exit_on_user_error
 # verb -> (module of nnunet_partial.commands, one line of help). A module has DESCRIPTION, EXAMPLE,
 # add_arguments(parser) and run(arguments) -> None; bad input is a UserError.
 VERBS = {
+    "run": ("run", "one file from downloads to a model: check, convert, merge, plan, train, test, report, export"),
+    "init": ("init", "write a first project file from folders of downloads"),
     "convert": ("convert", "turn a downloaded dataset into an nnU-Net raw dataset"),
     "check": ("check", "look at a dataset: what it holds and what looks wrong"),
     "relabel": ("relabel", "mirror labels that are stored mirrored against their images"),

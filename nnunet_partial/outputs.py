@@ -183,13 +183,11 @@ class Predictions:
     def files(self) -> list:
         """The label map of every case."""
         ending = read_json(self.dataset_json)["file_ending"]
-        pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
         try:
             there = sorted(os.listdir(self.images))
         except OSError as error:
             raise UserError(f"{self.images} cannot be read ({error.strerror}).") from None
-        names = (pattern.fullmatch(i) for i in there if not i.startswith("."))
-        return [Path(self.out) / (case + ending) for case in dict.fromkeys(i[1] for i in names if i)]
+        return [Path(self.out) / (case + ending) for case in cases_of(there, ending)]
 
     def read(self) -> list:
         """The images that they are made of."""
@@ -210,6 +208,13 @@ class Predictions:
         """Whether they are those of which :meth:`check` gave the stamps."""
         files = {i.name: i for i in self.files()}
         return set(files) == set(known) and all(is_as_read(file, known[name]) for name, file in files.items())
+
+
+def cases_of(names: Iterable[str], ending: str) -> list:
+    """The cases among names of files, as nnU-Net tells them: ``CASE_0000.nii.gz``."""
+    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
+    found = (pattern.fullmatch(i) for i in names if not i.startswith("."))
+    return list(dict.fromkeys(i[1] for i in found if i))
 
 
 def require_whole(file: PathLike) -> None:

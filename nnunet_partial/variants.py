@@ -129,7 +129,7 @@ def make_variant(
     settings = {k: v for k, v in changes.items() if k not in NETWORK_CHANGES}
     variant["plans_name"] = identifier
     variant[KEY] = merged(plans.get(KEY, {}), {**settings, "base_plans": plans["plans_name"]})
-    _check_settings(variant, trainers)
+    check_settings(variant, trainers)
     for name in _target_configurations(variant, configuration):
         axes = patch_axes(variant, name)
         own = {k: v for k, v in network_changes.items() if axes_of.get(k, axes) == axes}
@@ -157,8 +157,8 @@ def _with_recipe(
     return merged(settings, {**changes, "recipe": recipe.name}), axes_of
 
 
-def _check_settings(variant: dict, trainers: Sequence[str]) -> None:
-    """Check every setting of ``variant``, and note in it which of ``trainers`` a block belongs to."""
+def check_settings(variant: dict, trainers: Sequence[str]) -> None:
+    """Check every setting of the plans ``variant``, and note in it which of ``trainers`` a block belongs to."""
     owners, settings = {}, variant[KEY]
     # settings of the plans that this variant was made from may be changed without naming their trainer again
     for name in dict.fromkeys((*trainers, *settings.get("trainers", {}).values())):

@@ -45,9 +45,11 @@ MAY_IMPORT = {
     "variants": BASE | {"variants"},
     "inference": BASE | {"networks", "data", "evaluation", "inference", "orchestration", "variants"},
     "demo": BASE | {"api", "data", "demo", "evaluation", "orchestration"},
+    "project": BASE | {"data", "evaluation", "orchestration", "project", "variants"},
     "doctor": BASE | {"data", "doctor"},
-    "api": BASE | {"api", "data", "evaluation", "inference", "orchestration", "variants"},
-    "commands": BASE | {"api", "commands", "data", "demo", "doctor", "evaluation", "inference", "orchestration", "variants"},
+    "api": BASE | {"api", "data", "evaluation", "inference", "orchestration", "project", "variants"},
+    "commands": BASE
+    | {"api", "commands", "data", "demo", "doctor", "evaluation", "inference", "orchestration", "project", "variants"},
     "cli": BASE | {"cli", "commands"},
 }
 HEAVY = {

@@ -91,7 +91,9 @@ def add_arguments(parser):
     parser.add_argument("--out", required=True, metavar="DIR", help="predictions, figures, logs and report.html")
     add_executor_options(parser)
     trusting.add_argument(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the commands, run none")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--dry-run", action="store_true", help="print the commands and what they will take, run none")
+    shown.add_argument("--status", action="store_true", help="print how far it is: states, epochs, time left")
 
 
 def run(arguments):
@@ -100,14 +102,16 @@ def run(arguments):
     from nnunet_partial import api
     from nnunet_partial.files import read_json
     from nnunet_partial.orchestration.compare.comparison import Comparison
+    from nnunet_partial.orchestration.status import costs_of
 
     if (arguments.dataset is None) != arguments.demo:
         raise UserError("give a dataset, or --demo.")
     if arguments.quick and not arguments.demo:
         raise UserError("--quick goes with --demo.")
     options = _demo_options(arguments) if arguments.demo else _options(arguments)
-    if arguments.dry_run:
-        print(Comparison(options).overview())
+    if arguments.dry_run or arguments.status:
+        comparison = Comparison(options)
+        print(comparison.status() if arguments.status else f"{comparison.overview()}\n\n{costs_of(comparison)}")
         return
     page = api.compare(options, executor_of(arguments, Path(options.out)))
     print(f"\n{page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {page}\ntable:  {page.with_suffix('.md')}")

@@ -24,6 +24,16 @@ _TAIL_BYTES = 1 << 14  # of a log, in which the last epoch stands
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What the time of a step depends on: ``units`` of work of one ``kind``, the same on one machine for equal kinds.
+    ``epochs``: of a training."""
+
+    kind: str
+    units: float = 1.0
+    epochs: int | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """One command.
 
@@ -37,6 +47,8 @@ class Step:
     ``taken``       raises UserError unless outputs that this plan did not make are what it would have made; None: it makes
                     its own
     ``predictions`` what else it must have left, which is looked at before it counts as done
+    ``whole``       the outputs of a command that was killed as it ended count as done, if its job is of this very command
+    ``cost``        what its time depends on, where that is known
     """
 
     name: str
@@ -50,6 +62,8 @@ class Step:
     atomic: bool = True
     taken: Callable[[], None] | None = None
     predictions: Predictions | None = None
+    whole: bool = False
+    cost: Cost | None = None
 
 
 def waves(steps: Sequence[Step]) -> list:
@@ -102,6 +116,14 @@ class Engine:
 
     def log(self, step: Step) -> Path:
         return self.folder / "logs" / f"{step.name}.log"
+
+    def lives(self, step: Step) -> bool:
+        """Whether a process works on the step, whoever started it."""
+        folder = self.job_folder(step)
+        handle = try_lock(folder / runner.LOCK) if folder.is_dir() else None
+        if handle is not None:
+            handle.close()
+        return handle is None and folder.is_dir()
 
     def result(self, step: Step) -> dict | None:
         """How this very command ended well, else None."""
@@ -235,6 +257,11 @@ class Engine:
         self.journal.mark(step.name, DONE, seconds, **found)
         print(f"{step.name}: done, {seconds:.0f} s", flush=True)
         self._ended.add(step.name)
+        if result:
+            self.note_result(step, result["seconds"])
+
+    def note_result(self, step: Step, seconds: float) -> None:
+        """Learn from a step that ended well how long such steps take."""
 
     def look_at(self, step: Step) -> dict:
         """What the journal is to know of the predictions of a step. Raises :class:`UserError` if they are not whole."""

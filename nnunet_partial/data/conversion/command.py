@@ -1,12 +1,15 @@
 """The command line that all converters share."""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from nnunet_partial.data.conversion.run import Converter, Report, convert
 from nnunet_partial.data.conversion.source import SourceFolder
-from nnunet_partial.errors import exit_on_user_error
+from nnunet_partial.errors import UserError, did_you_mean, exit_on_user_error
 from nnunet_partial.files import PathLike
 
 SKIPPED = 3  # exit code of a conversion that kept fewer cases than it found
@@ -55,6 +58,36 @@ def required_options(converter: Converter) -> list[tuple[str, ...]]:
     converter.add_arguments(parser)
     alone = [(i.dest,) for i in parser._actions if i.required]
     return [*alone, *(tuple(i.dest for i in g._group_actions) for g in parser._mutually_exclusive_groups if g.required)]
+
+
+def converters() -> list[str]:
+    """The names of the datasets that can be converted: modules of ``dataset_conversion``."""
+    import dataset_conversion
+
+    folder = Path(dataset_conversion.__path__[0])
+    return sorted(i.stem for i in folder.glob("*.py") if not i.stem.startswith("_"))
+
+
+def chosen(name: str, source: PathLike, dataset_id: int, /, **given: Any) -> tuple:
+    """``(converter, its arguments)`` of a name and options. Raises :class:`UserError` for what is unknown or missing."""
+    if name not in converters():
+        raise UserError(
+            f"there is no converter {name!r}. {did_you_mean(name, converters())}Converters: {', '.join(converters())}."
+        )
+    converter = importlib.import_module(f"dataset_conversion.{name}").CONVERTER
+    arguments = default_options(converter, source, dataset_id)
+    unknown = [i for i in given if not hasattr(arguments, i)]
+    if unknown:
+        raise UserError(
+            f"converter {name} has no option {unknown[0]!r}. {did_you_mean(unknown[0], vars(arguments))}Options: "
+            f"{', '.join(sorted(vars(arguments)))}."
+        )
+    wrong = [i for i in required_options(converter) if sum(given.get(j) is not None for j in i) != 1]
+    if wrong:
+        one = "exactly one of the options" if len(wrong[0]) > 1 else "the option"
+        raise UserError(f"converter {name} needs {one} {', '.join(map(repr, wrong[0]))}.")
+    vars(arguments).update(given)
+    return converter, arguments
 
 
 def run(converter: Converter, arguments: argparse.Namespace) -> Report:

@@ -136,8 +136,25 @@ def _grouped(pairs: Iterable, most: int = 12) -> dict:
     return {k: ", ".join(v[:most]) + (f" and {len(v) - most} more" if len(v) > most else "") for k, v in groups.items()}
 
 
-def convert(converter: Converter, source: SourceFolder, options: argparse.Namespace) -> Report:
-    """Convert a download into the nnU-Net raw dataset ``options.dataset_id``. Raises :class:`UserError`."""
+@dataclass(frozen=True)
+class Survey:
+    """What a conversion would write, from names and headers of the files: no voxel is read, nothing is written.
+
+    ``folder`` of the dataset, there or not; ``cases``: those that can be converted; ``skipped``: name -> why not,
+    those ``left_out`` because the download lacks a file of them, or on purpose. ``settings``: what the dataset depends on beside the files.
+    """
+
+    folder: Path
+    download: Download
+    organs: OrganMap
+    cases: Sequence[Case]
+    skipped: Mapping[str, str]
+    left_out: frozenset
+    settings: Mapping[str, object]
+
+
+def survey(converter: Converter, source: SourceFolder, options: argparse.Namespace) -> Survey:
+    """Find the cases of a download. Raises :class:`UserError` for options and folders of which no dataset can be made."""
     labels.check_source_name(options.source_name or converter.name)
     final = dataset_folder(options.dataset_id, options.name or converter.dataset_name)
     source.require_unpacked()
@@ -145,7 +162,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     download = replace(download, cases=tuple(download.cases), expected=download.expected or _expected(converter))
     organs = _organs(options, download)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
-    left_out = () if converter.names_are_guessed else [i.name for i in download.cases if isinstance(i, Skip)]
+    skips = frozenset(i.name for i in download.cases if isinstance(i, Skip) and not converter.names_are_guessed)
     settings = {
         "converter": converter.name,
         "source_name": options.source_name or converter.name,
@@ -155,6 +172,23 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         "copy_images": options.copy_images,
         "resample_sheared": options.resample_sheared,
     }
+    return Survey(final, download, organs, cases, skipped, skips, settings)
+
+
+def require_possible(found: Survey, source: SourceFolder, strict: bool = False, written: bool = False) -> None:
+    """Raise :class:`UserError` for a survey of which no dataset could come, or, unless it is known to be ``written`` by just
+    this conversion, a dataset of this name is of other settings."""
+    _require_cases([i.name for i in found.cases], found.skipped, found.download, source)
+    _require_none_skipped(found.skipped, strict)
+    if found.folder.exists() and not written:
+        _check_same_settings(found.folder, found.settings)
+
+
+def convert(converter: Converter, source: SourceFolder, options: argparse.Namespace) -> Report:
+    """Convert a download into the nnU-Net raw dataset ``options.dataset_id``. Raises :class:`UserError`."""
+    found = survey(converter, source, options)
+    final, download, organs, cases, settings = found.folder, found.download, found.organs, found.cases, found.settings
+    skipped = dict(found.skipped)
     with _working_folder(final, settings, options.overwrite) as folder:
         _check_none_is_lost(final, folder, [case.name for case in cases], skipped)
         journal = Journal(folder, settings)
@@ -176,7 +210,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
         _publish(folder, final, journal, names, download, organs, skipped, options, source)
     converted = {i: _from_record(i, journal.cases[i]) for i in names}
     preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
-    return Report(final, organs, converted, skipped, unchanged, frozenset(left_out), preprocessed, download.release)
+    return Report(final, organs, converted, skipped, unchanged, found.left_out, preprocessed, download.release)
 
 
 def _expected(converter: Converter) -> str:
@@ -367,18 +401,8 @@ def _from_record(case: str, record: Mapping) -> Converted:
 
 
 def _publish(folder, final, journal, names, download, organs, skipped, options, source) -> None:
-    if not names:
-        reasons = _grouped(((reason, name) for name, reason in skipped.items()), most=3)
-        reason = "; ".join(f"{cases}: {reason}" for reason, cases in reasons.items())
-        there = ", ".join(source.paths()[:3]) or "no file"
-        raise UserError(
-            f"no case could be converted from {source.given}: "
-            f"{reason or f'its files are not named as in the release ({there}, ...): {download.expected}'}"
-        )
-    if options.strict and skipped:
-        raise UserError(
-            f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: {next(iter(skipped.values()))}."
-        )
+    _require_cases(names, skipped, download, source)
+    _require_none_skipped(skipped, options.strict)
     _check_none_is_lost(final, folder, names, skipped)
     if download.all_shown:
         _check_all_shown(organs, [journal.cases[i] for i in names])
@@ -403,6 +427,24 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
     journal.close(names, source=str(source.root), release=download.release, skipped=skipped)
     if folder != final:
         replace_folder(folder, final)
+
+
+def _require_cases(names: Sequence[str], skipped: Mapping[str, str], download: Download, source: SourceFolder) -> None:
+    if not names:
+        reasons = _grouped(((reason, name) for name, reason in skipped.items()), most=3)
+        reason = "; ".join(f"{cases}: {reason}" for reason, cases in reasons.items())
+        there = ", ".join(source.paths()[:3]) or "no file"
+        raise UserError(
+            f"no case could be converted from {source.given}: "
+            f"{reason or f'its files are not named as in the release ({there}, ...): {download.expected}'}"
+        )
+
+
+def _require_none_skipped(skipped: Mapping[str, str], strict: bool) -> None:
+    if strict and skipped:
+        raise UserError(
+            f"{len(skipped)} cases would be skipped (--strict), the first: {next(iter(skipped))}: {next(iter(skipped.values()))}."
+        )
 
 
 def _check_none_is_lost(final: Path, folder: Path, names: Sequence[str], skipped: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,6 +27,7 @@ from nnunet_partial.data.merge.patients import joined, known_patients
 from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec, some
 from nnunet_partial.data.parallel import map_cases
 from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
+from nnunet_partial.data.raw import RawDataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import write_json
 from nnunet_partial.labels import KEY, Annotations, CaseAnnotation, Union, members, settled, told_apart
@@ -74,17 +76,11 @@ def merge_datasets(
     """
     if headers_only and replace_not_finite is not None:
         raise UserError("--replace-not-finite needs the images' voxels: leave --headers-only out.")
-    folder = _free_folder(dataset_id, name)
+    folder = free_folder(dataset_id, name)
     loaded = _load_sources(sources)
-    merged_classes = _merged_classes(loaded, classes, taught)
-    if not allow_parts:
-        check_granularity(loaded)
-    cases = [_ordered(i, merged_classes) for i in _unique_cases(loaded)]
-    _check_told_apart(cases, [i for i in merged_classes if i not in taught])
+    cases, content = _planned(loaded, classes, allow_parts, folder, taught)
     known = known_patients(loaded, patients or {})
-    content, warnings = _dataset_json(loaded, merged_classes, cases, folder), _split_class_warnings(loaded)
-    if taught:
-        content[PROVENANCE_KEY]["taught"] = list(taught)
+    warnings = _split_class_warnings(loaded)
     annotations = Annotations.from_dataset_json(content, str(folder / "dataset.json"))
     with _temporary_folder(folder) as temporary:
         values = {**annotations.labels(), **{i: annotations.values_of(i)[0] for i in annotations.unions}}
@@ -102,6 +98,43 @@ def merge_datasets(
         _name_reader(content, {i.orientation for i in done.values()} - {""})
         write_json(content, temporary / "dataset.json")
     return MergeResult(folder, annotations, tuple(warnings))
+
+
+def preview(
+    folder: Path,
+    sources: Sequence[SourceSpec],
+    classes: Sequence[str] | None = None,
+    allow_parts: bool = False,
+    patients: Mapping[str, str] | None = None,
+    raws: Mapping[str, RawDataset] = MappingProxyType({}),
+    taught: Sequence[str] = (),
+) -> dict:
+    """dataset.json of the dataset that :func:`merge_datasets` would write to ``folder``, as far as it is known without
+    reading an image.
+
+    ``raws``: name of a source -> what its dataset will be, where that is not written yet. Raises :class:`UserError` for
+    sources that collide or contradict each other.
+    """
+    loaded = _load_sources(sources, raws)
+    content = _planned(loaded, classes, allow_parts, folder, taught)[1]
+    known_patients(loaded, patients or {})
+    Annotations.from_dataset_json(content, str(folder / "dataset.json"))
+    return content
+
+
+def _planned(
+    loaded: Sequence[Source], classes: Sequence[str] | None, allow_parts: bool, folder: Path, taught: Sequence[str]
+) -> tuple:
+    """``(cases, dataset.json)`` of the merged dataset as far as it is known before images are read."""
+    merged_classes = _merged_classes(loaded, classes, taught)
+    if not allow_parts:
+        check_granularity(loaded)
+    cases = [_ordered(i, merged_classes) for i in _unique_cases(loaded)]
+    _check_told_apart(cases, [i for i in merged_classes if i not in taught])
+    content = _dataset_json(loaded, merged_classes, cases, folder)
+    if taught:
+        content[PROVENANCE_KEY]["taught"] = list(taught)
+    return cases, content
 
 
 def _with_patients(annotations: Annotations, known: Mapping[str, str], done: Mapping[str, "_Done"]) -> tuple:
@@ -251,7 +284,8 @@ def _merged_label(case: MergedCase, values: Mapping[str, int], geometry: images.
     return table[label]
 
 
-def _free_folder(dataset_id: int, name: str) -> Path:
+def free_folder(dataset_id: int, name: str) -> Path:
+    """``nnUNet_raw/DatasetNNN_NAME``. Raises :class:`UserError` if nnU-Net could not use the name, or the id is taken."""
     if not 1 <= dataset_id <= 999:
         raise UserError(f"--dataset-id {dataset_id}: nnU-Net's dataset ids are 1 to 999.")
     if not re.fullmatch(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*", name):
@@ -264,17 +298,17 @@ def _free_folder(dataset_id: int, name: str) -> Path:
     return paths.root("nnUNet_raw") / f"Dataset{dataset_id:03d}_{name}"
 
 
-def _load_sources(specs: Sequence[SourceSpec]) -> list:
+def _load_sources(specs: Sequence[SourceSpec], raws: Mapping[str, RawDataset] = MappingProxyType({})) -> list:
     if not specs:
         raise UserError("no source given. Name at least one: --source NAME=ID:CLASS")
     names = [i.name for i in specs]
     twice = [i for i in names if names.count(i) > 1]
     if twice:
         raise UserError(f"source name {twice[0]!r} is given twice. Every source needs a name of its own.")
-    loaded = [Source(i) for i in specs]
+    loaded = [Source(i, raw=raws.get(i.name)) for i in specs]
     regions = {name: union for i in loaded for name, union in i.regions.items()}
     if regions:  # a class of another source may be the whole of them
-        loaded = [Source(i, regions) for i in specs]
+        loaded = [Source(i, regions, raws.get(i.name)) for i in specs]
     for other in loaded[1:]:
         _check_same_channels(loaded[0], other)
     return loaded

@@ -52,8 +52,9 @@ class MergedCase:
 class Source:
     """A source whose every label is accounted for: it becomes a class, background or ignore."""
 
-    def __init__(self, spec: SourceSpec, regions: Mapping[str, Union] | None = None):
-        """``regions``: names that stand for unions of classes, because other sources have them as regions."""
+    def __init__(self, spec: SourceSpec, regions: Mapping[str, Union] | None = None, raw: RawDataset | None = None):
+        """``regions``: names that stand for unions of classes, because other sources have them as regions. ``raw``: what the
+        dataset will be, where it is not written yet."""
         check_source_name(spec.name)
         if not spec.labelled and (spec.mapping or spec.classes):
             raise UserError(
@@ -62,7 +63,8 @@ class Source:
             )
         self.spec = spec = _with_unions_listed(spec)
         self._regions = dict(regions or {})
-        raw: RawDataset = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
+        if raw is None:
+            raw = read_raw_dataset(paths.raw_dataset(spec.dataset), labelled=spec.labelled)
         self.raw = _with_exclusive_labels(raw, spec)
         self._unions = regions_as_unions(raw.labels) if spec.labelled and self.raw is not raw else {}
         if not self.raw.cases:

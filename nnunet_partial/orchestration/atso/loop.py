@@ -4,7 +4,7 @@ moment."""
 import os
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.engine import Engine, Step
 from nnunet_partial.orchestration.executors import Executor
 from nnunet_partial.orchestration.journal import DISCARDED, DONE, RUNNING, WAITING, Journal, now
+from nnunet_partial.orchestration.status import table
 from nnunet_partial.outputs import read_stamp
 from nnunet_partial.trust import check_model
 
@@ -76,7 +77,7 @@ class Loop(Engine):
             f"{self.layout.folder}: {done} of {len(self.steps)} stages done, "
             f"{'a loop is running' if alive else 'no loop is running'}"
         )
-        return "\n".join([head, *_table(rows)])
+        return "\n".join([head, *table(rows)])
 
     def check(self) -> dict:
         """Everything that can be wrong before the first stage; returns hashes of the files that the run depends on."""
@@ -265,8 +266,3 @@ def _settled(options: AtsoOptions) -> AtsoOptions:
     file = Layout(options).journal
     begun = Journal.read(file).content["arguments"].get("fine_tune_schedule") if file.is_file() else "constant"
     return replace(options, fine_tune_schedule=begun if options.fine_tune_lr is None or begun != "plans" else "constant")
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths)).rstrip() for row in rows]

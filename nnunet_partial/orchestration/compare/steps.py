@@ -4,8 +4,9 @@ No method's training reads the test images or their labels, and nothing is chose
 end of its training.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from nnunet_partial.orchestration.atso import layout as atso_layout
 from nnunet_partial.orchestration.atso import options as atso_options
 from nnunet_partial.orchestration.atso import steps as atso_steps
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
-from nnunet_partial.orchestration.engine import Step
+from nnunet_partial.orchestration.engine import Cost, Step
 from nnunet_partial.outputs import Predictions
 from nnunet_partial.recipes import read_recipe
-from nnunet_partial.settings import BLOCKS, parse_assignments
+from nnunet_partial.settings import BLOCKS, NETWORK_CHANGES, RunSettings, parse_assignments
 
 COMPLETED = "completed"  # the plans variant that trains on completed labels
 
@@ -38,6 +39,7 @@ class CompareOptions:
     ``full_dataset`` the same cases with all labels, for the method ``full``
     ``trust``        the user vouches for the architectures of models that are there already
     ``efficiency``   cases on which the cost of prediction is measured, 0 for none
+    ``own``          what single methods do differently: name -> ``(recipe or None, settings)``, laid over those of all
     """
 
     dataset: str
@@ -61,10 +63,12 @@ class CompareOptions:
     trust: bool = False
     recipe: str | None = None
     atso_fine_tune_lr: float | None = None
+    own: Mapping[str, tuple] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.recipe is not None:
-            read_recipe(self.recipe)
+        for recipe in (self.recipe, *(i for i, _ in self.own.values())):
+            if recipe is not None:
+                read_recipe(recipe)
         check_source_name(self.name)
         find_methods(self.methods)
         if (self.test_images is None) != (self.test_labels is None):
@@ -74,6 +78,12 @@ class CompareOptions:
                 raise UserError(f"{name}: give each once, and at least one.")
         if self.efficiency < 0:
             raise UserError(f"--efficiency {self.efficiency}: give a number of cases, or 0.")
+        unknown = [i for i in self.own if i not in find_methods(self.methods)]
+        if unknown:
+            raise UserError(f"settings are given for {unknown[0]}, which is none of the methods {', '.join(self.methods)}.")
+        shared = [k for k, i in find_methods(self.methods).items() if k in self.own and i.kind in ("fused", "atso")]
+        if shared:
+            raise UserError(f"the method {shared[0]} shares trainings with others: give its settings to all methods.")
         if "full" in self.methods and self.full_dataset is None:
             raise UserError("the method full needs --full-dataset: the same cases with the labels of all classes.")
         if self.test_images is None and "all" in self.folds:
@@ -91,15 +101,24 @@ class CompareOptions:
 
 
 class ComparisonSteps:
-    """The steps of a comparison, from its options and the dataset's contract alone."""
+    """The steps of a comparison, from its options and the sources that annotate something.
 
-    def __init__(self, options: CompareOptions):
+    ``sources``: their names, where the dataset is not there yet; None: those of its contract.
+    """
+
+    def __init__(self, options: CompareOptions, sources: Sequence[str] | None = None):
         self.options, self.methods = options, find_methods(options.methods)
         if parse_assignments(options.settings).get("mskd", {}).get("teachers") == "soft":
             self.methods = {k: i.from_soft_labels() for k, i in self.methods.items()}
         self.out = Path(options.out)
         self.dataset = paths.dataset_name(options.dataset)
-        self.annotations = Annotations.read(paths.preprocessed_dataset(self.dataset))
+        if sources is None:
+            sources = Annotations.read(paths.preprocessed_dataset(self.dataset)).annotated_sources
+        self.sources = tuple(sources)
+        if self.given_teachers and any(i.kind == "fused" for i in self.methods.values()):
+            raise UserError(
+                "the method individual tests the teachers that are trained here: leave mskd.teachers out, or the method."
+            )
         self._steps: dict = {}
 
     def steps(self) -> list:
@@ -125,6 +144,16 @@ class ComparisonSteps:
     def plans_file(self, plans: str, dataset: str | None = None) -> Path:
         return paths.root("nnUNet_preprocessed").absolute() / (dataset or self.dataset) / f"{plans}.json"
 
+    @property
+    def _preprocessed(self) -> Path:
+        return paths.root("nnUNet_preprocessed").absolute() / self.dataset
+
+    @property
+    def given_teachers(self) -> Mapping[str, str]:
+        """source -> model folder of a teacher that was trained elsewhere, as the settings name it."""
+        given = parse_assignments(self.options.settings).get("mskd", {}).get("teachers", {})
+        return given if isinstance(given, Mapping) else {}  # soft: labels in their place
+
     def model(self, trainer: str, plans: str, dataset: str | None = None) -> Path:
         return paths.model_folder(dataset or self.dataset, trainer, plans, self.options.configuration).absolute()
 
@@ -136,12 +165,15 @@ class ComparisonSteps:
         """The model folders of a method under one seed."""
         method = self.methods[name]
         if method.kind == "fused":
-            return [self.model(TEACHER, self.plans(seed, i)) for i in self.annotations.annotated_sources]
+            return [self.model(TEACHER, self.plans(seed, i)) for i in self.sources]
         if method.kind == "atso":
             return list(dict.fromkeys(self._atso(name, seed, fold).model for fold in self.options.folds))
-        if method.kind == "full":
-            return [self.model(method.trainer, self.plans(seed), self.full_dataset)]
-        return [self.model(method.trainer, self.plans(seed, *((COMPLETED,) if method.labelled else ())))]
+        dataset = self.full_dataset if method.kind == "full" else None
+        return [self.model(method.trainer, self.plans(seed, *self._plans_parts(name)), dataset)]
+
+    def _plans_parts(self, name: str) -> tuple:
+        """What distinguishes the plans of a method from those of all: completed labels, settings of its own."""
+        return (*((COMPLETED,) if self.methods[name].labelled else ()), *((name,) if name in self.options.own else ()))
 
     def evaluation(self, name: str, seed: int) -> Path:
         return self.out / "evaluation" / name / f"s{seed}"
@@ -159,8 +191,7 @@ class ComparisonSteps:
     def _plans(self, seed: int) -> None:
         o = self.options
         settings = [j for i in (*o.settings, f"seed={seed}") for j in ("--set", i)]
-        blocks = parse_assignments(o.settings)
-        owners = [j for i in self.methods.values() if i.settings_name in {*blocks} - {*BLOCKS} for j in ("--trainer", i.trainer)]
+        owners = self._owners(o.settings, self.methods.values())
         for dataset in [self.dataset, *([self.full_dataset] if "full" in self.methods else [])]:
             argv = [
                 "nnunet_partial",
@@ -184,18 +215,26 @@ class ComparisonSteps:
                 light=True,
             )
 
+    def _owners(self, settings: Sequence[str], methods: Iterable[Method]) -> list:
+        """Arguments that name the trainers whose own settings are among these."""
+        blocks = {*parse_assignments(settings)} - {*BLOCKS}
+        return [j for i in methods if i.settings_name in blocks for j in ("--trainer", i.trainer)]
+
     def _teachers(self, seed: int, fold: str) -> list:
-        sources = self.annotations.annotated_sources
         argv = ["nnunet_partial", "variant", self.dataset, "--base", self.plans(seed), "--per-source"]
         plans = self._add(
             f"s{seed}-plans-of-teachers",
             "plans",
             argv,
-            [self.plans_file(self.plans(seed, i)) for i in sources],
+            [self.plans_file(self.plans(seed, i)) for i in self.sources],
             needs=(_plans_step(seed),),
             light=True,
         )
-        return [self._train(f"s{seed}-teacher-{i}", "teachers", TEACHER, self.plans(seed, i), fold, (plans,)) for i in sources]
+        return [
+            self._train(f"s{seed}-teacher-{i}", "teachers", TEACHER, self.plans(seed, i), fold, (plans,), self._settings())
+            for i in self.sources
+            if i not in self.given_teachers
+        ]
 
     def labels(self, seed: int) -> Path:
         """Completed labels lie with the models, so that another comparison of the same name finds both."""
@@ -226,15 +265,14 @@ class ComparisonSteps:
             *(["--trust"] if o.trust else []),
             *(["--soft"] if any(i.soft for i in self.methods.values()) else []),
         ]
-        teachers = [
-            paths.final_checkpoint(self.model(TEACHER, self.plans(seed, i)), fold) for i in self.annotations.annotated_sources
-        ]
+        own = [i for i in self.sources if i not in self.given_teachers]
+        teachers = [paths.final_checkpoint(self.model(TEACHER, self.plans(seed, i)), fold) for i in own]
         return self._add(
             f"s{seed}-labels-fold{fold}",
             "labels",
             argv,
             [folder / "provenance.json"],
-            needs=tuple(self._teachers(seed, fold)),
+            needs=(_plans_step(seed), *self._teachers(seed, fold)),
             inputs=tuple(teachers),
         )
 
@@ -262,7 +300,15 @@ class ComparisonSteps:
     # ---- models
 
     def _train(
-        self, name: str, part: str, trainer: str, plans: str, fold: str, needs: Sequence[str], dataset: str | None = None
+        self,
+        name: str,
+        part: str,
+        trainer: str,
+        plans: str,
+        fold: str,
+        needs: Sequence[str],
+        settings: Mapping[str, Any],
+        dataset: str | None = None,
     ) -> str:
         o, model = self.options, self.model(trainer, plans, dataset)
         # --c without a checkpoint starts from the beginning, so the command is the same before and after an interruption
@@ -287,7 +333,33 @@ class ComparisonSteps:
             [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
             needs=tuple(needs),
             taken=lambda: require_same_plans(model, self.plans_file(plans, dataset), o.configuration),
+            cost=self._training_cost(trainer, settings),
         )
+
+    def _training_cost(self, trainer: str, settings: Mapping[str, Any]) -> Cost:
+        """Iterations of a network on a device. One of the plans is that of this dataset."""
+        own = [f"{i}={settings[i]}" for i in NETWORK_CHANGES if i in settings]
+        network = ", ".join(own if len(own) == len(NETWORK_CHANGES) else [self.dataset, self.options.plans, *own])
+        epochs = int(settings.get("num_epochs", RunSettings.num_epochs))
+        iterations = int(settings.get("num_iterations_per_epoch", RunSettings.num_iterations_per_epoch))
+        kind = f"train {trainer} {self.options.configuration} {self.options.device}: {network}"
+        return Cost(kind, max(1, epochs * iterations), epochs)
+
+    def _prediction_cost(self, images: str, folds: int) -> Cost | None:
+        """Images times models; not known before the images are there."""
+        number = sum(1 for i in os.listdir(images)) if os.path.isdir(images) else 0
+        kind = f"predict {self.dataset} {self.options.plans} {self.options.configuration} {self.options.device}"
+        return Cost(f"{kind}{'' if self.options.disable_tta else ' mirrored'}", number * folds) if number else None
+
+    def _settings(self, name: str | None = None) -> dict:
+        """Settings of all methods, or of one, as far as they are known before the plans are written."""
+        o = self.options
+        layers = [(o.recipe, o.settings), *([o.own[name]] if name and name in o.own else [])]
+        found: dict = {}
+        for recipe, settings in layers:
+            found |= {k: v["value"] for k, v in read_recipe(recipe).settings.items() if "value" in v} if recipe else {}
+            found |= parse_assignments(settings)
+        return found
 
     def _method(self, name: str, method: Method, seed: int) -> tuple:
         """Steps of one method under one seed; ``(folders to evaluate, steps to wait for)``."""
@@ -308,15 +380,38 @@ class ComparisonSteps:
         return self._atso(name, seed, fold).model if self.methods[name].kind == "atso" else self.models(name, seed)[0]
 
     def _train_method(self, name: str, method: Method, seed: int, fold: str) -> str:
-        needs, plans, dataset = [_plans_step(seed)], self.plans(seed), None
-        if method.kind == "full":
-            dataset = self.full_dataset
-            needs = [_plans_step(seed, dataset)]
+        dataset = self.full_dataset if method.kind == "full" else None
+        needs = [self._plans_of(name, seed, dataset)]
         if method.labelled:
-            needs, plans = [self._plans_of_completed(seed), self._labels(seed, fold)], self.plans(seed, COMPLETED)
+            needs.append(self._labels(seed, fold))
         elif method.taught:
             needs += self._teachers(seed, fold)
-        return self._train(f"s{seed}-{name}-train", "training", method.trainer, plans, fold, needs, dataset)
+        plans = self.plans(seed, *self._plans_parts(name))
+        return self._train(f"s{seed}-{name}-train", "training", method.trainer, plans, fold, needs, self._settings(name), dataset)
+
+    def _plans_of(self, name: str, seed: int, dataset: str | None = None) -> str:
+        """The step that writes the plans which a method trains with."""
+        base = self._plans_of_completed(seed) if self.methods[name].labelled else _plans_step(seed, dataset or "")
+        if name not in self.options.own:
+            return base
+        recipe, settings = self.options.own[name]
+        parts = self._plans_parts(name)
+        argv = [
+            "nnunet_partial",
+            "variant",
+            dataset or self.dataset,
+            "--base",
+            self.plans(seed, *parts[:-1]),
+            "--name",
+            name,
+            "--configuration",
+            self.options.configuration,
+            *(["--recipe", recipe] if recipe else []),
+            *(j for i in settings for j in ("--set", i)),
+            *self._owners(settings, [self.methods[name]]),
+        ]
+        file = self.plans_file(self.plans(seed, *parts), dataset)
+        return self._add(f"s{seed}-plans-of-{name}", "plans", argv, [file], needs=(base,), light=True)
 
     def _predict(
         self,
@@ -358,9 +453,8 @@ class ComparisonSteps:
             needs=tuple(needs),
             inputs=tuple(paths.final_checkpoint(model, i) for i in folds),
             owned=(out,),
-            predictions=Predictions(
-                Path(images or o.test_images or ""), out, paths.preprocessed_dataset(self.dataset).absolute() / "dataset.json"
-            ),
+            cost=self._prediction_cost(images or o.test_images or "", len(folds)),
+            predictions=Predictions(Path(images or o.test_images or ""), out, self._preprocessed / "dataset.json"),
         )
 
     # ---- the teachers' predictions, fused
@@ -375,7 +469,7 @@ class ComparisonSteps:
         for label, folds, images in groups:
             trained = list(dict.fromkeys(step for i in folds for step in self._teachers(seed, i)))
             fused, parts, waited = self.predictions(name, seed) / label / "fused", [], []
-            for source in self.annotations.annotated_sources:
+            for source in self.sources:
                 out = self.teacher_predictions(name, seed, source, label)
                 parts.append(out)
                 waited.append(
@@ -470,7 +564,8 @@ class ComparisonSteps:
         argv += ["--strategy", name] if name != "atso" else []
         if loop.initial_model:
             argv += ["--initial-model", loop.initial_model, *(["--trust"] if loop.trust else [])]
-            needs = (self._train(f"s{seed}-atso-m0", "training", atso_layout.TRAINER, self.plans(seed), fold, needs),)
+            trainer, plans = atso_layout.TRAINER, self.plans(seed)
+            needs = (self._train(f"s{seed}-atso-m0", "training", trainer, plans, fold, needs, self._settings()),)
         done = paths.fold_folder(made.model, fold)
         return self._add(
             f"s{seed}-{name}-loop-fold{fold}",
@@ -502,7 +597,7 @@ class ComparisonSteps:
     @property
     def truth(self) -> str:
         """Labels to compare with; without a test set the annotations, whose folder nnU-Net always has."""
-        return self.options.test_labels or str(paths.preprocessed_dataset(self.dataset).absolute() / "gt_segmentations")
+        return self.options.test_labels or str(self._preprocessed / "gt_segmentations")
 
     def _efficiency(self) -> Path:
         """What prediction costs, measured once all is trained and predicted, so that nothing runs beside it."""
@@ -511,7 +606,7 @@ class ComparisonSteps:
         for name, method in self.methods.items():
             folders = self.models(name, seed)
             if method.kind == "fused":
-                models.update({f"{method.title}, {i}": folder for i, folder in zip(self.annotations.annotated_sources, folders)})
+                models.update({f"{method.title}, {i}": folder for i, folder in zip(self.sources, folders)})
             else:  # ATSO has a folder a fold; the first is of the fold that is measured
                 models[method.title] = folders[0]
         argv = [
@@ -581,6 +676,9 @@ class ComparisonSteps:
     def notes(self) -> list:
         """What a reader must know to trust the figures."""
         o = self.options
+        own = [f"{self.methods[k].title}: {_words(*v)}" for k, v in o.own.items()]
+        if own:
+            return [f"Not every method trained in the same way. {'; '.join(own)}.", *self._note_on_atso()]
         if not o.cross_validation:
             return [
                 "Every training had the same plans, cases, steps and seed, and each model is the one at its end; how many "
@@ -628,6 +726,10 @@ class _Atso:
     def model(self) -> Path:
         returned = atso_steps.AtsoSteps(self.options).returned_model
         return atso_layout.Layout(self.options).model(returned)
+
+
+def _words(recipe: str | None, settings: Sequence[str]) -> str:
+    return ", ".join([*([f"recipe {recipe}"] if recipe else []), *settings])
 
 
 def _plans_step(seed: int, dataset: str = "") -> str:

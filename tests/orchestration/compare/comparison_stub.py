@@ -33,9 +33,11 @@ def main():
         "evaluate": evaluate,
         "efficiency": efficiency,
         "report": report,
-        "convert": lambda argv: None,
+        "convert": convert,
         "merge": merge,
+        "check": check,
         "nnUNetv2_plan_and_preprocess": plan,
+        "export": export,
     }[name](argv)
 
 
@@ -78,35 +80,6 @@ def preprocessed(dataset):
 def sources(dataset):
     cases = json.loads(read(os.path.join(preprocessed(dataset), "dataset.json")))["nnunet_partial"]["cases"]
     return sorted({i["source"] for i in cases.values()})
-
-
-def merge(argv):
-    given = dict(i.split("=") for n, i in enumerate(argv) if argv[n - 1] == "--source")
-    organs = {name: i.split(":")[1] for name, i in given.items()}
-    cases = {f"{name}_{i}": {"source": name, "annotated": [organ]} for name, organ in organs.items() for i in range(5)}
-    content = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **{i: n for n, i in enumerate(organs.values(), 1)}},
-        "numTraining": len(cases),
-        "file_ending": ".nii.gz",
-        "nnunet_partial": {"version": 1, "cases": cases},
-    }
-    dataset = f"Dataset{option(argv, '--dataset-id')}_{option(argv, '--name')}"
-    write(json.dumps(content), os.path.join(os.environ["nnUNet_raw"], dataset, "dataset.json"))
-
-
-def plan(argv):
-    root = os.environ["nnUNet_raw"]
-    (dataset,) = [i for i in os.listdir(root) if i.startswith(f"Dataset{option(argv, '-d')}_")]
-    content, folder = read(os.path.join(root, dataset, "dataset.json")), preprocessed(dataset)
-    names = sorted(json.loads(content)["nnunet_partial"]["cases"])
-    splits = [{"train": [i for i in names if i[-1] != str(f)], "val": [i for i in names if i[-1] == str(f)]} for f in range(5)]
-    configuration = option(argv, "-c")
-    plans = {"plans_name": "nnUNetPlans", "configurations": {configuration: {"batch_size": 2}}}
-    for name, text in (("dataset", content), ("nnUNetPlans", json.dumps(plans)), ("splits_final", json.dumps(splits))):
-        write(text, os.path.join(folder, f"{name}.json"))
-    for name in names:
-        write("", os.path.join(folder, f"nnUNetPlans_{configuration}", f"{name}.pkl"))
 
 
 def variant(argv):
@@ -198,6 +171,68 @@ def efficiency(argv):
     models = [i for n, i in enumerate(argv) if argv[n - 1] == "--model"]
     weights = [read(os.path.join(i.split("=", 1)[1], f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in models]
     write(digest(*weights, option(argv, "--cases")), option(argv, "--out"))
+
+
+def convert(argv):
+    time.sleep(PAUSE_S)
+    folder = f"Dataset{option(argv, '--dataset-id')}_{option(argv, '--name')}"
+    names = sorted(i for _, _, files in os.walk(argv[1]) for i in files)
+    write(digest(*names, option(argv, "--organs")), os.path.join(os.environ["nnUNet_raw"], folder, "dataset.json"))
+
+
+def merge(argv):
+    root = os.environ["nnUNet_raw"]
+    folder = os.path.join(root, f"Dataset{option(argv, '--dataset-id')}_{option(argv, '--name')}")
+    if os.path.exists(folder):
+        sys.exit(f"{folder} is taken")
+    sources = [i for n, i in enumerate(argv) if argv[n - 1] == "--source"]
+    raw = [read(os.path.join(root, i, "dataset.json")) for i in sorted(os.listdir(root)) if i.startswith("Dataset1")]
+    time.sleep(PAUSE_S)
+    organs = {"kits": "kidney", "lits": "liver"}
+    organs = {i.split("=")[0]: i.split(":")[1] if ":" in i else organs[i.split("=")[0]] for i in sources}
+    cases = {f"{s}_{i}": {"source": s, "annotated": [o]} for s, o in organs.items() for i in range(5)}
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, **{i: n for n, i in enumerate(organs.values(), 1)}},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "nnunet_partial": {"version": 1, "cases": cases},
+        "made_from": digest(*raw, *sources),
+    }
+    for case in cases:
+        write(case, os.path.join(folder, "imagesTr", f"{case}_0000.nii.gz"))
+    write(json.dumps(content), os.path.join(folder, "dataset.json"))
+
+
+def check(argv):
+    time.sleep(PAUSE_S)
+    write("{}", os.path.join(option(argv, "--out"), "check.json"))
+
+
+def plan(argv):
+    number, root = option(argv, "-d"), os.environ["nnUNet_raw"]
+    dataset = next(i for i in os.listdir(root) if i.startswith(f"Dataset{number}_"))
+    folder = preprocessed(dataset)
+    content = read(os.path.join(root, dataset, "dataset.json"))
+    write(content, os.path.join(folder, "dataset.json"))
+    configurations = {}
+    for name in several(argv, "-c"):
+        axes = 2 if name == "2d" else 3
+        network = {"arch_kwargs": {"strides": [[1] * axes, [2] * axes], "features_per_stage": [8, 16]}}
+        configurations[name] = {"batch_size": 2, "patch_size": [8] * axes, "architecture": network}
+    plans = {"plans_name": "nnUNetPlans", "made_from": digest(content), "configurations": configurations}
+    write(json.dumps(plans), os.path.join(folder, "nnUNetPlans.json"))
+    time.sleep(PAUSE_S)
+    names = sorted(json.loads(content)["nnunet_partial"]["cases"])
+    parts = [{"train": [i for i in names if i[-1] != str(f)], "val": [i for i in names if i[-1] == str(f)]} for f in range(5)]
+    write(json.dumps(parts), os.path.join(folder, "splits_final.json"))
+    for name in (f"nnUNetPlans_{c}/{i}.pkl" for c in configurations for i in names):
+        write("", os.path.join(folder, name))
+
+
+def export(argv):
+    weights = [read(os.path.join(argv[0], f"fold_{i}", "checkpoint_final.pth")) for i in several(argv, "--folds")]
+    write(digest(*weights), option(argv, "--zip"))
 
 
 def report(argv):

@@ -19,7 +19,7 @@ import pytest
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
-from nnunet_partial.orchestration.compare import comparison
+from nnunet_partial.orchestration import costs, stamped
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
 from nnunet_partial.orchestration.compare.steps import CompareOptions, ComparisonSteps
 from nnunet_partial.orchestration.engine import waves
@@ -108,7 +108,7 @@ class Place:
         out, err, code = io.StringIO(), io.StringIO(), 0
         with (
             mock.patch.dict(os.environ, {**self.environment, **dict(environment)}),
-            mock.patch.object(comparison, "check_model") as self.checked,
+            mock.patch.object(stamped, "check_model") as self.checked,
             redirect_stdout(out),
             redirect_stderr(err),
         ):
@@ -138,7 +138,7 @@ class Place:
 
     def results(self):
         """Everything that a comparison leaves, without times, logs and where it lies."""
-        skip = {"jobs", "logs", "submitit", "commands.json", "compare.json", "compare.lock", "stub.log"}
+        skip = {"jobs", "logs", "submitit", costs.FILE, "commands.json", "compare.json", "compare.lock", "stub.log"}
         files = {i.relative_to(self.folder): i for i in sorted(self.folder.rglob("*")) if i.is_file()}
         return {
             str(name): file.read_text("latin-1").replace(str(self.folder), "PLACE")
