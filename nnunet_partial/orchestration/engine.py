@@ -9,7 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Step:
                     its own
     ``predictions`` what else it must have left, which is looked at before it counts as done
     ``whole``       the outputs of a command that was killed as it ended count as done, if its job is of this very command
+    ``environment`` variables that its command needs as they are here, whatever those of the machine
     ``cost``        what its time depends on, where that is known
     """
 
@@ -63,6 +64,7 @@ class Step:
     taken: Callable[[], None] | None = None
     predictions: Predictions | None = None
     whole: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
     cost: Cost | None = None
 
 
@@ -222,7 +224,7 @@ class Engine:
             print(f"  {step.name}: step {number}, queued; log {self.log(step)}", flush=True)
 
     def _job(self, step: Step, beside: int | None = None) -> Job:
-        return Job(step.name, step.argv, self.log(step), beside=beside)
+        return Job(step.name, step.argv, self.log(step), step.environment, beside)
 
     def _beside(self, step: Step) -> int:
         """How many jobs may run at the same time as this one, itself included: whatever has ended by now, so that a step has

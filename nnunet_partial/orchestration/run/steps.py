@@ -153,6 +153,7 @@ class ProjectSteps:
             argv,
             [folder / "dataset.json", folder / f"{p.plans}.json"],
             needs=tuple(i.name for i in needs),
+            environment={"nnUNet_n_proc_DA": "1"},  # the planner's threads, of which 0 as for training on few cores is none
             cost=self._cost(f"plan {' '.join(p.plan.configurations)}", self._all),
         )
 

@@ -211,6 +211,8 @@ def check(argv):
 
 def plan(argv):
     number, root = option(argv, "-d"), os.environ["nnUNet_raw"]
+    if os.environ.get("nnUNet_n_proc_DA") == "0":
+        sys.exit("nnU-Net's planner sets that many threads")
     dataset = next(i for i in os.listdir(root) if i.startswith(f"Dataset{number}_"))
     folder = preprocessed(dataset)
     content = read(os.path.join(root, dataset, "dataset.json"))
