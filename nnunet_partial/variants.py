@@ -135,7 +135,7 @@ def make_variant(
         own = {k: v for k, v in network_changes.items() if axes_of.get(k, axes) == axes}
         _change_configuration(variant["configurations"], name, own, chosen=configuration is not None)
     _check_all_used(plans, variant, network_changes)
-    _check_deep_supervision(variant, network_changes)
+    check_deep_supervision(variant, network_changes)
     return variant
 
 
@@ -277,7 +277,7 @@ def _check_all_used(plans: Mapping[str, Any], variant: Mapping[str, Any], change
         )
 
 
-def _check_deep_supervision(variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
+def check_deep_supervision(variant: Mapping[str, Any], changes: Mapping[str, Any]) -> None:
     """nnU-Net gives the lowest of its outputs weight 0: with two stages that is the only one, and the loss becomes NaN."""
     if len(changes.get("features", (0, 0, 0))) < 3 and variant[KEY].get("deep_supervision", True):
         raise UserError(

@@ -132,6 +132,13 @@ def make_ready(folder, device: str = "cpu", quick: bool = False) -> Demo:
     return demo
 
 
+def make_phantoms(folder, quick: bool = False) -> Path:
+    """The downloads and the test set alone, and empty folders of nnU-Net beside them."""
+    demo = Demo(_own_folder(folder), SETTINGS, "cpu")
+    make_downloads(demo, *(QUICK_CASES if quick else CASES))
+    return demo.folder
+
+
 def _own_folder(folder) -> Path:
     """The demo's folder: a new one, or one that an earlier demo made, which then goes on where it was."""
     folder = Path(folder).absolute()

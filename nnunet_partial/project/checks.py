@@ -30,7 +30,7 @@ from nnunet_partial.orchestration.run.project import FOLDERS, Project, SourceBlo
 from nnunet_partial.orchestration.run.steps import dataset_of
 from nnunet_partial.outputs import cases_of
 from nnunet_partial.settings import BLOCKS, NETWORK_CHANGES, merged
-from nnunet_partial.variants import check_settings, make_variant
+from nnunet_partial.variants import check_deep_supervision, check_settings, make_variant
 
 GPU_GB = {"ExperimentPlanner": 8, "nnUNetPlannerResEncM": 8, "nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
 _AXES = {"2d": 2, "3d_fullres": 3, "3d_lowres": 3}
@@ -278,6 +278,7 @@ def _check_variant(project: Project, settings: Mapping[str, Any], configuration:
             return
     own = {k: v for k, v in settings.items() if k not in NETWORK_CHANGES}
     check_settings({"plans_name": "settings", KEY: own}, trainers)
+    check_deep_supervision({KEY: own}, settings)
     patch = settings.get("patch_size")
     if patch is not None and (not isinstance(patch, list) or len(patch) != _AXES[configuration]):
         raise UserError(

@@ -146,6 +146,19 @@ def test_two_generations_with_both_halves_in_parallel(slurm, place, uninterrupte
     assert len({i["job_id"] for i in jobs}) == len(jobs) == 6
 
 
+def test_a_project_and_its_comparison_go_through_the_queue(slurm, new_project_place):
+    """The same plan, its heavy steps as jobs of the cluster."""
+    place = new_project_place()
+    place.environment.update({k: slurm[k] for k in ("SLURM_CONF", "PATH")})
+    place.change('[[method]]\nname = "selftraining"', "")
+    options = ("--executor", "slurm", "--slurm", "partition=main", "--slurm", "time=10")
+    process = place.start(*options)
+    assert process.wait(300) == 0, (place.folder / "run.log").read_text()[-3000:]
+    submitted = [json.loads(i.read_text())["name"] for i in place.out.glob("jobs/*/job.json") if "job_id" in i.read_text()]
+    assert {"convert-lits", "merge", "plan", "s0-partial-train-fold0"} <= set(submitted)
+    assert (place.out / "report.html").is_file() and (place.out / "export" / "s0-partial" / "model.zip").is_file()
+
+
 def test_a_killed_loop_finds_its_job_in_the_queue_and_a_cancelled_job_is_handed_in_again(slurm, place):
     place.environment.update(slurm, **{k: v for k, v in place.environment.items() if k.startswith("nnUNet_")}, STUB_PAUSE_S="1.5")
     options = ("--slurm", "partition=main", "--slurm", "time=10")

@@ -29,6 +29,7 @@ BROKEN = {
     "test images missing": ("test/imagesTs", "test/imagesTS", "imagesTS does not exist"),
     "half a test set": ('labels = "test/labelsTs"', "", "images and labels belong together"),
     "metric": ("[test]", '[test]\nmetric = "dise"', "'dise' is none. Did you mean dice?"),
+    "stages for deep supervision": ("num_epochs = 3", "features = [8, 16]", "deep supervision needs three stages"),
     "patch of other axes": ("num_epochs = 3", "patch_size = [8, 8, 8]", "patch_size [8, 8, 8] does not fit configuration 2d"),
     "a source without a number": ("[[method]]", "[[source]]", "[[source]] partial has no dataset"),
     "same class in two spellings": ('organs = ["kidney"]', 'organs = ["Liver=liver"]', "look like the same organ"),
