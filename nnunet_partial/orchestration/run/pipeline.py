@@ -15,8 +15,9 @@ from nnunet_partial.orchestration.stamped import StampedEngine
 from nnunet_partial.orchestration.status import status
 
 BEFORE_TRAINING = ("conversion", "merge", "check", "planning")
-# of the project file, what may differ when a run is started again: what is there already stays as it is
-_MAY_CHANGE = ("method.", "export.", "test.", "training.seeds", "project.check", "plan.processes", "found.counts")
+# of the project file, what may differ when a run is started again: what is there already stays as it is, and plans and models
+# that are there with other settings are refused by the steps that would use them
+_MAY_CHANGE = ("method.", "export.", "test.", "training.", "project.check", "plan.processes", "found.counts")
 
 
 class ProjectRun(StampedEngine):

@@ -144,6 +144,15 @@ def test_methods_may_be_added_and_data_may_not_change(place):
     assert refused.returncode == 2 and "source.lits.organs: ['liver'] then, ['tumor'] now" in refused.stderr
 
 
+def test_settings_may_be_corrected_until_something_was_trained_with_them(place):
+    place.run("--until", "plan")
+    place.change("num_epochs = 3", "num_epochs = 4")
+    place.run("--until", "train")
+    place.change("num_epochs = 4", "num_epochs = 5")
+    refused = place.run(check=False)
+    assert refused.returncode == 2 and "exists with other settings" in refused.stderr
+
+
 def test_a_method_with_settings_of_its_own_shares_the_teachers(place):
     place.change('name = "selftraining"', 'name = "mskd"\nsettings = { num_epochs = 5, mskd = { lambda_feature = 2.5 } }')
     place.run()
