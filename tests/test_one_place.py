@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ENGINE, PLANS = {"orchestration/engine.py"}, {"orchestration/atso/loop.py", "orchestration/compare/comparison.py"}
+ENGINE, PLANS = {"orchestration/engine.py"}, {"orchestration/atso/loop.py", "orchestration/stamped.py"}
 PLACES = {
     "unpickles": (
         r"pickle\.(load|loads|Unpickler)\b|\bUnpickler\(|file_and_folder_operations import .*load_pickle|allow_pickle=True",
