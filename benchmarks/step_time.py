@@ -7,8 +7,9 @@
 All trainers are in memory at once and take their steps in turn (plain, A, B, ..., plain, A, B, ...), on the same batch, so
 that a machine whose speed drifts slows all of them alike; quoted is the median of the ratios round by round. Bars: with F
 a forward pass and a step 3 F, MS-KD with K teachers <= 1.05 x (3 + K) / 3, co-training (two networks, two averages)
-<= 1.05 x 8 / 3, and MS-KD from soft labels <= 1.2 whatever K, with what it costs to read and augment them (--soft: each step takes
-a batch of its own, made in this process, so that nothing is hidden by other processes).
+<= 1.05 x 8 / 3, MS-KD from soft labels <= 1.2 whatever K, with what it costs to read and augment them (--soft: each step takes
+a batch of its own, made in this process, so that nothing is hidden by other processes), DoDNet, whose heads alone run once a
+class, <= 1.1. conditionCNN, whose decoder does, has no bar.
 
 The dataset is a phantom with K single-organ sources, made in a temporary folder; teachers are networks of the planned
 architecture with random weights whose bias is set so that they call a tenth of the voxels their organ: what they say does
@@ -41,11 +42,12 @@ BARS = {
 TAUGHT = ("nnUNetTrainerMSKD", "nnUNetTrainerMSKDLW", "nnUNetTrainerMSKDPlus")
 LABELLED = ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining")  # trained on the teachers' pseudo labels
 SOFT = ", soft labels"  # after a trainer's name: these take the teachers' place
+COMPARATORS = ("nnUNetTrainerDoDNet", "nnUNetTrainerConditionCNN")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainerPartial", *TAUGHT, *LABELLED])
+    parser.add_argument("--trainers", nargs="+", default=["nnUNetTrainerPartial", *TAUGHT, *LABELLED, *COMPARATORS])
     parser.add_argument("--sources", type=int, nargs="+", default=[3], help="K, the number of teachers; several are done in turn")
     parser.add_argument("--soft", action="store_true", help="MSKDLW from teachers and from soft labels, data loading included")
     parser.add_argument("--patch", type=int, nargs="+", default=[48, 48, 48])

@@ -7,6 +7,7 @@
 :func:`variant`              other settings, same preprocessing
 :func:`source_variants`      the plans of the teachers
 :func:`plans_of_model`       a trained model's plans for another dataset
+:func:`views`                plans of a 2D network along each axis
 :func:`pseudo_label`         completed labels of the training cases
 :func:`evaluate`             predictions against the truth, on annotated classes
 :func:`postprocessing`       largest components, decided class by class
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from nnunet_partial.data.merge.merge import MergeResult
     from nnunet_partial.data.merge.merge import merge_datasets as merge
     from nnunet_partial.data.merge.sources import SourceSpec
+    from nnunet_partial.data.planes import write_view_plans as views
     from nnunet_partial.evaluation.evaluate import evaluate_folder as evaluate
     from nnunet_partial.evaluation.postprocessing import determine_for_model as postprocessing
     from nnunet_partial.inference.export import export_model as export
@@ -59,6 +61,7 @@ _ELSEWHERE = {
     "pseudo_label": ("nnunet_partial.inference.pseudo_labels", "pseudo_label"),
     "source_variants": ("nnunet_partial.variants", "write_source_variants"),
     "variant": ("nnunet_partial.variants", "write_variant"),
+    "views": ("nnunet_partial.data.planes", "write_view_plans"),
 }
 
 __all__ = [
@@ -80,6 +83,7 @@ __all__ = [
     "run",
     "source_variants",
     "variant",
+    "views",
 ]
 
 

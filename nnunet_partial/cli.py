@@ -21,6 +21,7 @@ VERBS = {
     "relabel": ("relabel", "mirror labels that are stored mirrored against their images"),
     "merge": ("merge", "merge datasets that annotate different organs into one partially labelled dataset"),
     "variant": ("variant", "write a plans variant: other settings, same preprocessing"),
+    "views": ("views", "write plans of a 2D network along each axis, for three views of a scan"),
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
     "predict": ("predict", "segment new scans with a trained model, whatever they are called, or a dataset's own cases"),
     "atso": ("atso", "the small stages of the ATSO loop, by hand"),

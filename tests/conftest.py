@@ -215,6 +215,7 @@ UNIT = (
     "dataset_conversion/test_source.py",
     "evaluation/test_ranking.py",
     "evaluation/test_statistics.py",
+    "inference/test_rules.py",
     "losses/test_co_training.py",
     "losses/test_cross_teaching.py",
     "losses/test_exclusion.py",

@@ -1,7 +1,8 @@
 """Several models' predictions of the same images as one label map: what the single-source models say together.
 
 The baseline "individual" of Huang et al. 2020: each organ comes from the model that knows it; where two models claim a
-voxel, the higher probability decides (:func:`~nnunet_partial.inference.pseudo_labels.merge_claims`).
+voxel, the higher probability decides (:func:`~nnunet_partial.inference.pseudo_labels.merge_claims`). Models that all know the
+same classes, such as the three views of Huo et al. 2021, are fused by another rule (:mod:`nnunet_partial.inference.rules`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import read_dataset_json
 from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.pseudo_labels import merge_claims
+from nnunet_partial.inference.rules import CLAIMS, RULES, Fusion
 from nnunet_partial.labels import check_case_names, check_dataset_names, foreground_classes
 from nnunet_partial.outputs import Records, is_same
 from nnunet_partial.safe_read import load_npz, load_pickle
@@ -67,13 +69,22 @@ class Predictions:
 
     def claim(self, case: str) -> tuple:
         """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
+        probabilities = self.read_probabilities(case)
+        return self.values[probabilities.argmax(0)], probabilities.max(0)
+
+    def in_order(self, case: str) -> np.ndarray:
+        """Probabilities (C, *S) of one case, by rising values in the fused dataset."""
+        return self.read_probabilities(case)[np.argsort(self.values)]
+
+    def read_probabilities(self, case: str) -> np.ndarray:
+        """Probabilities (C, *S) of one case, as the model has its classes."""
         probabilities = load_npz(self.probabilities(case), ["probabilities"], _REMEDY)["probabilities"]
         if len(probabilities) != len(self.values):
             raise UserError(
                 f"{self.folder / case}.npz has {len(probabilities)} classes, {self.folder / 'dataset.json'} "
                 f"{len(self.values)} with background. {_REMEDY}"
             )
-        return self.values[probabilities.argmax(0)], probabilities.max(0)
+        return probabilities
 
 
 def fuse(
@@ -83,6 +94,7 @@ def fuse(
     remove_probabilities: bool = False,
     progress: bool = True,
     overwrite: bool = False,
+    rule: str = CLAIMS,
 ) -> list:
     """Write the fused label map of every case to ``out`` and return the cases.
 
@@ -90,17 +102,21 @@ def fuse(
 
     ``folders`` from ``nnUNetv2_predict --save_probabilities``, one a model; ``dataset`` names the classes of the result.
     ``remove_probabilities`` deletes the .npz and .pkl files of a case once it is written; ``overwrite`` replaces what was
-    fused from other folders. Raises :class:`UserError`, also for an ``out`` that holds anything else.
+    fused from other folders. ``rule``: ``claims``, or one of :data:`~nnunet_partial.inference.rules.RULES` for models that all
+    know the same classes. Raises :class:`UserError`, also for an ``out`` that holds anything else.
     """
     content, file = read_dataset_json(dataset)
     check_dataset_names(content, str(file))
     classes, out = foreground_classes(content, file)[0], Path(out)
     models = [Predictions.read(i, classes) for i in folders]
+    _check_rule(rule, models)
     ending = content["file_ending"]
     own = {k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}
     if (out / "dataset.json").is_file() and read_json(out / "dataset.json") != own:  # a raw dataset, for example
         raise UserError(f"{out} holds the dataset.json of something else. Choose another folder.")
     records, request = Records(out), {"labels": own["labels"], "models": [i.to_json() for i in models]}
+    if rule != CLAIMS:
+        request["rule"] = rule
     masks = [i for i in out.glob(f"*{ending}") if not i.name.startswith(".")]
     kept = read_json(out / REQUEST) if (out / REQUEST).is_file() else None
     if masks and kept is None:
@@ -117,12 +133,23 @@ def fuse(
     for case in bar(cases, "fusing", shown=progress):
         if case not in done:
             begun = records.begin(case, {}, {str(i): model.probabilities(case) for i, model in enumerate(models)})
-            _fuse_case(models, case, out / (case + ending))
+            _fuse_case(models, case, out / (case + ending), rule)
             records.end(case, begun, [out / (case + ending)])
         if remove_probabilities:
             for file in (i.folder / (case + j) for i in models for j in (".npz", ".pkl")):
                 file.unlink(missing_ok=True)
     return cases
+
+
+def _check_rule(rule: str, models: Sequence[Predictions]) -> None:
+    if rule not in (CLAIMS, *RULES):
+        raise UserError(f"--rule {rule}: there is no such rule. Rules: {', '.join((CLAIMS, *RULES))}.")
+    other = [i for i in models if sorted(i.values) != sorted(models[0].values)]
+    if rule != CLAIMS and other:
+        raise UserError(
+            f"{other[0].folder} has other classes than {models[0].folder}, and --rule {rule} is for models that all know the same. "
+            f"Leave it out: every class then comes from the models that know it."
+        )
 
 
 def _cases(models: Sequence[Predictions], done: set) -> set:
@@ -146,18 +173,40 @@ def _is_done(records: Records, models: Sequence[Predictions], case: str, target:
     return records.is_written(case, [target])
 
 
-def _fuse_case(models: Sequence[Predictions], case: str, target: Path) -> None:
-    labels = probability = None
-    for model in models:  # one model's probabilities in memory at a time
-        claim = model.claim(case)
-        if labels is not None and claim[0].shape != labels.shape:
-            raise UserError(
-                f"{model.folder / case}.npz has the shape {claim[0].shape}, that of the models before it "
-                f"{labels.shape}. Predict the same images with all models."
-            )
-        labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
+def _fuse_case(models: Sequence[Predictions], case: str, target: Path, rule: str) -> None:
+    labels = _merged(models, case) if rule == CLAIMS else _fused(models, case, rule)
     reader, properties = _reader_and_properties(models[0], case)
     write_segmentation(labels, target, reader, properties)
+
+
+def _merged(models: Sequence[Predictions], case: str) -> np.ndarray:
+    """Labels (*S), each from the models that know it; one model's probabilities are in memory at a time."""
+    labels = probability = None
+    for model in models:
+        claim = model.claim(case)
+        if labels is not None:
+            _check_shape(model, case, claim[0].shape, labels.shape)
+        labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
+    return labels
+
+
+def _fused(models: Sequence[Predictions], case: str, rule: str) -> np.ndarray:
+    """Labels (*S) by a rule for models of the same classes."""
+    fusion = Fusion(rule)
+    for model in models:
+        probabilities = model.in_order(case)
+        if fusion.total is not None:
+            _check_shape(model, case, probabilities.shape[1:], fusion.total.shape[1:])
+        fusion.add(probabilities)
+    return np.sort(models[0].values)[fusion.result()[0]]
+
+
+def _check_shape(model: Predictions, case: str, shape: tuple, expected: tuple) -> None:
+    if shape != expected:
+        raise UserError(
+            f"{model.folder / case}.npz has the shape {shape}, that of the models before it {expected}. Predict the same images "
+            "with all models."
+        )
 
 
 def _reader_and_properties(model: Predictions, case: str) -> tuple:

@@ -102,3 +102,33 @@ def test_another_datasets_folder_is_left_alone(models):
     with pytest.raises(UserError, match="dataset.json of something else"):
         fuse((a, b), root / "dataset.json", root / "raw", progress=False)
     assert (root / "raw" / "dataset.json").read_text() == '{"labels": {}}' and len(list((root / "raw").iterdir())) == 1
+
+
+def test_models_of_the_same_classes_are_fused_by_a_rule(models, capsys):
+    root, *_ = models
+    names = ("liver", "kidney")
+    folders = [
+        predictions(root / "axial", names, {"one": [volume(x0=0.6, x1=0.6), volume()]}),
+        predictions(root / "coronal", names[::-1], {"one": [volume(), volume(x0=0.6, x2=0.2)]}),  # its classes in another order
+        predictions(root / "sagittal", names, {"one": [volume(), volume(x0=0.85, x1=0.85, x2=0.7)]}),
+    ]
+    # voxel 0: liver 0.6, 0.6, kidney 0.85; voxel 1: liver 0.6, background 0.8, kidney 0.85; voxel 2: background twice, kidney 0.7
+    expected = {"vote": [1, 0, 0], "mean": [1, 0, 0], "max": [2, 2, 0]}
+    argv = ["fuse", "--pred", *map(str, folders), "--dataset", str(root / "dataset.json")]
+    for rule, values in expected.items():
+        cli.main([*argv, "--rule", rule, "--out", str(root / rule)])
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(root / rule / "one.nii.gz")))
+        assert found[0, 0, :3].tolist() == values and not found[1:].any()
+    with pytest.raises(SystemExit):  # another rule is another request
+        cli.main([*argv, "--rule", "mean", "--out", str(root / "vote")])
+    cli.main([*argv, "--rule", "max", "--out", str(root / "vote"), "--overwrite"])
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(root / "vote" / "one.nii.gz")))[0, 0, 0] == 2
+
+
+def test_a_rule_is_for_models_of_the_same_classes(models):
+    root, a, b = models
+    with pytest.raises(UserError, match="other classes"):
+        fuse([a, b], root / "dataset.json", root / "out", progress=False, rule="vote")
+    with pytest.raises(UserError, match="no such rule"):
+        fuse([a, b], root / "dataset.json", root / "out", progress=False, rule="median")
+    assert not (root / "out").exists()
