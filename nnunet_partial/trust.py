@@ -118,6 +118,17 @@ def find_trainer(name: Any, where: str) -> type:
         ) from None
 
 
+def find_planner(name: Any, where: str) -> type:
+    """nnU-Net's experiment planner of this name. Raises :class:`UserError`, which names ``where``, if there is none."""
+    _check_own(name, *_OF_PLANS["experiment_planner_used"], where)
+    found = _own(name, "experiment_planning")
+    if found is None:
+        raise UserError(
+            f"{where}: nnU-Net has no experiment planner {name!r}. Plan the dataset again with nnUNetv2_plan_experiment."
+        )
+    return found
+
+
 def locate(name: str) -> Any:
     """What a name in plans stands for, as nnU-Net imports it; None if there is nothing of that name."""
     try:

@@ -13,7 +13,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial import paths
+from nnunet_partial import paths, trust
 from nnunet_partial.data.images import read_geometry
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError
@@ -126,15 +126,9 @@ def _a_worker() -> Iterator[None]:
 
 def _planner(name: str, axis: int) -> type:
     """nnU-Net's planner ``name`` with slices along ``axis``; it writes no file."""
-    import nnunetv2
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
     from nnunetv2.utilities.json_export import recursive_fix_for_json_export
 
-    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
-    found = recursive_find_python_class(str(folder), name, "nnunetv2.experiment_planning")
-    if found is None or not issubclass(found, ExperimentPlanner):
-        raise UserError(f"nnU-Net has no experiment planner {name!r}. Plan the dataset again with nnUNetv2_plan_experiment.")
+    found: Any = trust.find_planner(name, "nnUNetPlans")
 
     class ViewPlanner(found):
         def determine_transpose(self) -> tuple:
