@@ -27,6 +27,7 @@ from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values
 from nnunet_partial.files import write_json, write_text
+from nnunet_partial.labels import Annotations
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.methods import TEACHER
 from nnunet_partial.orchestration.executors import Job, make_executor
@@ -108,7 +109,7 @@ class Student:
     def score(self):
         settings = {
             **self.changes,
-            "mskd": {"teachers": dict(zip(self.planner.annotations.annotated_sources, map(str, self._teachers)))},
+            "mskd": {"teachers": dict(zip(self.planner.sources, map(str, self._teachers)))},
         }
         plans = write_variant(accuracy.PARTIAL, self.row, settings, self.base, self.planner.options.configuration).stem
         model = self.planner.model(TRAINER, plans)
@@ -152,7 +153,7 @@ class Student:
         truth = paths.preprocessed_dataset(accuracy.FULL) / "gt_segmentations"
         test = evaluate_folder(self.out / "predictions", self.planner.truth, str(accuracy.PARTIAL), **more)
         validation = evaluate_folder(paths.fold_folder(model, "0") / "validation", truth, str(accuracy.FULL), **more)
-        validation = accuracy.on_annotated(validation, self.planner.annotations)
+        validation = accuracy.on_annotated(validation, Annotations.read(paths.preprocessed_dataset(self.planner.dataset)))
         o, seed = self.budget.arguments, self.budget.seed
         given = (
             "python",

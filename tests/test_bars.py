@@ -91,7 +91,7 @@ def test_a_command_speaks_before_it_works(command, place, words, monkeypatch, ca
     folder = tmp_path / "Dataset501_X"
     folder.mkdir()
     (folder / "dataset.json").write_text("{}")
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(variable, str(tmp_path))
     monkeypatch.setattr(place, reached)
     with pytest.raises(Reached, match=words):

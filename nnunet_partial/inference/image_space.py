@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, insert_crop_into_image
 
 from nnunet_partial.data import images
 from nnunet_partial.data.grids import Reordering
-from nnunet_partial.data.images import Geometry
+from nnunet_partial.data.images import Geometry, write_label
 from nnunet_partial.data.raw import RawCase
 from nnunet_partial.errors import UserError
 from nnunet_partial.inference.preprocessed import predict_logits
@@ -87,12 +86,10 @@ def reader_order(geometry: Geometry, reader_writer) -> Reordering:
     identity = Reordering(tuple(range(geometry.dimensions)), ())
     if geometry.dimensions != 3 or ".nii.gz" not in reader_writer.supported_file_endings:
         return identity
-    probe = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    image = sitk.GetImageFromArray(probe)
-    image.SetDirection(geometry.direction)
+    probe = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder) / "probe.nii.gz")
-        sitk.WriteImage(image, file)
+        write_label(probe, Geometry(probe.shape[::-1], (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), geometry.direction), file)
         read = np.asarray(reader_writer.read_seg(file)[0][0])
     axes = tuple(probe.shape.index(n) for n in read.shape)
     turned = probe.transpose(axes)

@@ -82,7 +82,7 @@ def _target(output: str, mapping: Mapping[str, str], classes: Sequence[str], nam
 
 def named_folder(source: str) -> tuple:
     """``NAME=FOLDER`` -> (NAME, FOLDER); a folder without a name -> (None, folder)."""
-    name, equals, folder = source.partition("=")
+    name, equals, folder = str(source).partition("=")
     return (name, folder) if equals and not Path(source).exists() else (None, source)
 
 

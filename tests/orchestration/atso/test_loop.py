@@ -334,7 +334,7 @@ def test_from_generation_does_again_from_there_and_keeps_the_rest(place):
     kept = place.run / "labels" / "generation_1" / "subset_1" / "provenance.json"
     stamp = kept.stat().st_mtime_ns
     again = place.loop("--from-generation", 2, executor="debug").stdout
-    begun = [i.split(":")[0] for i in again.splitlines()[:-2]]
+    begun = [i.split(":")[0].strip() for i in again.splitlines()[:-2]]
     assert set(begun) == {i for i in first if i.startswith(("g2", "final", "report")) or i in ("g1s1-predict", "g1s2-predict")}
     assert kept.stat().st_mtime_ns == stamp and place.results() == before
 
@@ -399,7 +399,7 @@ def test_what_read_something_else_is_made_again_but_no_training_is_removed(place
     assert "-label" not in place.loop(executor="debug", generations=1).stdout  # the same content
     m0.write_text("another M0")
     result = place.loop(executor="debug", generations=1, check=False)
-    begun = {i.split(":")[0] for i in result.stdout.splitlines()}
+    begun = {i.split(":")[0].strip() for i in result.stdout.splitlines()}
     assert begun == {"g1s1-label", "g1s2-label", "m0-predict"}
     assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1
     assert "was trained before" in result.stderr and "changed. Do it anew with --from-generation 1" in result.stderr
