@@ -8,8 +8,7 @@ import pytest
 from nnunet_partial import cli
 from nnunet_partial.demo import pipeline
 from nnunet_partial.files import read_json
-from nnunet_partial.orchestration import executors
-from nnunet_partial.orchestration.compare import comparison
+from nnunet_partial.orchestration import executors, stamped
 
 STUB = Path(__file__).parent.parent / "orchestration" / "compare" / "comparison_stub.py"
 COMMANDS = ("nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "nnUNetv2_plan_and_preprocess", "nnunet_partial")
@@ -29,7 +28,7 @@ def demo(tmp_path, monkeypatch):
     monkeypatch.setenv("STUB_KNOWS", "1")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_n_proc_DA", "nnUNet_def_n_proc"):
         monkeypatch.setenv(name, "")  # the demo sets them in this process; put back afterwards
-    monkeypatch.setattr(comparison, "check_model", lambda *given: None)  # the stub's checkpoints are text
+    monkeypatch.setattr(stamped, "check_model", lambda *given: None)  # the stub's checkpoints are text
     monkeypatch.setattr(pipeline, "QUICK_CASES", (1, 2))
 
     # in line, which starts a process less for each job
