@@ -93,7 +93,8 @@ def run(*command, check=True, env=None, **kwargs):
     """Run a console script of this environment; on failure show what it printed."""
     executable = Path(sys.executable).parent / str(command[0])
     argv = [str(executable if executable.exists() else command[0]), *map(str, command[1:])]
-    result = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **(env or {})}, **kwargs)
+    reading = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}  # whatever the locale of this process has become
+    result = subprocess.run(argv, env={**os.environ, **(env or {})}, **reading, **kwargs)
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(argv)} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result

@@ -19,7 +19,9 @@ SMALL = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "
 def command(*argv, check=True):
     environment = {k: v for k, v in {**os.environ, **SMALL}.items() if k != "nnUNet_extTrainer"}
     program = str(Path(sys.executable).parent / argv[0])
-    result = subprocess.run([program, *map(str, argv[1:])], capture_output=True, text=True, env=environment)
+    # bars of nnU-Net hold characters beyond ASCII, whatever the locale of this process has become
+    reading = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
+    result = subprocess.run([program, *map(str, argv[1:])], env=environment, **reading)
     assert not check or result.returncode == 0, f"{argv}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     return result
 
