@@ -161,7 +161,7 @@ def test_a_project_and_its_comparison_go_through_the_queue(slurm, new_project_pl
 
 def test_a_killed_loop_finds_its_job_in_the_queue_and_a_cancelled_job_is_handed_in_again(slurm, place):
     place.environment.update(
-        slurm, **{k: v for k, v in place.environment.items() if k.startswith("nnUNet_")}, STUB_PAUSE_S="10"
+        slurm, **{k: v for k, v in place.environment.items() if k.startswith("nnUNet_")}, STUB_PAUSE_S="4"
     )  # on a busy machine the second loop takes seconds to start
     options = ("--slurm", "partition=main", "--slurm", "time=10")
     process = place.start(*options, executor="slurm", generations=1)
