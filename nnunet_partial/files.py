@@ -229,15 +229,22 @@ def write_json(content: Any, path: PathLike) -> None:
 
 def read_json(path: PathLike, remedy: str = "") -> Any:
     """Read JSON. A missing or broken file is a :class:`UserError` that names it and, if given, the remedy."""
+    return read_parsed(path, json.loads, "JSON", remedy, remedy)
+
+
+def read_parsed(path: PathLike, parse: Callable[[str], Any], kind: str, missing: str = "", broken: str = "") -> Any:
+    """What ``parse`` makes of a text file (UTF-8), of a format whose errors are ValueErrors, ``kind`` by name.
+
+    Raises :class:`UserError` with the remedy for a file that is ``missing`` or ``broken``.
+    """
     try:
-        with open(path, encoding="utf-8") as handle:
-            return json.load(handle)
+        return parse(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist. {remedy}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). {remedy}") from None
+        raise UserError(f"{path} does not exist. {missing}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid {kind} ({error}). {broken}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). {remedy}") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}). {broken}") from None
 
 
 def read_names(path: PathLike) -> list:

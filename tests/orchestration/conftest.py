@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -299,3 +300,24 @@ def project_programs(tmp_path_factory):
 def new_project_place(tmp_path_factory, project_programs):
     """``new_project_place()``: downloads and a project file in a folder of their own."""
     return lambda: ProjectPlace(tmp_path_factory.mktemp("project"), project_programs)
+
+
+@pytest.fixture
+def kill_three_times():
+    """``(place, seed, most, *options)``: starts it and, 1 to ``most`` commands later, kills it alone or with all that it started."""
+
+    def kill(place, seed, most, *options):
+        rng = random.Random(seed)
+        for _ in range(3):
+            process = place.start(*options)
+            goal, end = len(place.started()) + rng.randint(1, most), time.monotonic() + 60
+            while len(place.started()) < goal and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.04))
+            if rng.random() < 0.5:
+                os.killpg(process.pid, signal.SIGKILL)
+            else:
+                process.kill()
+            process.wait()
+
+    return kill

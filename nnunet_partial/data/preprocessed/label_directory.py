@@ -15,7 +15,7 @@ are label directories of different cases reads as one.
 """
 
 import pickle
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -151,6 +151,19 @@ def _record_file(folder: PathLike, case: str) -> Path:
 # ---- reading
 
 
+def require_last_voxel(load: Callable[[], Any], what: str, folder: Path, remedy: str = "") -> None:
+    """Raises :class:`UserError`, which names ``what``, unless ``load()`` gives an array that can be read to its end."""
+    try:
+        array = load()
+        array[tuple(i - 1 for i in array.shape)]
+    except UserError as error:
+        raise UserError(f"{error} {remedy}") from None
+    except Exception as error:  # blosc2 raises many kinds for damaged files
+        raise UserError(
+            f"{what} cannot be read ({type(error).__name__}: {error}). Remove {folder} and make it again. {remedy}"
+        ) from error
+
+
 @dataclass(frozen=True)
 class LabelDirectory:
     """A finished label directory.
@@ -250,17 +263,9 @@ class LabelDirectory:
     def require_readable(self, cases: Sequence[str], remedy: str = "") -> None:
         """Raises :class:`UserError` for the first case whose files cannot be read, before training stumbles over it."""
         for case in cases:
-            try:
-                seg, _ = load_labels(self.folder_of(case), case)
-                seg[tuple(i - 1 for i in seg.shape)]
-            except UserError as error:
-                raise UserError(f"{error} {remedy}") from None
-            except Exception as error:  # blosc2 raises many kinds for damaged files
-                raise UserError(
-                    f"{self.folder_of(case) / case}_seg.b2nd or its .pkl cannot be read "
-                    f"({type(error).__name__}: {error}). Remove {self.folder_of(case)} and make it again. "
-                    f"{remedy}"
-                ) from error
+            folder = self.folder_of(case)
+            what = f"{folder / case}_seg.b2nd or its .pkl"
+            require_last_voxel(lambda folder=folder, case=case: load_labels(folder, case)[0], what, folder, remedy)
 
     def require_all_classes(self, cases: Sequence[str], remedy: str = "") -> None:
         """Raises :class:`UserError` for the first case with a class that is neither annotated nor pseudo-labelled."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.preprocessed.label_directory import SOFT, LabelDirectory
 from nnunet_partial.data.preprocessed.pools import PoolDataLoader
 from nnunet_partial.errors import UserError
@@ -87,16 +88,9 @@ class SoftLabels:
         for case in cases:
             if case not in self.directory.known:
                 raise UserError(f"label directory {self.directory.folder} has no labels of the training case {case}. {remedy}")
-            try:
-                soft = self.load(case)
-                soft[tuple(i - 1 for i in soft.shape)]
-            except UserError as error:
-                raise UserError(f"{error} {remedy}") from None
-            except Exception as error:  # blosc2 raises many kinds for damaged files
-                raise UserError(
-                    f"soft labels of case {case} in {self.directory.folder_of(case)} cannot be read ({type(error).__name__}: "
-                    f"{error}). Remove that folder and make it again. {remedy}"
-                ) from error
+            folder = self.directory.folder_of(case)
+            what = f"soft labels of case {case} in {folder}"
+            label_directory.require_last_voxel(lambda case=case: self.load(case), what, folder, remedy)
 
     def split(self, soft: torch.Tensor) -> tuple:
         """The channels (B, channels, *S) of all models -> those of each."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_partial.errors import UserError, did_you_mean
-from nnunet_partial.files import PathLike
+from nnunet_partial.files import PathLike, read_parsed
 from nnunet_partial.labels import check_source_name
 from nnunet_partial.orchestration.compare.methods import find_methods
 from nnunet_partial.recipes import read_recipe
@@ -236,15 +236,8 @@ def read_project(file: PathLike) -> Project:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        with open(file, "rb") as handle:
-            return tomllib.load(handle)
-    except FileNotFoundError:
-        raise UserError(f"{file} does not exist. Write one with nnunet_partial init.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid TOML ({error}). Texts stand in quotes, tables in brackets.") from None
-    except OSError as error:
-        raise UserError(f"{file} cannot be read ({error.strerror}).") from None
+    missing, broken = "Write one with nnunet_partial init.", "Texts stand in quotes, tables in brackets."
+    return read_parsed(file, tomllib.loads, "TOML", missing, broken)
 
 
 def _check_tables(content: Mapping[str, Any], file: Path) -> None:

@@ -3,13 +3,10 @@
 import io
 import json
 import os
-import random
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -543,20 +540,9 @@ def test_one_comparison_at_a_time(place):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_and_started_again_it_continues(place, finished, seed):
+def test_killed_and_started_again_it_continues(place, finished, seed, kill_three_times):
     """SIGKILL at random moments, to the comparison alone or to all that it started; in the end nothing differs."""
-    rng = random.Random(seed)
-    for _ in range(3):
-        process = place.start()
-        goal, end = len(place.started()) + rng.randint(1, 7), time.monotonic() + 60
-        while len(place.started()) < goal and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.04))
-        if rng.random() < 0.5:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
+    kill_three_times(place, seed, 7)
     place.compare()
     assert place.results() == finished.results()
     # trainings go on from their checkpoints, and what was done was not done again

@@ -1,11 +1,7 @@
 """A project's steps, that it can be killed and taken up again, extended and looked at; over stub commands."""
 
 import json
-import os
-import random
 import shlex
-import signal
-import time
 
 import pytest
 
@@ -45,20 +41,9 @@ def test_done_is_not_done_again(finished, new_place):
 
 
 @pytest.mark.parametrize("seed", range(1))
-def test_killed_and_started_again_it_continues(place, finished, seed):
+def test_killed_and_started_again_it_continues(place, finished, seed, kill_three_times):
     """SIGKILL at random moments, to the run alone or to all that it started; in the end nothing differs."""
-    rng = random.Random(seed)
-    for _ in range(3):
-        process = place.start("--executor", "debug")
-        goal, end = len(place.started()) + rng.randint(1, 6), time.monotonic() + 60
-        while len(place.started()) < goal and process.poll() is None and time.monotonic() < end:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.04))
-        if rng.random() < 0.5:
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-        process.wait()
+    kill_three_times(place, seed, 6, "--executor", "debug")
     place.run()
     assert place.results() == finished.results()
 
