@@ -27,9 +27,10 @@ class nnUNetTrainerATSO(PartialTrainer):
     It trains on every case that annotates something, with the marginal loss; without ``labels`` that is M0. With them also on
     the pseudo-labelled cases. A case that annotates something and has no pseudo labels in that directory, or is one of
     ``atso.exclude``, keeps its manual labels, whichever model it is: Algorithm 1, lines 8 and 9, with S as all manual labels.
-    It starts from ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of ``atso.super_classes`` only:
-    their members are then one group in the loss. With ``atso.task=super_classes`` the super-classes are all that the network
-    tells apart, unions of classes as outputs: the paper's reduced task, whose model labels for a network of all classes. What was trained on is written to ``training_cases.json``.
+    It starts from ``atso.initial_weights`` if they are set. Pseudo labels may be trusted at the level of
+    ``atso.super_classes`` only: their members are then one group in the loss. With ``atso.task=super_classes`` the
+    super-classes are all that the network tells apart, unions of classes as outputs: the paper's reduced task, whose model
+    labels for a network of all classes. What was trained on is written to ``training_cases.json``.
     """
 
     short_name, title = "atso", "ATSO"

@@ -66,11 +66,12 @@ class Member:
 class Batch:
     """One batch on the device.
 
-    ``data`` (B, channels, *S) float, in a cascade with the previous stage's classes after the image; ``target`` (B, 1, *S) or, with deep supervision, a list of these from full
-    resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish; ``groups`` (B, K + 1) int, on the host;
-    ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not pseudo labels; ``truth_groups``
-    (B, K + 1) int, on the host, the partition that the annotations alone tell apart: classes of a union share a group,
-    although pseudo labels may divide it; ``soft`` (B, channels, *S) uint8, soft labels if the method learns from them.
+    ``data`` (B, channels, *S) float, in a cascade with the previous stage's classes after the image; ``target`` (B, 1, *S) or,
+    with deep supervision, a list of these from full resolution down; ``annotated`` (B, K + 1) bool, what the labels distinguish;
+    ``groups`` (B, K + 1) int, on the host; ``cases`` B names; ``truth`` (B, K + 1) bool, which of these are annotated and not
+    pseudo labels; ``truth_groups`` (B, K + 1) int, on the host, the partition that the annotations alone tell apart: classes of
+    a union share a group, although pseudo labels may divide it; ``soft`` (B, channels, *S) uint8, soft labels if the method
+    learns from them.
     """
 
     data: torch.Tensor
@@ -596,7 +597,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             raise UserError(
                 f"fold {self.fold} has no training case that annotates {names}, so nothing teaches {type(self).__name__} what "
                 "that is. Train another fold, or 'all'; or move a case that annotates it into the fold's training cases "
-                "(splits_final.json); or let a model teach it (nnunet_partial pseudo-label --from MODEL, setting labels); or train without, and never predict it: nnunet_partial variant ... --set untaught=mask"
+                "(splits_final.json); or let a model teach it (nnunet_partial pseudo-label --from MODEL, setting labels); or train "
+                "without, and never predict it: nnunet_partial variant ... --set untaught=mask"
             )
         self.print_to_log_file(
             f"WARNING: no training case of fold {self.fold} annotates {names}: never predicted (untaught=mask)."
