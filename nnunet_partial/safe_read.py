@@ -17,7 +17,7 @@ from typing import Any, Literal
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike
 
-_HEADER_SIZE = slice(12, 16)  # of a blosc2 frame, big-endian; the names of what else is in it stand in the header
+_HEADER_SIZE = slice(11, 15)  # of a blosc2 frame, big-endian; the names of what else is in it stand in the header
 _NOT_NUMBERS = (b"LazyArray", b"proxy-source", b"b2o")  # what blosc2 would evaluate, or fetch from elsewhere
 _REMEDY = "Preprocess the dataset again, or make the label directory again."
 _CODE = re.compile(r"(\?|[biufc]\d{1,2}|[SU]\d{1,6})")  # numpy's type codes of bool, numbers and text

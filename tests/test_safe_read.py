@@ -131,6 +131,24 @@ def test_npz(tmp_path):
             load_npz(tmp_path / "b.npz")
 
 
+def test_voxels_that_read_like_the_name_of_something_else_are_numbers(tmp_path):
+    """Only the header of a frame says what it holds; three bytes of many come up among voxels too."""
+    voxels = np.frombuffer(b"b2o LazyArray proxy-source" * 40, np.uint8)
+    blosc2.asarray(voxels, urlpath=str(tmp_path / "voxels.b2nd"), cparams={"clevel": 0})
+    assert b"b2o" in (tmp_path / "voxels.b2nd").read_bytes()
+    assert same(voxels, open_array(tmp_path / "voxels.b2nd")[:])
+
+
+@pytest.mark.parametrize("layer", ("LazyArray", "proxy-source", "b2o"))
+def test_a_frame_that_says_it_is_something_else_is_not_opened(tmp_path, monkeypatch, layer):
+    """Whatever its size: these stand in the header, and it is refused before blosc2 sees it."""
+    voxels = np.random.default_rng(0).random((64, 64, 64))
+    blosc2.asarray(voxels, urlpath=str(tmp_path / "made.b2nd"), meta={layer: {"kind": "expression"}})
+    monkeypatch.setattr(blosc2, "open", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match="holds an expression or an address"):
+        open_array(tmp_path / "made.b2nd")
+
+
 def test_arrays_of_blosc2(tmp_path):
     file = tmp_path / "a.b2nd"
     made = blosc2.asarray(VALUES["floats"], urlpath=str(file))
