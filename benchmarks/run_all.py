@@ -225,6 +225,13 @@ BENCHMARKS = (
         ("--features", "32", "64", "128"),
     ),
     Benchmark(
+        "step_time_comparators",
+        read_step_time,
+        (("step of DoDNet against plain nnU-Net", "<= 1.1 x"),),
+        ("--trainers", "nnUNetTrainerPartial", "nnUNetTrainerDoDNet", "nnUNetTrainerConditionCNN"),
+        script="step_time",
+    ),
+    Benchmark(
         "step_time_soft",
         read_soft_step_time,
         (("step of MSKDLW from soft labels against plain nnU-Net", "<= 1.2 x whatever K"),),

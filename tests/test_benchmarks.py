@@ -70,6 +70,7 @@ def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
     "name",
     [
         "step_time",
+        "step_time_comparators",
         "step_time_soft",
         "conversion",
         "metrics",
