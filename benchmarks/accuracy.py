@@ -11,6 +11,11 @@ ACDC         cine MRI: three sources, one each for right ventricle, myocardium a
              are of one source
 abdomen      CT painted on real eight-organ anatomy: four sources (liver; both kidneys as one class; pancreas; spleen)
 
+Two more ask what labels of coarser granularity are worth, on thirds of the hippocampus cases; benchmarks/unions.py compares them:
+
+union        a third annotated for the anterior part, a third for the posterior part, a third for both as one structure
+no-union     the same without the last third
+
 The cases that are left are fully labelled and used for testing alone. Of each source some cases are held out of training: they
 are what budgets and settings are chosen by.
 
@@ -73,6 +78,10 @@ DESIGNS = {
         "bars": (("student", "full", -1.0),),
     },
 }
+WHOLE = "anterior+posterior"  # one structure, as merge --map writes it
+_THIRDS = {**DESIGNS["hippocampus"], "data": "hippocampus", "bars": ()}
+_THIRDS["sources"] = {**DESIGNS["hippocampus"]["sources"], "whole": (WHOLE,)}
+DESIGNS |= {"union": _THIRDS, "no-union": {**_THIRDS, "left_out": ("whole",)}}
 
 
 def main():
@@ -173,25 +182,17 @@ def budget_name(arguments, steps):
 
 def prepare(arguments):
     """Raw datasets, one plan, everything preprocessed, splits, test set: once for all seeds and methods."""
-    sources = DESIGNS[arguments.study]["sources"]
-    cases, units = studies.all_cases(arguments.study, arguments.work)
+    data, labels = data_of(arguments.study), classes_of(arguments.study)
+    cases, units = studies.all_cases(data, arguments.work)
     shares, test = divide(arguments, units)
-    labels = [i for organs in sources.values() for i in organs]
     training = [i for share in shares.values() for i in share["train"] + share["val"]]
     studies.remember(arguments.base / "split.json", {"sources": shares, "test": test})
-    complete = studies.write_complete(COMPLETE, studies.CHANNEL[arguments.study], labels, cases, training)
+    complete = studies.write_complete(COMPLETE, studies.CHANNEL[data], labels, cases, training)
     if not list(complete.parent.glob(f"Dataset{PARTIAL}_*")):
         own = {source: share["train"] + share["val"] for source, share in shares.items()}
-        merge_datasets(FULL, "Full", [SourceSpec(i, COMPLETE, cases=own[i]) for i in sources], labels)
-        merge_datasets(
-            PARTIAL,
-            "Partial",
-            [
-                SourceSpec(i, COMPLETE, annotated, {j: "background" for j in labels if j not in annotated}, cases=own[i])
-                for i, annotated in sources.items()
-            ],
-            labels,
-        )
+        merge_datasets(FULL, "Full", [SourceSpec(i, COMPLETE, cases=own[i]) for i in own], labels)
+        annotated = DESIGNS[arguments.study]["sources"]
+        merge_datasets(PARTIAL, "Partial", [source_of(i, annotated[i], labels, own[i]) for i in own], labels)
     studies.plan(arguments.base / "logs", arguments.configuration, PARTIAL, FULL)
     split = {
         part: sorted(f"{source}_{case}" for source, share in shares.items() for case in share[part]) for part in ("train", "val")
@@ -201,17 +202,36 @@ def prepare(arguments):
     return studies.write_test_set(arguments.base / "test", cases, test, complete)
 
 
+def data_of(study):
+    """The public set whose cases a study divides."""
+    return DESIGNS[study].get("data", study)
+
+
+def classes_of(study):
+    """Every class, in the order in which the sources name them."""
+    return list(dict.fromkeys(i for organs in DESIGNS[study]["sources"].values() for organ in organs for i in organ.split("+")))
+
+
+def source_of(name, annotated, labels, cases):
+    """What of the fully labelled cases a source keeps: its classes; those of a union as one structure."""
+    became = {i: structure for structure in annotated for i in structure.split("+")}
+    changed = {i: became.get(i, "background") for i in labels if became.get(i) != i}
+    return SourceSpec(name, COMPLETE, annotated, changed, cases=cases)
+
+
 def divide(arguments, units):
-    """source -> its training and validation cases, and the test cases; units are dealt to the sources in turn."""
+    """source -> its training and validation cases, and the test cases; units are dealt to the sources in turn, and what a source
+    is dealt that the study leaves out is not used."""
     design, names = DESIGNS[arguments.study], studies.shuffled(units)
     test, training = names[: design["test"]][: arguments.test_cases], sorted(names[design["test"] :])[: arguments.cases]
     shares, held_out = {}, design["validation"]
-    for number, source in enumerate(design["sources"]):
+    for number, name in enumerate(design["sources"]):
         own = training[number :: len(design["sources"])]
-        shares[source] = {
+        shares[name] = {
             part: [case for unit in chosen for case in units[unit]]
             for part, chosen in (("val", own[:held_out]), ("train", own[held_out:]))
         }
+    shares = {k: v for k, v in shares.items() if k not in design.get("left_out", ())}
     return shares, [case for unit in test for case in units[unit]]
 
 
@@ -339,7 +359,7 @@ class Budget:
             "steps": self.steps,
             "seed": self.seed,
             "settings": self.settings,
-            "classes": [i for organs in DESIGNS[self.arguments.study]["sources"].values() for i in organs],
+            "classes": classes_of(self.arguments.study),
             "cases": scores.digest(split),
             "training_cases_per_source": {k: len(v["train"]) for k, v in split["sources"].items()},
             **read_json(self.arguments.base / "code.json"),

@@ -489,3 +489,47 @@ def test_the_commit_says_when_files_differ(monkeypatch, tmp_path):
 def test_errors_are_of_the_user(scores, tmp_path):
     with pytest.raises(UserError, match="lacks every method"):
         scores.complete([], "2d-4000", [], (0,))
+
+
+# ------------------------------------------------------------------ labels of coarser granularity
+
+
+def test_a_source_may_know_two_classes_as_one_structure(accuracy):
+    labels = accuracy.classes_of("union")
+    whole = accuracy.source_of("whole", (accuracy.WHOLE,), labels, ["a"])
+    front = accuracy.source_of("front", ("anterior",), labels, ["b"])
+    assert labels == ["anterior", "posterior"]
+    assert whole.mapping == dict.fromkeys(labels, "anterior+posterior") and whole.classes == ("anterior+posterior",)
+    assert front.mapping == {"posterior": "background"}
+
+
+def test_leaving_a_source_out_changes_no_other_source_and_no_test_case(accuracy):
+    units = {f"case_{i:03d}": [f"case_{i:03d}"] for i in range(200)}
+    given = SimpleNamespace(study="union", test_cases=None, cases=None)
+    shares, test = accuracy.divide(given, units)
+    without, same_test = accuracy.divide(SimpleNamespace(**{**vars(given), "study": "no-union"}), units)
+    assert (
+        set(shares) == {"front", "back", "whole"} and without == {k: shares[k] for k in ("front", "back")} and same_test == test
+    )
+
+
+def test_unions_are_compared_over_the_same_seeds_and_cases(monkeypatch, scores, tmp_path, capsys):
+    unions = load(monkeypatch, "unions")
+    base = {"budget": "2d-10", "steps": 10, "settings": {}, "classes": ["anterior"], "commands": {}, "validation": {"dice": {}}}
+    for study, method, seed, dice in (
+        ("union", "partial", 0, [0.8, 0.9]),
+        ("no-union", "partial", 0, [0.7, 0.6]),
+        ("union", "naive", 0, [0.5, 0.5]),
+        ("union", "partial", 1, [0.1, 0.1]),  # has no counterpart
+    ):
+        own = {"study": study, "method": method, "title": method, "seed": seed, "cases": study}
+        own["test"] = {"dice": {"a": [dice[0]], "b": [dice[1]]}}
+        scores.write_score({**base, **own}, scores.score_file(tmp_path, study, "2d-10", method, seed))
+    monkeypatch.setattr(sys, "argv", ["unions.py", "--results", str(tmp_path), "--steps", "10", "--out", str(tmp_path / "out")])
+    unions.main()
+    found = json.loads((tmp_path / "out.json").read_text())["differences"]
+    assert [(i["title"], i["reference"], round(i["test"], 6), i["seeds"]) for i in found] == [
+        ("partial, union", "partial, no-union", 20.0, [0]),
+        ("partial, union", "naive, union", 35.0, [0]),
+    ]
+    assert "| partial, union | partial, no-union | +20.00 |" in (tmp_path / "out.md").read_text()
