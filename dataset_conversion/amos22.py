@@ -6,18 +6,12 @@ two differently. MR does not annotate bladder and prostate or uterus. Validation
 ``--with-validation``; test cases have no labels.
 """
 
+from dataset_conversion.btcv import ORGANS as BTCV
 from nnunet_partial.data.conversion import Converter, Download, ImageFile, LabelFile, main, pair
 
+# as BTCV up to the vena cava
 ORGANS = (
-    "spleen",
-    "right_kidney",
-    "left_kidney",
-    "gallbladder",
-    "esophagus",
-    "liver",
-    "stomach",
-    "aorta",
-    "inferior_vena_cava",
+    *BTCV[:9],
     "pancreas",
     "right_adrenal_gland",
     "left_adrenal_gland",

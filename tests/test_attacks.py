@@ -7,6 +7,7 @@ with ``--trust``, which is the user's word, the same file runs.
 import json
 import os
 import pickle
+import runpy
 import shutil
 from copy import deepcopy
 from pathlib import Path
@@ -34,6 +35,7 @@ from nnunet_partial.trust import check_plans, find_trainer
 DATASET = "Dataset601_Strange"
 CASES = [f"lits_{i}" for i in range(5)]
 SHAPE = (16, 16, 16)
+plans_by_hand = runpy.run_path(str(Path(__file__).with_name("plans.py")))["plans_by_hand"]
 C2F = {"version": 1, "source": DATASET, "channels": ["CT"], "file_ending": ".nii.gz", "settings": {}}
 
 
@@ -48,56 +50,7 @@ class Payload:
 
 
 def plans(residual=False):
-    blocks = {"n_blocks_per_stage": [1, 1]} if residual else {"n_conv_per_stage": [1, 1]}
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet."
-        + ("ResidualEncoderUNet" if residual else "PlainConvUNet"),
-        "arch_kwargs": {
-            "n_stages": 2,
-            "features_per_stage": [2, 4],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 2,
-            "strides": [[1, 1, 1], [2, 2, 2]],
-            **blocks,
-            "n_conv_per_stage_decoder": [1],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": list(SHAPE),
-        "median_image_size_in_voxels": [16.0] * 3,
-        "spacing": [1.0, 1.0, 1.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": architecture,
-        **{f"resampling_fn_{i}": "resample_data_or_seg_to_shape" for i in ("data", "seg", "probabilities")},
-        **{f"resampling_fn_{i}_kwargs": {**resampling, "is_seg": i == "seg"} for i in ("data", "seg", "probabilities")},
-        "batch_dice": False,
-    }
-    return {
-        "dataset_name": DATASET,
-        "plans_name": "nnUNetPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "original_median_spacing_after_transp": [1.0] * 3,
-        "original_median_shape_after_transp": list(SHAPE),
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "experiment_planner_used": "nnUNetPlannerResEncM" if residual else "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "configurations": {"3d_fullres": configuration},
-        "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0, "std": 1.0}},
-    }
+    return plans_by_hand(DATASET, "nnUNetPlans", SHAPE, [1.0, 1.0, 1.0], SHAPE, [[1, 1, 1], [2, 2, 2]], [2, 4], residual)
 
 
 def dataset_json(cases=CASES):

@@ -1,9 +1,10 @@
 """What can run code is done at one place each: unpickling, finding what plans name, building a network from plans, locks.
 
-A second place would be one that no check stands before.
+A second place would be one that no check stands before. And nothing is written twice: no eight lines stand at two places.
 """
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -57,3 +58,38 @@ def lines():
 def test_one_place(what):
     pattern, places = PLACES[what]
     assert {file for file, line in lines() if re.search(pattern, line)} == places
+
+
+# ------------------------------------------------------------------ the same lines twice
+
+LINES = 8
+WRITTEN = ("nnunet_partial", "dataset_conversion", "scripts", "examples", "benchmarks", "tests")
+
+
+def code(text):
+    """(number, line) of what is said: white space folded, without comments, imports, empty lines and lone brackets."""
+    folded = ((number, " ".join(line.split())) for number, line in enumerate(text.splitlines(), 1))
+    return [(n, line) for n, line in folded if re.search(r"\w", line) and not re.match(r"#|from \S+ import |import ", line)]
+
+
+def runs_at_two_places(texts):
+    """Places "file:line" at which the same ``LINES`` lines begin; ``texts``: (file, text)."""
+    places = defaultdict(list)
+    for file, text in texts:
+        said = code(text)
+        for i in range(len(said) - LINES + 1):
+            places[tuple(line for _, line in said[i : i + LINES])].append(f"{file}:{said[i][0]}")
+    return [i for i in places.values() if len(i) > 1]
+
+
+def test_no_eight_lines_stand_at_two_places():
+    files = [file for folder in WRITTEN for file in sorted((ROOT / folder).rglob("*.py"))]
+    assert len(files) > 300
+    assert not runs_at_two_places((i.relative_to(ROOT).as_posix(), i.read_text(encoding="utf-8")) for i in files)
+
+
+def test_a_copied_run_is_found_however_it_is_indented():
+    run = [f"value_{i} = {i}" for i in range(LINES)]
+    copied = "def copy():\n" + "\n    # why\n".join(f"    {i}" for i in run)
+    assert runs_at_two_places([("a.py", "\n".join(run)), ("b.py", copied)]) == [["a.py:1", "b.py:2"]]
+    assert not runs_at_two_places([("a.py", "\n".join(run)), ("b.py", "\n".join(run[1:]))])

@@ -4,6 +4,8 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from nnunet_partial.commands import repeated
+
 DESCRIPTION = """Look at every image and label of a raw dataset: contract, geometry, orientation, Hounsfield units, NaN,
 slices that jump, empty labels, cases that show less than their source, organs on the wrong side, labels that do not lie on
 their organs, unusual volumes, images that occur twice or in a test set. A finding comes with what to do about it. Writes
@@ -33,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where to write (default: check_DATASET beside the dataset; check_LABELS in the current folder); with --worst a name "
         "that ends with .txt is that of the list",
     )
-    parser.add_argument(
-        "--accept", action="append", default=[], metavar="KIND:CASE", help="this finding is right as it is; may be repeated"
-    )
+    repeated.add_argument(parser, "--accept", "KIND:CASE", "this finding is right as it is; may be repeated")
     parser.add_argument("--report-only", action="store_true", help="exit code 0 whatever is found")
     parser.add_argument("--pdf", action="store_true", help="the page of pictures as PDF instead of PNG")
     parser.add_argument("--processes", type=int, metavar="P", help="default: all cores")

@@ -1,6 +1,6 @@
 """``nnunet_partial coarse-to-fine prepare|train|predict``."""
 
-from nnunet_partial.commands import device, trusting
+from nnunet_partial.commands import device, repeated, trusting
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Find the organs in the whole scan at low resolution, then segment their box in one pass.
@@ -34,7 +34,7 @@ def _add_prepare(parser):
     parser.add_argument("dataset", help="id or name of the raw dataset of whole scans")
     parser.add_argument("--id", type=int, required=True, help="id of the dataset that is made")
     parser.add_argument("--name", help="its name (default: that of the source with Coarse or Fine behind it)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    repeated.add_argument(parser, "--set", "NAME=VALUE", "may be repeated")
     parser.add_argument("--processes", type=int, default=2, help="for coarse volumes, planning and preprocessing (default: 2)")
     parser.add_argument("--overwrite", action="store_true", help="replace volumes made from something else")
     _add_models(parser, "--coarse")

@@ -1,6 +1,6 @@
 """``nnunet_partial compare``."""
 
-from nnunet_partial.commands import trusting
+from nnunet_partial.commands import repeated, trusting
 from nnunet_partial.errors import UserError
 from nnunet_partial.orchestration.compare.methods import METHODS
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
@@ -29,9 +29,7 @@ def add_arguments(parser):
 
     parser.add_argument("dataset", nargs="?", help="dataset id or name, planned and preprocessed")
     parser.add_argument(
-        "--demo",
-        action="store_true",
-        help="make phantoms, and compare on them; everything lies below --out, under 25 minutes on two cores",
+        "--demo", action="store_true", help="make phantoms, and compare on them; all below --out, under 25 minutes on two cores"
     )
     parser.add_argument("--quick", action="store_true", help="with --demo: a few steps only, shows that it works, not how well")
     parser.add_argument(
@@ -44,12 +42,8 @@ def add_arguments(parser):
     parser.add_argument("--configuration", default="3d_fullres", help="default: 3d_fullres")
     parser.add_argument("--plans", default="nnUNetPlans", help="default: nnUNetPlans")
     parser.add_argument("--name", default="compare", help="the plans variants are called PLANS_NAME-sSEED (default: compare)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="setting of every model, as nnunet_partial variant takes it; may be repeated",
+    repeated.add_argument(
+        parser, "--set", "NAME=VALUE", "setting of every model, as nnunet_partial variant takes it; may be repeated"
     )
     parser.add_argument(
         "--recipe",

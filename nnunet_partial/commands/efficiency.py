@@ -1,6 +1,6 @@
 """``nnunet_partial efficiency``."""
 
-from nnunet_partial.commands import device, trusting
+from nnunet_partial.commands import device, repeated, trusting
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Measure what prediction costs, model beside model: wall time, peak memory, the areas under the
@@ -18,7 +18,7 @@ def add_arguments(parser):
     parser.add_argument("-i", dest="images", required=True, metavar="DIR", help="scans CASE_0000.nii.gz")
     parser.add_argument("--out", required=True, metavar="FILE.json")
     parser.add_argument("--coarse-to-fine", nargs=2, metavar=("COARSE", "FINE"), help="ids of their datasets, or model folders")
-    parser.add_argument("--model", action="append", default=[], metavar="NAME=MODEL_FOLDER", help="may be repeated")
+    repeated.add_argument(parser, "--model", "NAME=MODEL_FOLDER", "may be repeated")
     parser.add_argument(
         "--trainer",
         default="nnUNetTrainerCrossTeaching",

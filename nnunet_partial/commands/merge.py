@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from nnunet_partial.commands import repeated
 from nnunet_partial.errors import UserError, did_you_mean
 
 DESCRIPTION = """Merge nnU-Net raw datasets that annotate different organs into one partially labelled raw dataset.
@@ -37,22 +38,15 @@ EXAMPLE = """nnunet_partial merge --dataset-id 501 --name AbdomenPartial \\
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-id", type=int, required=True, metavar="ID", help="id of the merged dataset, not yet taken")
     parser.add_argument("--name", required=True, help="name of the merged dataset: DatasetID_NAME")
-    parser.add_argument("--source", action="append", default=[], metavar="NAME=ID[:CLASS,...]", help="a labelled dataset")
-    parser.add_argument("--map", action="append", default=[], metavar="NAME:LABEL,...=CLASS", help="rename labels of a source")
-    parser.add_argument("--unlabelled", action="append", default=[], metavar="[NAME=]ID", help="a dataset without labels")
-    parser.add_argument(
-        "--cases",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
-        help="take only the cases of a source that the text file lists, one a line",
-    )
-    parser.add_argument(
+    repeated.add_argument(parser, "--source", "NAME=ID[:CLASS,...]", "a labelled dataset")
+    repeated.add_argument(parser, "--map", "NAME:LABEL,...=CLASS", "rename labels of a source")
+    repeated.add_argument(parser, "--unlabelled", "[NAME=]ID", "a dataset without labels")
+    repeated.add_argument(parser, "--cases", "NAME=FILE", "take only the cases of a source that the text file lists, one a line")
+    repeated.add_argument(
+        parser,
         "--exclude",
-        action="append",
-        default=[],
-        metavar="CASE,...",
-        help="leave cases out, by their names in their dataset or as SOURCE_CASE; what nnunet_partial check advises",
+        "CASE,...",
+        "leave cases out, by their names in their dataset or as SOURCE_CASE; what nnunet_partial check advises",
     )
     parser.add_argument("--classes", metavar="CLASS,...", help="all classes in the order of their values (default: as mentioned)")
     parser.add_argument(

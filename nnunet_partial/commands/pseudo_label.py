@@ -1,6 +1,6 @@
 """``nnunet_partial pseudo-label``."""
 
-from nnunet_partial.commands import device, trusting
+from nnunet_partial.commands import device, repeated, trusting
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
@@ -34,19 +34,17 @@ def add_arguments(parser):
         metavar="teachers|[NAME=]MODEL_FOLDER",
         help="teachers: the models of nnUNetTrainerIndividual, one per source; or any model of nnU-Net",
     )
-    parser.add_argument(
+    repeated.add_argument(
+        parser,
         "--predictions",
-        action="append",
-        default=[],
-        metavar="NAME=DIR",
-        help="what another tool says, in the scans' own space: DIR/CASE.nii.gz with DIR/dataset.json, or DIR/CASE/ORGAN.nii.gz",
+        "NAME=DIR",
+        "what another tool says, in the scans' own space: DIR/CASE.nii.gz with DIR/dataset.json, or DIR/CASE/ORGAN.nii.gz",
     )
-    parser.add_argument(
+    repeated.add_argument(
+        parser,
         "--map",
-        action="append",
-        default=[],
-        metavar="NAME:LABEL,...=CLASS",
-        help="which class, or union of classes (left+right), labels of predictions or of a model mean; background: none. Without "
+        "NAME:LABEL,...=CLASS",
+        "which class, or union of classes (left+right), labels of predictions or of a model mean; background: none. Without "
         "it a label stands for the class of its name",
     )
     parser.add_argument(

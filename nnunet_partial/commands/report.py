@@ -1,5 +1,6 @@
 """``nnunet_partial report``."""
 
+from nnunet_partial.commands import repeated
 from nnunet_partial.errors import UserError
 
 DESCRIPTION = """Write one self-contained HTML file about one or several evaluated methods: what is annotated where, ranking
@@ -25,13 +26,7 @@ def add_arguments(parser):
         metavar="NAME=DIR",
         help="folder that nnunet_partial evaluate wrote, and the name of its method; one or more",
     )
-    parser.add_argument(
-        "--model",
-        action="append",
-        default=[],
-        metavar="NAME=FOLDER",
-        help="model folder of nnU-Net, for training curves and plans; any number",
-    )
+    repeated.add_argument(parser, "--model", "NAME=FOLDER", "model folder of nnU-Net, for training curves and plans; any number")
     parser.add_argument(
         "--images",
         nargs="+",
@@ -42,13 +37,13 @@ def add_arguments(parser):
     parser.add_argument(
         "--efficiency", metavar="FILE", help="efficiency report (JSON) of nnunet_partial.inference.efficiency.measure"
     )
+    parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="what methods and cases are ranked by")
     parser.add_argument(
         "--commands",
         metavar="FILE",
         help="commands to show: one a line, or JSON as nnunet_partial compare writes it (default: those that the folders tell)",
     )
-    parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="what methods and cases are ranked by")
-    parser.add_argument("--note", action="append", default=[], metavar="TEXT", help="a sentence to show on top; any number")
+    repeated.add_argument(parser, "--note", "TEXT", "a sentence to show on top; any number")
     parser.add_argument("--title", default="", help="title of the page")
     parser.add_argument("--out", required=True, metavar="FILE.html", help="page to write")
 

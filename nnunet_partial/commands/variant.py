@@ -1,6 +1,6 @@
 """``nnunet_partial variant``."""
 
-from nnunet_partial.commands import trusting
+from nnunet_partial.commands import repeated, trusting
 from nnunet_partial.recipes import read_recipe, recipe_names
 from nnunet_partial.settings import parse_assignments
 
@@ -27,13 +27,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--from-model", metavar="FOLDER", help="take the plans of this nnU-Net model folder, with nothing changed"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
-    parser.add_argument(
-        "--trainer",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="trainer whose own settings --set names; any that nnUNetv2_train -tr finds; may be repeated",
+    repeated.add_argument(parser, "--set", "NAME=VALUE", "may be repeated")
+    repeated.add_argument(
+        parser, "--trainer", "NAME", "trainer whose own settings --set names; any that nnUNetv2_train -tr finds; may be repeated"
     )
     parser.add_argument("--configuration", help="change the network of this configuration only, for example 3d_fullres")
     parser.add_argument(

@@ -15,11 +15,7 @@ class nnUNetTrainerConditionCNN(OneAgainstRestTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager,
-        configuration_manager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
+        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
         """Of plans alone: stock nnU-Net calls this to predict."""
         unet = planned_unet(plans_manager, configuration_manager, num_input_channels, 1, enable_deep_supervision)

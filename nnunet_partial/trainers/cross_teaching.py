@@ -65,11 +65,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
 
     @staticmethod
     def build_network_architecture(
-        plans_manager,
-        configuration_manager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
+        plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
         """The student, of plans alone: stock nnU-Net calls this to predict."""
         return usenet(

@@ -128,6 +128,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     deployed_average: str | None = None
     #: names of the loss terms that :meth:`compute_losses` returns; they are logged under ``loss/<name>``
     loss_terms: tuple = ("marginal",)
+    #: the supervised loss at one resolution, made with ``batch_dice``, ``ignore_label`` and ``all_gather``
+    loss_class: Callable[..., nn.Module] = MarginalDiceCELoss
     #: whether the method needs pseudo-completed labels, that is, the setting ``labels``
     needs_labels = False
     #: whether these must be of every class on every case
@@ -410,16 +412,16 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         return optimizer, make_schedule(settings.schedule, optimizer, self.initial_lr, self.num_epochs, settings.plateau)
 
     def _build_loss(self) -> nn.Module:
-        """nnU-Net's deep supervision around the marginal loss instead of around Dice + CE."""
+        """nnU-Net's deep supervision around the loss of one resolution instead of around Dice + CE."""
         loss = super()._build_loss()
-        marginal = MarginalDiceCELoss(
+        own = self.loss_class(
             batch_dice=self.configuration_manager.batch_dice,
             ignore_label=self.ignored_value,
             all_gather=AllGatherGrad.apply if self.is_ddp else None,
         )
         if not isinstance(loss, DeepSupervisionWrapper):
-            return marginal
-        loss.loss = marginal
+            return own
+        loss.loss = own
         return loss
 
     def marginal_loss(self, output: Any, batch: Batch) -> torch.Tensor:

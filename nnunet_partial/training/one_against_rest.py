@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -25,6 +24,7 @@ class OneAgainstRestTrainer(PartialTrainer):
 
     learns_from_unlabelled = False
     loss_terms = ("binary",)
+    loss_class = BinaryDiceBCELoss
 
     def preflight(self, plans: Mapping[str, Any], configuration: str, fold: Any, dataset_json: dict) -> dict:
         unions = self.dataset_annotations.unions
@@ -39,19 +39,6 @@ class OneAgainstRestTrainer(PartialTrainer):
         with torch.device("meta"):  # that this architecture can do it, before anything is written
             self.build_network_architecture(manager, planned, channels, 2, self.settings.deep_supervision)
         return dataset_json
-
-    def _build_loss(self) -> nn.Module:
-        """nnU-Net's deep supervision around the binary loss."""
-        loss = super()._build_loss()
-        binary = BinaryDiceBCELoss(
-            batch_dice=self.configuration_manager.batch_dice,
-            ignore_label=self.ignored_value,
-            all_gather=AllGatherGrad.apply if self.is_ddp else None,
-        )
-        if not isinstance(loss, DeepSupervisionWrapper):
-            return binary
-        loss.loss = binary
-        return loss
 
     def compute_losses(self, batch: Batch) -> dict:
         pairs = self.pairs(batch)

@@ -9,6 +9,14 @@ import SimpleITK as sitk
 from dataset_conversion import cityscapes
 
 CLASSES = list(cityscapes.CLASSES)
+DATASET = {  # what every choice of classes gives
+    "source": "cityscapes",
+    "channels": ("R", "G", "B"),
+    "ending": ".png",
+    "reader": "NaturalImage2DIO",
+    "ignore": True,
+    "files": ["super_classes.json"],
+}
 
 
 @pytest.fixture
@@ -37,13 +45,8 @@ def test_nineteen_classes(src, tools, pictures, run):
     expected = np.vectorize(lambda v: ids.get(int(v), 20))(aachen[1])
     tools.check(
         report,
-        source="cityscapes",
+        **DATASET,
         classes=CLASSES,
-        channels=("R", "G", "B"),
-        ending=".png",
-        reader="NaturalImage2DIO",
-        ignore=True,
-        files=["super_classes.json"],
         cases={"aachen_000000_000000": ([aachen[0]], expected, CLASSES), "augsburg_000000_000001": ([augsburg[0]], None, [])},
     )
     assert json.loads((report.folder / "super_classes.json").read_text()) == {
@@ -61,13 +64,8 @@ def test_super_classes(src, tools, pictures, run):
     classes = ["road", "vehicle", "person", "vegetation", "others"]
     tools.check(
         report,
-        source="cityscapes",
+        **DATASET,
         classes=classes,
-        channels=("R", "G", "B"),
-        ending=".png",
-        reader="NaturalImage2DIO",
-        ignore=True,
-        files=["super_classes.json"],
         skipped=dict(report.skipped),
         cases={"aachen_000000_000000": ([picture], expected, classes)},
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -32,62 +33,15 @@ DATASET = {
     "nnunet_partial": {"version": 1, "cases": {"lits_0": {"source": "lits", "annotated": ["liver"]}}},
 }
 MIRRORING_AXES = (0, 2)
+plans_by_hand = runpy.run_path(str(Path(__file__).parents[1] / "plans.py"))["plans_by_hand"]
 
 
 def plans():
-    architecture = {
-        "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
-        "arch_kwargs": {
-            "n_stages": 3,
-            "features_per_stage": [4, 8, 8],
-            "conv_op": "torch.nn.modules.conv.Conv3d",
-            "kernel_sizes": [[3, 3, 3]] * 3,
-            "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-            "n_conv_per_stage": [1] * 3,
-            "n_conv_per_stage_decoder": [1, 1],
-            "conv_bias": True,
-            "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None,
-            "dropout_op_kwargs": None,
-            "nonlin": "torch.nn.LeakyReLU",
-            "nonlin_kwargs": {"inplace": True},
-        },
-        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }
-    resampling = {"is_seg": False, "order": 1, "order_z": 0, "force_separate_z": None}
-    configuration = {
-        "data_identifier": "nnUNetPlans_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [16, 16, 16],
-        "median_image_size_in_voxels": [20.0, 24.0, 24.0],
-        "spacing": [2.5, 2.0, 2.0],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "architecture": architecture,
-        "resampling_fn_data": "resample_data_or_seg_to_shape",
-        "resampling_fn_data_kwargs": resampling,
-        "resampling_fn_seg": "resample_data_or_seg_to_shape",
-        "resampling_fn_seg_kwargs": {**resampling, "is_seg": True},
-        "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
-        "resampling_fn_probabilities_kwargs": resampling,
-        "batch_dice": False,
-    }
-    return {
-        "dataset_name": "Dataset501_Abdomen",
-        "plans_name": "nnUNetPlans_mine",
-        "image_reader_writer": "SimpleITKIO",
-        "original_median_spacing_after_transp": [2.5, 2.0, 2.0],
-        "original_median_shape_after_transp": [20, 24, 24],
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "experiment_planner_used": "ExperimentPlanner",
-        "label_manager": "LabelManager",
-        "configurations": {"3d_fullres": configuration},
-        "foreground_intensity_properties_per_channel": {"0": {"mean": 0.0, "std": 1.0}},
-        "nnunet_partial": {"mskd": {"teachers": {"lits": "/home/me/teacher"}}},
-    }
+    strides = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    made = plans_by_hand(
+        "Dataset501_Abdomen", "nnUNetPlans_mine", (16, 16, 16), [2.5, 2.0, 2.0], (20, 24, 24), strides, [4, 8, 8]
+    )
+    return {**made, "nnunet_partial": {"mskd": {"teachers": {"lits": "/home/me/teacher"}}}}
 
 
 def network(seed=0):

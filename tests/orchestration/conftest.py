@@ -25,15 +25,23 @@ NOT_RESULTS = {"jobs", "logs", "submitit", "journal.json", "loop.json", "loop.lo
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-    """The folder of the stub, under the name of every command."""
-    folder = tmp_path_factory.mktemp("programs")
-    source = (Path(__file__).parent / "stub.py").read_text()
-    for name in COMMANDS:
-        # -S -E: nothing of site-packages, so that it starts in a few milliseconds
-        (folder / name).write_text(f"#!{sys.executable} -SE\n{source}")
-        (folder / name).chmod(0o755)
-    return folder
+def stub_programs(tmp_path_factory):
+    """``stub_programs(stub, names)``: a new folder with the stub under the name of every command."""
+
+    def write(stub, names):
+        folder = tmp_path_factory.mktemp("programs")
+        for name in names:
+            # -S -E: nothing of site-packages, so that it starts in a few milliseconds
+            (folder / name).write_text(f"#!{sys.executable} -SE\n{stub.read_text()}")
+            (folder / name).chmod(0o755)
+        return folder
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def programs(stub_programs):
+    return stub_programs(Path(__file__).with_name("stub.py"), COMMANDS)
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +52,7 @@ def new_place(tmp_path_factory, programs):
 
 @pytest.fixture
 def place(new_place):
+    """Of the folder's own ``new_place``: a run's, a comparison's, a project's."""
     return new_place()
 
 
@@ -288,12 +297,8 @@ class ProjectPlace:
 
 
 @pytest.fixture(scope="session")
-def project_programs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project_programs")
-    for name in PROJECT_COMMANDS:
-        (folder / name).write_text(f"#!{sys.executable} -SE\n{PROJECT_STUB.read_text()}")
-        (folder / name).chmod(0o755)
-    return folder
+def project_programs(stub_programs):
+    return stub_programs(PROJECT_STUB, PROJECT_COMMANDS)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +90,24 @@ def _write_labels(tiny, folder, data_identifier="nnUNetPlans_3d_fullres", withou
 def write_labels():
     """``write_labels(tiny, folder, data_identifier, without, cases)``: a completed label directory."""
     return _write_labels
+
+
+@pytest.fixture(scope="session")
+def stock_predict():
+    """``(dataset, trainer, plans, folder, command)``: one image of ``dataset``, and what nnU-Net's command predicts of it."""
+
+    def predict(dataset, trainer, plans, folder, command):
+        images, out = folder / "in", folder / "out"
+        images.mkdir()
+        image = next((dataset.folders.raw / dataset.name / "imagesTr").glob("lits_*"))
+        shutil.copy(image, images / "patient_0000.nii.gz")
+        model = ["-d", dataset.id, "-c", "3d_fullres", "-f", 0, "-tr", trainer, "-p", plans]
+        command(
+            "nnUNetv2_predict", "-i", images, "-o", out, *model, *["-device", "cpu", "-npp", "1", "-nps", "1", "--disable_tta"]
+        )
+        return image, out / "patient.nii.gz"
+
+    return predict
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Cross-teaching distillation: the loss from its parts, whose gradient goes where, and which cases a batch holds."""
 
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -357,40 +356,13 @@ def command(*argv):
     assert result.returncode == 0, f"{argv}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
 
 
-def test_stock_train_and_predict(tiny, own_results, tmp_path):
-
+def test_stock_train_and_predict(tiny, own_results, tmp_path, stock_predict):
     plans = write_variant(tiny.id, "ctstock", {"num_epochs": 1}, tiny.plans, overwrite=True).stem
     command("nnUNetv2_train", 501, "3d_fullres", 0, "-tr", PROPOSED, "-p", plans, "-device", "cpu")
     fold = own_results / tiny.name / f"{PROPOSED}__{plans}__3d_fullres" / "fold_0"
     assert len(read_json(fold / "validation" / "summary.json")["metric_per_case"]) == 3
-    (tmp_path / "in").mkdir()
-    image = next((tiny.folders.raw / tiny.name / "imagesTr").glob("lits_*"))
-    shutil.copy(image, tmp_path / "in" / "patient_0000.nii.gz")
-    command(
-        "nnUNetv2_predict",
-        "-i",
-        tmp_path / "in",
-        "-o",
-        tmp_path / "out",
-        "-d",
-        501,
-        "-c",
-        "3d_fullres",
-        "-f",
-        0,
-        "-tr",
-        PROPOSED,
-        "-p",
-        plans,
-        "-device",
-        "cpu",
-        "-npp",
-        1,
-        "-nps",
-        1,
-        "--disable_tta",
-    )
-    assert (tmp_path / "out" / "patient.nii.gz").is_file()
+    _, predicted = stock_predict(tiny, PROPOSED, plans, tmp_path, command)
+    assert predicted.is_file()
 
 
 def test_killed_and_continued_equals_uninterrupted(

@@ -1,7 +1,6 @@
 """The commands that a user types, as processes of their own: nothing is set but nnU-Net's three folders."""
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -67,35 +66,9 @@ def test_probabilities_agree_with_the_annotated_prediction(trained):
         assert np.array_equal(np.load(file)["probabilities"].argmax(0), read(fold / f"{file.stem}.nii.gz"))
 
 
-def test_predict(trained, tmp_path):
-    (tmp_path / "in").mkdir()
-    image = next((trained.folders.raw / trained.name / "imagesTr").glob("lits_*"))
-    shutil.copy(image, tmp_path / "in" / "patient_0000.nii.gz")
-    command(
-        "nnUNetv2_predict",
-        "-i",
-        tmp_path / "in",
-        "-o",
-        tmp_path / "out",
-        "-d",
-        501,
-        "-c",
-        "3d_fullres",
-        "-f",
-        0,
-        "-tr",
-        "nnUNetTrainerPartial",
-        "-p",
-        trained.plans,
-        "-device",
-        "cpu",
-        "-npp",
-        1,
-        "-nps",
-        1,
-        "--disable_tta",
-    )
-    assert read(tmp_path / "out" / "patient.nii.gz").shape == read(image).shape
+def test_predict(trained, tmp_path, stock_predict):
+    image, predicted = stock_predict(trained, "nnUNetTrainerPartial", trained.plans, tmp_path, command)
+    assert read(predicted).shape == read(image).shape
 
 
 def test_find_best_configuration(trained):

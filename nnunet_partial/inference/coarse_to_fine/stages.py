@@ -52,14 +52,7 @@ class Description:
 
     def to_json(self) -> dict:
         """The value of the ``coarse_to_fine`` key."""
-        return {
-            "version": VERSION,
-            "stage": self.stage,
-            "source": self.source,
-            "channels": list(self.channels),
-            "file_ending": self.file_ending,
-            "settings": asdict(self.settings),
-        }
+        return {"version": VERSION, **asdict(self), "channels": list(self.channels)}
 
     @classmethod
     def read(cls, dataset_json: Mapping[str, Any], file: PathLike, stage: str) -> "Description":

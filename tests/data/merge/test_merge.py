@@ -353,83 +353,63 @@ def test_annotated_class_that_never_occurs(write_source, raw, capfd):
     assert dataset_json(raw)["nnunet_partial"]["cases"]["a_case0"]["annotated"] == ["liver", "tumor"]
 
 
-REFUSED_ARGUMENTS = {
+REFUSED_ARGUMENTS = {  # the options, and what the error says
     "label not accounted for": (
-        ["--source", "lits=101:liver"],
+        "--source lits=101:liver",
         "label 'tumor' of Dataset101_LiTS (labels: liver, tumor) is neither listed nor mapped",
         "--map lits:tumor=liver",
         "--map lits:tumor=background",
     ),
-    "unknown class": (
-        ["--source", "lits=101:livr,tumor"],
-        "lists the class 'livr'",
-        "Did you mean liver?",
-        "--map lits:LABEL=livr",
-    ),
+    "unknown class": ("--source lits=101:livr,tumor", "lists the class 'livr'", "Did you mean liver?", "--map lits:LABEL=livr"),
     "unknown label in mapping": (
-        ["--source", "lits=101:liver", "--map", "lits:tumour=liver"],
+        "--source lits=101:liver --map lits:tumour=liver",
         "has no label 'tumour'",
         "Did you mean tumor?",
         "Its labels: liver, tumor",
     ),
     "unknown class in mapping": (
-        ["--source", "lits=101:liver", "--map", "lits:tumor=livr"],
+        "--source lits=101:liver --map lits:tumor=livr",
         "'livr' is not among the classes of source lits",
         "Did you mean liver?",
     ),
-    "mapping of an unknown source": (
-        ["--source", "lits=101", "--map", "kits:tumor=liver"],
-        "there is no source 'kits'",
-        "Sources: lits",
-    ),
+    "mapping of an unknown source": ("--source lits=101 --map kits:tumor=liver", "there is no source 'kits'", "Sources: lits"),
     "label mapped twice": (
-        ["--source", "lits=101", "--map", "lits:tumor=liver", "--map", "lits:tumor=background"],
+        "--source lits=101 --map lits:tumor=liver --map lits:tumor=background",
         "lits:tumor is mapped to 'liver' already",
     ),
-    "same source twice": (["--source", "lits=101", "--source", "lits=103"], "source name 'lits' is given twice"),
-    "class listed twice": (["--source", "lits=101:liver,liver"], "each once"),
-    "everything dropped": (
-        ["--source", "lits=101", "--map", "lits:*=background"],
-        "annotates nothing",
-        "--unlabelled lits=101",
-    ),
-    "unusable source name": (["--source", "my__lits=101"], "source name 'my__lits'"),
-    "no such dataset": (["--source", "x=999"], "dataset id 999", "convert or merge it first"),
-    "no source": ([], "no source given"),
-    "nothing labelled": (["--unlabelled", "101"], "no source annotates anything"),
-    "malformed source": (["--source", "101"], "NAME=ID:CLASS"),
-    "malformed map": (["--source", "lits=101", "--map", "tumor=liver"], "--map lits:tumor=liver"),
-    "empty class": (["--source", "lits=101:liver,,tumor"], "a name is missing"),
-    "map of an unlabelled source": (
-        ["--source", "lits=101", "--unlabelled", "u=103", "--map", "u:pancreas=x"],
-        "has no labels to map",
-    ),
+    "same source twice": ("--source lits=101 --source lits=103", "source name 'lits' is given twice"),
+    "class listed twice": ("--source lits=101:liver,liver", "each once"),
+    "everything dropped": ("--source lits=101 --map lits:*=background", "annotates nothing", "--unlabelled lits=101"),
+    "unusable source name": ("--source my__lits=101", "source name 'my__lits'"),
+    "no such dataset": ("--source x=999", "dataset id 999", "convert or merge it first"),
+    "no source": ("", "no source given"),
+    "nothing labelled": ("--unlabelled 101", "no source annotates anything"),
+    "malformed source": ("--source 101", "NAME=ID:CLASS"),
+    "malformed map": ("--source lits=101 --map tumor=liver", "--map lits:tumor=liver"),
+    "empty class": ("--source lits=101:liver,,tumor", "a name is missing"),
+    "map of an unlabelled source": ("--source lits=101 --unlabelled u=103 --map u:pancreas=x", "has no labels to map"),
     "classes that are not those of the sources": (
-        ["--source", "lits=101", "--classes", "liver,tumour"],
+        "--source lits=101 --classes liver,tumour",
         "--classes liver,tumour",
         "liver,tumor",
     ),
     "names that differ in case only": (
-        ["--source", "lits=101", "--source", "nih=103", "--map", "nih:pancreas=Liver"],
+        "--source lits=101 --source nih=103 --map nih:pancreas=Liver",
         "'liver' and 'Liver'",
         "--map SOURCE:Liver=",
     ),
-    "no processes": (["--source", "lits=101", "--processes", "0"], "--processes 0"),
-    "case list with an unknown case": (
-        ["--source", "lits=101", "--cases", "lits=CASES"],
-        "has no case 'case9'",
-        "case0, case1",
-    ),
+    "no processes": ("--source lits=101 --processes 0", "--processes 0"),
+    "case list with an unknown case": ("--source lits=101 --cases lits=CASES", "has no case 'case9'", "case0, case1"),
     "excluded case that is not there": (
-        ["--source", "lits=101", "--exclude", "lits_cas0"],
+        "--source lits=101 --exclude lits_cas0",
         "--exclude lits_cas0: no source has such a case",
         "Did you mean lits_case0",
     ),
     "excluded case of two sources": (
-        ["--source", "lits=101", "--source", "nih=103", "--exclude", "case0"],
+        "--source lits=101 --source nih=103 --exclude case0",
         "lits and nih have a case of that name",
     ),
-    "missing case list": (["--source", "lits=101", "--cases", "lits=/nowhere.txt"], "/nowhere.txt cannot be read"),
+    "missing case list": ("--source lits=101 --cases lits=/nowhere.txt", "/nowhere.txt cannot be read"),
 }
 
 
@@ -437,7 +417,7 @@ REFUSED_ARGUMENTS = {
 def test_arguments_that_contradict_the_sources(three, raw, capfd, tmp_path, what):
     arguments, *expected = REFUSED_ARGUMENTS[what]
     (tmp_path / "cases.txt").write_text("case0\ncase9")
-    error = refused(capfd, raw, *[i.replace("CASES", str(tmp_path / "cases.txt")) for i in arguments])
+    error = refused(capfd, raw, *[i.replace("CASES", str(tmp_path / "cases.txt")) for i in arguments.split()])
     for text in expected:
         assert text in error
 

@@ -266,6 +266,11 @@ def test_a_case_that_fails_leaves_no_dataset(place, monkeypatch, tmp_path, capsy
     assert "part_0.nii.gz" in error and "value 2" in error
 
 
+def predict(images, out, coarse, fine):
+    """The words of the command."""
+    return ("coarse-to-fine", "predict", "-i", images, "-o", out, "--coarse", coarse, "--fine", fine, "--device", "cpu")
+
+
 def refused(capsys, *argv):
     with pytest.raises(SystemExit) as end:
         main([str(i) for i in argv])
@@ -288,36 +293,8 @@ def test_bad_input_is_one_line(place, coarse, fine, capsys, tmp_path):
     assert "coarse-to-fine train 521 --fold 3" in refused(
         capsys, *prepare, "fine", 511, "--id", 523, "--coarse", 521, "--fold", 3, "--device", "cpu"
     )
-    assert "coarse stage" in refused(
-        capsys,
-        "coarse-to-fine",
-        "predict",
-        "-i",
-        tmp_path,
-        "-o",
-        tmp_path / "out",
-        "--coarse",
-        fine,
-        "--fine",
-        fine,
-        "--device",
-        "cpu",
-    )
-    assert "holds no image" in refused(
-        capsys,
-        "coarse-to-fine",
-        "predict",
-        "-i",
-        tmp_path,
-        "-o",
-        tmp_path / "out",
-        "--coarse",
-        coarse,
-        "--fine",
-        fine,
-        "--device",
-        "cpu",
-    )
+    assert "coarse stage" in refused(capsys, *predict(tmp_path, tmp_path / "out", fine, fine))
+    assert "holds no image" in refused(capsys, *predict(tmp_path, tmp_path / "out", coarse, fine))
     assert not (tmp_path / "out").exists() and not list(place.raw.glob("Dataset523*"))
 
 
@@ -335,20 +312,7 @@ def scans(tmp_path_factory):
 
 
 def test_predict_keeps_the_exact_geometry_and_goes_on(coarse, fine, scans, tmp_path, capsys):
-    argv = (
-        "coarse-to-fine",
-        "predict",
-        "-i",
-        scans,
-        "-o",
-        tmp_path / "out",
-        "--coarse",
-        coarse,
-        "--fine",
-        fine,
-        "--device",
-        "cpu",
-    )
+    argv = predict(scans, tmp_path / "out", coarse, fine)
     command(*argv, "--efficiency", tmp_path / "costs.json")
     for case in ("plain", "turned", "small"):
         mask = sitk.ReadImage(str(tmp_path / "out" / f"{case}.nii.gz"))
@@ -371,7 +335,7 @@ def test_predict_keeps_the_exact_geometry_and_goes_on(coarse, fine, scans, tmp_p
     model = shutil.copytree(coarse, tmp_path / "other")
     checkpoint = torch.load(model / "fold_0" / "checkpoint_final.pth", weights_only=True)
     torch.save({**checkpoint, "current_epoch": 7}, model / "fold_0" / "checkpoint_final.pth")
-    assert "predictions of other models" in refused(capsys, *argv[:6], "--coarse", model, "--fine", fine, "--device", "cpu")
+    assert "predictions of other models" in refused(capsys, *predict(scans, tmp_path / "out", model, fine))
 
 
 def test_predicted_files_are_those_of_the_steps(coarse, fine, scans, tmp_path):

@@ -29,13 +29,8 @@ TEST_CASES = 3
 
 
 @pytest.fixture(scope="session")
-def stubs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("comparison_programs")
-    source = (Path(__file__).parent / "comparison_stub.py").read_text()
-    for name in COMMANDS:
-        (folder / name).write_text(f"#!{sys.executable} -SE\n{source}")
-        (folder / name).chmod(0o755)
-    return folder
+def stubs(stub_programs):
+    return stub_programs(Path(__file__).with_name("comparison_stub.py"), COMMANDS)
 
 
 class Place:
@@ -147,11 +142,6 @@ class Place:
 @pytest.fixture(scope="session")
 def new_place(tmp_path_factory, stubs):
     return lambda: Place(tmp_path_factory.mktemp("comparison"), stubs)
-
-
-@pytest.fixture
-def place(new_place):
-    return new_place()
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,6 @@ def new_place(new_project_place):
     return new_project_place
 
 
-@pytest.fixture
-def place(new_place):
-    return new_place()
-
-
 @pytest.fixture(scope="session")
 def finished(new_place):
     """A run that nothing disturbed; not to be changed."""
