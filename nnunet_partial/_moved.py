@@ -15,6 +15,7 @@ PACKAGE = "nnunet_partial"
 MOVED = {  # below the package: where a module was -> where it is
     "data.annotated": "data.preprocessed.annotated",
     "data.comparison": "data.preprocessed.sharing",
+    "data.conversion.journal": "data.conversion.finished",
     "data.inspection": "data.check.inspection",
     "data.inspection_page": "data.check.page",
     "data.label_directory": "data.preprocessed.label_directory",

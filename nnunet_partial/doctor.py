@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial import __version__
+from nnunet_partial import __version__, _moved
 from nnunet_partial.data.parallel import default_processes
 
 TRAINER_FOLDER = Path(__file__).parent / "_ext"
@@ -58,7 +58,7 @@ print("""
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     """One line of the report. ``remedy`` is None where all is well."""
 
     name: str
@@ -96,15 +96,15 @@ def probe() -> dict:
 def versions() -> list:
     """Versions of Python, of this package and of what it builds on, compared with what its metadata requires."""
     findings = [
-        Finding("python", platform.python_version(), _python_remedy()),
-        Finding("nnunet_partial", f"{__version__} in {Path(__file__).parent}"),
+        DoctorFinding("python", platform.python_version(), _python_remedy()),
+        DoctorFinding("nnunet_partial", f"{__version__} in {Path(__file__).parent}"),
     ]
     for name in ("torch", "nnunetv2"):
         try:
             found = metadata.version(name)
-            findings.append(Finding(name, found, _version_remedy(name, found)))
+            findings.append(DoctorFinding(name, found, _version_remedy(name, found)))
         except metadata.PackageNotFoundError:
-            findings.append(Finding(name, "not installed", f"pip install {name}"))
+            findings.append(DoctorFinding(name, "not installed", f"pip install {name}"))
     return findings
 
 
@@ -143,8 +143,8 @@ def torch_autoload(environment: Mapping[str, str]) -> list:
     state = "on" if switch in (None, "1") else f"off ({AUTOLOAD_SWITCH}={switch})"
     registered = any(i.name == "nnunet_partial" for i in metadata.entry_points(group="torch.backends"))
     return [
-        Finding("torch autoload", state),
-        Finding(
+        DoctorFinding("torch autoload", state),
+        DoctorFinding(
             "entry point",
             "registered" if registered else "not registered",
             None if registered else "install the package again: pip install nnunet_partial, or pip install -e . in its checkout",
@@ -156,7 +156,7 @@ def search_path(probed: Mapping[str, Any]) -> list:
     """The variable that nnU-Net searches for trainers, once torch is imported."""
     if "crash" in probed:
         return [
-            Finding(
+            DoctorFinding(
                 "import torch",
                 probed["crash"],
                 f"mend torch first; {AUTOLOAD_SWITCH}=0 python -c 'import "
@@ -166,8 +166,8 @@ def search_path(probed: Mapping[str, Any]) -> list:
     value = probed["search_path"]
     folders = [os.path.abspath(i) for i in (value or "").split(os.pathsep) if i.strip()]
     if str(TRAINER_FOLDER) in folders:
-        return [Finding(SEARCH_PATH, value)]
-    return [Finding(SEARCH_PATH, value or "not set", export_line(value))]
+        return [DoctorFinding(SEARCH_PATH, value)]
+    return [DoctorFinding(SEARCH_PATH, value or "not set", export_line(value))]
 
 
 def export_line(value: str | None) -> str:
@@ -181,7 +181,7 @@ def trainers(probed: Mapping[str, Any]) -> list:
         return []
     if "error" in probed:
         return [
-            Finding(
+            DoctorFinding(
                 "trainers",
                 probed["error"],
                 "install the package and its requirements again: pip install "
@@ -198,10 +198,10 @@ def trainers(probed: Mapping[str, Any]) -> list:
         if in_path
         else export_line(probed["search_path"])
     )
-    findings = [Finding("trainers found", ", ".join(found))] if found else []
+    findings = [DoctorFinding("trainers found", ", ".join(found))] if found else []
     return [
         *findings,
-        *(Finding("trainers not found", f"{', '.join(names)}: {reason}", remedy) for reason, names in failures.items()),
+        *(DoctorFinding("trainers not found", f"{', '.join(names)}: {reason}", remedy) for reason, names in failures.items()),
     ]
 
 
@@ -220,17 +220,17 @@ def roots(environment: Mapping[str, str]) -> list:
             remedy = f"export {name}=/path/to/{name}"
         elif not os.path.isdir(value):
             remedy = f"mkdir -p {value}"
-        findings.append(Finding(name, value or "not set", remedy))
+        findings.append(DoctorFinding(name, value or "not set", remedy))
     return findings
 
 
 def hardware(probed: Mapping[str, Any]) -> list:
     """GPUs and cores; neither is ever a fault."""
     devices = probed.get("devices") or ["none: add -device cpu to nnU-Net's commands"]
-    return [Finding("CUDA devices", ", ".join(devices)), Finding("CPU cores", str(default_processes()))]
+    return [DoctorFinding("CUDA devices", ", ".join(devices)), DoctorFinding("CPU cores", str(default_processes()))]
 
 
-def as_text(findings: Sequence[Finding]) -> str:
+def as_text(findings: Sequence[DoctorFinding]) -> str:
     """One line a finding, and one below it that mends it."""
     width = max(len(i.name) for i in findings)
     lines = []
@@ -242,6 +242,9 @@ def as_text(findings: Sequence[Finding]) -> str:
     return "\n".join([*lines, f"{problems} problem{'s' * (problems != 1)} found" if problems else "all is well"])
 
 
-def as_json(findings: Sequence[Finding]) -> dict:
+def as_json(findings: Sequence[DoctorFinding]) -> dict:
     """The findings as plain values; ``ok`` says whether all is well."""
     return {"ok": all(i.remedy is None for i in findings), "findings": [asdict(i) for i in findings]}
+
+
+__getattr__ = _moved.renamed(__name__, {"Finding": "DoctorFinding"})

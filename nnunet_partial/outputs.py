@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_partial import _moved
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, sha256, write_json
 
@@ -170,7 +171,7 @@ class Records:
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ExpectedPredictions:
     """What ``nnUNetv2_predict`` makes of the folder ``images`` in ``out``; it may end well and leave part of it.
 
     ``dataset_json``: of the model's dataset, which tells how files end.
@@ -251,3 +252,6 @@ def _nifti_bytes(header: bytes) -> int:
             (bits,), (offset,) = struct.unpack_from(order + "h", header, 72), struct.unpack_from(order + "f", header, 108)
             return int(offset) + math.prod(lengths[:dimensions]) * bits // 8
     return _HEADER_BYTES
+
+
+__getattr__ = _moved.renamed(__name__, {"Predictions": "ExpectedPredictions"})

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnunet_partial import _moved
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.methods import package_trainers
 from nnunet_partial.settings import BLOCKS, NETWORK_CHANGES, RunSettings
@@ -18,7 +19,7 @@ _ALL, _NONE = "all", "noted for the record"
 
 
 @dataclass(frozen=True)
-class Row:
+class SettingRow:
     """One setting, everything as text. ``name``: as ``--set`` takes it; ``methods``: who reads it."""
 
     name: str
@@ -40,7 +41,9 @@ class Section:
 
 def sections(more: Mapping[str, type] | None = None) -> list:
     """Everything that ``variant --set`` takes. ``more``: block -> dataclass of trainers that are not of this package."""
-    network = tuple(Row(k, v, "as planned", "voxels" if k == "patch_size" else "", "", _ALL) for k, v in NETWORK_CHANGES.items())
+    network = tuple(
+        SettingRow(k, v, "as planned", "voxels" if k == "patch_size" else "", "", _ALL) for k, v in NETWORK_CHANGES.items()
+    )
     return [
         Section("Every run", (RunSettings.__doc__ or "").strip(), rows(RunSettings)),
         Section("Network, batch and patch", "Of nnU-Net's own configuration; preprocessing stays as it is.", network),
@@ -55,7 +58,7 @@ def block_section(block: str, cls: type) -> Section:
 
 
 def rows(cls: Any, block: str | None = None) -> tuple:
-    """One :class:`Row` for every field of a settings dataclass."""
+    """One :class:`SettingRow` for every field of a settings dataclass."""
     prefix = f"{block}." if block else ""
     readers = ", ".join(methods_of(block)) if block else _ALL
     return tuple(_row(i, prefix, readers) for i in dataclasses.fields(cls))
@@ -66,11 +69,11 @@ def methods_of(block: str) -> tuple:
     return tuple(sorted(i.short_name for i in package_trainers().values() if i.settings_name == block and i.short_name))
 
 
-def _row(field: dataclasses.Field, prefix: str, readers: str) -> Row:
+def _row(field: dataclasses.Field, prefix: str, readers: str) -> SettingRow:
     about = field.metadata
     own = about.get("methods")
     methods = readers if own is None else ", ".join(own) or _NONE
-    return Row(
+    return SettingRow(
         prefix + field.name, about.get("help", ""), _default(field), about.get("unit", ""), _allowed(about, field), methods
     )
 
@@ -113,7 +116,7 @@ def _indented(text: str, width: int) -> list:
     return textwrap.wrap(text, width, initial_indent=" " * 8, subsequent_indent=" " * 8)
 
 
-def _headline(row: Row) -> str:
+def _headline(row: SettingRow) -> str:
     of = "" if row.methods == _ALL else f"; {row.methods}"
     unit = f" {row.unit}" if row.unit else ""
     return f"    {row.name} = {row.default}{unit}  ({row.allowed}{of})"
@@ -135,3 +138,6 @@ def as_markdown(found: Sequence[Section]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+__getattr__ = _moved.renamed(__name__, {"Row": "SettingRow"})

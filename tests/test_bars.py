@@ -49,7 +49,7 @@ def test_cases_in_this_process_and_in_others_are_announced(capsys):
 
 def test_the_doctor_speaks_before_it_looks(monkeypatch, capsys):
     told = []
-    monkeypatch.setattr(doctor, "examine", lambda: told.append(capsys.readouterr().out) or [doctor.Finding("python", "3")])
+    monkeypatch.setattr(doctor, "examine", lambda: told.append(capsys.readouterr().out) or [doctor.DoctorFinding("python", "3")])
     assert main(["doctor"]) == 0
     assert told == ["importing torch and nnU-Net in a process of its own, as nnUNetv2_train does\n"]
     told.clear()

@@ -72,7 +72,7 @@ def test_a_trainer_of_ones_own_is_listed_too():
         weight: float = setting(2.0, "how much | of it", unit="kg", low=0, high=3)
 
     (section,) = [i for i in settings_help.sections({"mine": MineSettings}) if i.title == "mine.*"]
-    assert section.rows == (settings_help.Row("mine.weight", "how much | of it", "2.0", "kg", "number, 0 to 3", ""),)
+    assert section.rows == (settings_help.SettingRow("mine.weight", "how much | of it", "2.0", "kg", "number, 0 to 3", ""),)
     assert "how much \\| of it" in settings_help.as_markdown([section])
     with pytest.raises(UserError, match=r"Did you mean mine\.weight\? "):
         settings_help.as_text([section], "wieght")

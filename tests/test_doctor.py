@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_partial import cli, doctor
-from nnunet_partial.doctor import TRAINER_FOLDER, Finding
+from nnunet_partial.doctor import TRAINER_FOLDER, DoctorFinding
 
 HEALTHY = {"torch": "2.9", "search_path": str(TRAINER_FOLDER), "devices": [], "trainers": {"nnUNetTrainerPartial": ""}}
 
@@ -154,13 +154,15 @@ def test_a_probe_that_says_nothing(monkeypatch):
 
 
 def test_text_and_exit_code(monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("python", "3.11"), Finding("nnUNet_raw", "not set", "export it")])
+    monkeypatch.setattr(
+        doctor, "examine", lambda: [DoctorFinding("python", "3.11"), DoctorFinding("nnUNet_raw", "not set", "export it")]
+    )
     with pytest.raises(SystemExit) as stop:
         cli.main(["doctor"])
     assert stop.value.code == 1
     printed = capsys.readouterr().out
     assert "mend: export it" in printed and printed.endswith("1 problem found\n")
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("python", "3.11")])
+    monkeypatch.setattr(doctor, "examine", lambda: [DoctorFinding("python", "3.11")])
     assert cli.main(["doctor"]) == 0
     assert capsys.readouterr().out.endswith("all is well\n")
 

@@ -1,6 +1,7 @@
 """What can run code is done at one place each: unpickling, finding what plans name, building a network from plans, locks.
 
-A second place would be one that no check stands before. And nothing is written twice: no eight lines stand at two places.
+A second place would be one that no check stands before. And nothing is written twice: no eight lines stand at two
+places, no class is called like another.
 """
 
 import re
@@ -58,6 +59,14 @@ def lines():
 def test_one_place(what):
     pattern, places = PLACES[what]
     assert {file for file, line in lines() if re.search(pattern, line)} == places
+
+
+def test_a_name_of_a_class_means_one_thing():
+    named = defaultdict(list)
+    for file, line in lines():
+        if found := re.match(r"class ([A-Za-z]\w*)", line):
+            named[found[1]].append(file)
+    assert len(named) > 100 and not {name: files for name, files in named.items() if len(files) > 1}
 
 
 # ------------------------------------------------------------------ the same lines twice

@@ -12,7 +12,7 @@ from nnunet_partial import files
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.files import atomic_path, replace_folder, restore_folder, temporary_folder, write_texts
 from nnunet_partial.outputs import (
-    Predictions,
+    ExpectedPredictions,
     Records,
     first_changed,
     is_as_read,
@@ -163,7 +163,7 @@ def test_every_expected_prediction_must_be_there(tmp_path):
         (tmp_path / folder).mkdir()
     for name in ("a_0000.nii.gz", "a_0001.nii.gz", "b_0000.nii.gz", "notes.txt", ".tmp-c_0000.nii.gz"):
         (tmp_path / "images" / name).touch()
-    left = Predictions(tmp_path / "images", tmp_path / "out", tmp_path / "dataset.json")
+    left = ExpectedPredictions(tmp_path / "images", tmp_path / "out", tmp_path / "dataset.json")
     assert [i.name for i in left.files()] == ["a.nii.gz", "b.nii.gz"]
     (tmp_path / "out" / "a.nii.gz").write_bytes(gzip.compress(nifti(), mtime=0))
     with pytest.raises(UserError, match="b.nii.gz was not written"):

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from nnunet_partial import _moved
+
 USUAL = 0.8  # share of a source's cases that show a class which is usual there
 ENOUGH_CASES = 5  # of a source, for anything to be usual
 SPARSE = 0.2  # share of a source's cases with less than half of their classes, from which they seem to differ by design
@@ -11,7 +13,7 @@ LACKING = 0.5  # a case that lacks more than this share of what is usual, and at
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownClasses:
     """What a case annotates, and which of it its label file holds."""
 
     case: str
@@ -38,7 +40,7 @@ class Lacking:
         )
 
 
-def far_from_source(cases: Sequence[Shown]) -> list:
+def far_from_source(cases: Sequence[ShownClasses]) -> list:
     """The cases that show something, but at most half of what nearly all cases of their source show, as :class:`Lacking`.
 
     Empty label files are another matter (an unlabelled scan that is declared to be labelled) and not told here.
@@ -74,7 +76,7 @@ class SparseSource:
         )
 
 
-def sparse_sources(cases: Sequence[Shown]) -> list:
+def sparse_sources(cases: Sequence[ShownClasses]) -> list:
     """Sources of which no set of classes is usual, because many cases show few of them, as :class:`SparseSource`."""
     found = []
     for source in dict.fromkeys(i.source for i in cases):
@@ -85,3 +87,6 @@ def sparse_sources(cases: Sequence[Shown]) -> list:
             present = tuple(i for i in few[0].annotated if i in few[0].present)
             found.append(SparseSource(source, len(few), len(own), Lacking(few[0].case, source, missing, present)))
     return found
+
+
+__getattr__ = _moved.renamed(__name__, {"Shown": "ShownClasses"})

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from nnunet_partial import paths
+from nnunet_partial import _moved, paths
 from nnunet_partial.data.grids import read_label_on
 from nnunet_partial.data.images import present_values, read_label
 from nnunet_partial.data.parallel import map_cases
@@ -168,7 +168,7 @@ class LabelMap:
 
 
 @dataclass(frozen=True)
-class CaseJob:
+class CaseToScore:
     """One case to evaluate; everything that a process needs, as plain values."""
 
     case: str
@@ -223,7 +223,7 @@ def evaluate_folder(
     tolerances = {i: _tolerance_mm(i, tolerances) for _, _, _, names in plan.cases for i in names}
     names = check_metrics(metrics)
     jobs = [
-        CaseJob(case, source, *files, evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances)
+        CaseToScore(case, source, *files, evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances)
         for case, source, files, evaluated in plan.cases
     ]
     rows = [row for result in map_cases(evaluate_case, jobs, processes, "evaluating", progress) for row in result]
@@ -550,7 +550,7 @@ def _source(case: str, known_truth: LabelMap) -> str:
 # ---------------------------------------------------------------------------------------------- one case
 
 
-def evaluate_case(job: CaseJob) -> list:
+def evaluate_case(job: CaseToScore) -> list:
     """The rows of one case. Raises UserError for files that cannot be read, do not fit, or hold unknown values."""
     pred, geometry = read_label(job.pred)
     truth = read_label_on(job.truth, geometry, job.pred)  # the same voxels along other axes are the same truth
@@ -586,3 +586,6 @@ def _joint_box(boxes: Sequence[tuple], shape: tuple) -> tuple:
         slice(max(0, min(i.start for i in axis) - 1), min(length, max(i.stop for i in axis) + 1))
         for axis, length in zip(zip(*boxes), shape)
     )
+
+
+__getattr__ = _moved.renamed(__name__, {"CaseJob": "CaseToScore"})

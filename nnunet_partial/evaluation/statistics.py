@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nnunet_partial import _moved
+
 _CHUNK = 500  # resamples at a time: bounds memory to chunk x cases
 
 
@@ -126,7 +128,7 @@ def holm(p_values: Sequence) -> list:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedDifference:
     """Method A against method B on one class (or on the mean over classes of each case) and one metric.
 
     ``n`` pairs; ``difference`` the mean of A - B with its bootstrap interval ``low, high``; p values of the paired
@@ -146,7 +148,7 @@ MEAN_OVER_CLASSES = "mean over classes"
 
 
 def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = "dice", seed: int = 0) -> dict:
-    """Compare two evaluations of the same cases: class -> :class:`Comparison`, and one of the means over classes.
+    """Compare two evaluations of the same cases: class -> :class:`PairedDifference`, and one of the means over classes.
 
     ``rows_a``, ``rows_b``: rows of :func:`nnunet_partial.evaluation.evaluate.evaluate_folder` or ``read_metrics``. Rows
     that only one of them has are left out.
@@ -161,14 +163,17 @@ def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = 
     intervals = bootstrap_cis([ours - theirs for ours, theirs in pairs.values()], seed=seed)
     result = {name: _compare(*pair, interval, seed) for (name, pair), interval in zip(pairs.items(), intervals)}
     adjusted = holm([i.p_permutation for i in result.values()])
-    result = {name: Comparison(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
+    result = {name: PairedDifference(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
     if keys:
         ours, theirs = (np.array([np.mean([values[i] for i in own]) for own in by_case.values()]) for values in (a, b))
         result[MEAN_OVER_CLASSES] = _compare(ours, theirs, bootstrap_ci(ours - theirs, seed=seed), seed)
     return result
 
 
-def _compare(a: np.ndarray, b: np.ndarray, interval: tuple, seed: int) -> Comparison:
+def _compare(a: np.ndarray, b: np.ndarray, interval: tuple, seed: int) -> PairedDifference:
     """``a``, ``b`` (pairs,), all finite; ``interval`` of the mean of ``a - b``."""
     tests = paired_wilcoxon(a, b), paired_permutation_test(a, b, seed=seed)
-    return Comparison(len(a), float(np.mean(a - b)), *interval, *tests)
+    return PairedDifference(len(a), float(np.mean(a - b)), *interval, *tests)
+
+
+__getattr__ = _moved.renamed(__name__, {"Comparison": "PairedDifference"})

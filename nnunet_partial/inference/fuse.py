@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_partial import _moved
 from nnunet_partial.bars import bar
 from nnunet_partial.data.images import write_segmentation
 from nnunet_partial.errors import UserError
@@ -29,7 +30,7 @@ _REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
 
 
 @dataclass(frozen=True)
-class Predictions:
+class ModelPredictions:
     """A folder that ``nnUNetv2_predict --save_probabilities`` wrote, and the values of its classes in the fused dataset."""
 
     folder: Path
@@ -37,7 +38,7 @@ class Predictions:
     values: np.ndarray
 
     @classmethod
-    def read(cls, folder: PathLike, classes: Sequence[str]) -> "Predictions":
+    def read(cls, folder: PathLike, classes: Sequence[str]) -> "ModelPredictions":
         folder = Path(folder)
         own = foreground_classes(read_json(folder / "dataset.json", _REMEDY), str(folder / "dataset.json"))[0]
         unknown = [i for i in own if i not in classes]
@@ -108,7 +109,7 @@ def fuse(
     content, file = read_dataset_json(dataset)
     check_dataset_names(content, str(file))
     classes, out = foreground_classes(content, file)[0], Path(out)
-    models = [Predictions.read(i, classes) for i in folders]
+    models = [ModelPredictions.read(i, classes) for i in folders]
     _check_rule(rule, models)
     ending = content["file_ending"]
     own = {k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}
@@ -141,7 +142,7 @@ def fuse(
     return cases
 
 
-def _check_rule(rule: str, models: Sequence[Predictions]) -> None:
+def _check_rule(rule: str, models: Sequence[ModelPredictions]) -> None:
     if rule not in (CLAIMS, *RULES):
         raise UserError(f"--rule {rule}: there is no such rule. Rules: {', '.join((CLAIMS, *RULES))}.")
     other = [i for i in models if sorted(i.values) != sorted(models[0].values)]
@@ -152,7 +153,7 @@ def _check_rule(rule: str, models: Sequence[Predictions]) -> None:
         )
 
 
-def _cases(models: Sequence[Predictions], done: set) -> set:
+def _cases(models: Sequence[ModelPredictions], done: set) -> set:
     """Every case, finished or not. A case that one model lacks is an error."""
     wanted = set.union(*(i.cases for i in models)) | done
     if not wanted:
@@ -164,7 +165,7 @@ def _cases(models: Sequence[Predictions], done: set) -> set:
     return wanted
 
 
-def _is_done(records: Records, models: Sequence[Predictions], case: str, target: Path) -> bool:
+def _is_done(records: Records, models: Sequence[ModelPredictions], case: str, target: Path) -> bool:
     """As :meth:`Records.is_done`, but probabilities may have been removed since."""
     known = (records.read(case) or {}).get("sources", {})
     files = {str(i): model.probabilities(case) for i, model in enumerate(models)}
@@ -173,13 +174,13 @@ def _is_done(records: Records, models: Sequence[Predictions], case: str, target:
     return records.is_written(case, [target])
 
 
-def _fuse_case(models: Sequence[Predictions], case: str, target: Path, rule: str) -> None:
+def _fuse_case(models: Sequence[ModelPredictions], case: str, target: Path, rule: str) -> None:
     labels = _merged(models, case) if rule == CLAIMS else _fused(models, case, rule)
     reader, properties = _reader_and_properties(models[0], case)
     write_segmentation(labels, target, reader, properties)
 
 
-def _merged(models: Sequence[Predictions], case: str) -> np.ndarray:
+def _merged(models: Sequence[ModelPredictions], case: str) -> np.ndarray:
     """Labels (*S), each from the models that know it; one model's probabilities are in memory at a time."""
     labels = probability = None
     for model in models:
@@ -190,7 +191,7 @@ def _merged(models: Sequence[Predictions], case: str) -> np.ndarray:
     return labels
 
 
-def _fused(models: Sequence[Predictions], case: str, rule: str) -> np.ndarray:
+def _fused(models: Sequence[ModelPredictions], case: str, rule: str) -> np.ndarray:
     """Labels (*S) by a rule for models of the same classes."""
     fusion = Fusion(rule)
     for model in models:
@@ -201,7 +202,7 @@ def _fused(models: Sequence[Predictions], case: str, rule: str) -> np.ndarray:
     return np.sort(models[0].values)[fusion.result()[0]]
 
 
-def _check_shape(model: Predictions, case: str, shape: tuple, expected: tuple) -> None:
+def _check_shape(model: ModelPredictions, case: str, shape: tuple, expected: tuple) -> None:
     if shape != expected:
         raise UserError(
             f"{model.folder / case}.npz has the shape {shape}, that of the models before it {expected}. Predict the same images "
@@ -209,7 +210,7 @@ def _check_shape(model: Predictions, case: str, shape: tuple, expected: tuple) -
         )
 
 
-def _reader_and_properties(model: Predictions, case: str) -> tuple:
+def _reader_and_properties(model: ModelPredictions, case: str) -> tuple:
     """nnU-Net's writer and what it needs to know of a case: it may store images along other axes than it reads them."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -217,3 +218,6 @@ def _reader_and_properties(model: Predictions, case: str) -> tuple:
     if not file.is_file():
         raise UserError(f"{file} does not exist. {_REMEDY}")
     return PlansManager(dict(model.plans)).image_reader_writer_class(), load_pickle(file, _REMEDY)
+
+
+__getattr__ = _moved.renamed(__name__, {"Predictions": "ModelPredictions"})

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_partial import paths
+from nnunet_partial import _moved, paths
 from nnunet_partial.data import images
 from nnunet_partial.data.predictions import OUTSIDE_BODY, Predictions, outside_body, require_disjoint, require_structure
 from nnunet_partial.data.raw import RawDataset, read_raw_dataset
@@ -133,7 +133,7 @@ def raw_case(raw: RawDataset, case: str):
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedPrediction:
     """What one tool says of one case, on preprocessed voxels: ``numbers`` (*S) of its structures, 0 for none, or
     ``probabilities`` (n, *S)."""
 
@@ -186,7 +186,7 @@ class Placed:
 
 def place_predictions(
     predictions: Predictions, case: str, raw: RawDataset, place: ToPreprocessed, check_body: bool = True
-) -> Placed:
+) -> PlacedPrediction:
     """Read the files of a case and bring them onto its preprocessed voxels.
 
     ``check_body``: whether to ask a CT if they lie on its body. Raises :class:`UserError` for what cannot be used.
@@ -194,10 +194,10 @@ def place_predictions(
     image = raw_case(raw, case).images[0]
     read = predictions.read(case, place.geometry, image, place.values)
     if read.labels is None:
-        return Placed(predictions, None, np.clip(read.probabilities, 0, 1))
+        return PlacedPrediction(predictions, None, np.clip(read.probabilities, 0, 1))
     if check_body and raw.is_ct and place.geometry.dimensions == 3:
         _require_body(predictions, case, image, read.labels)
-    return Placed(predictions, place.labels(read.labels), None)
+    return PlacedPrediction(predictions, place.labels(read.labels), None)
 
 
 def _require_body(predictions: Predictions, case: str, image: str, labels: np.ndarray) -> None:
@@ -211,7 +211,7 @@ def _require_body(predictions: Predictions, case: str, image: str, labels: np.nd
         )
 
 
-def agreement(placed: Placed, case: str, truth: np.ndarray, values: Mapping[str, int]) -> dict:
+def agreement(placed: PlacedPrediction, case: str, truth: np.ndarray, values: Mapping[str, int]) -> dict:
     """Structure -> Dice with the manual labels, of what a case annotates and a tool also says.
 
     ``truth`` (*S) holds the manual labels, ``values`` structure -> its value there, of what is annotated. A number tells
@@ -297,3 +297,6 @@ class Doubt:
             return {}
         where = {name: mine & (seg == value) for name, value in names.items()}
         return {name: float(self.contested[i].mean()) if i.any() else None for name, i in where.items()}
+
+
+__getattr__ = _moved.renamed(__name__, {"Placed": "PlacedPrediction"})

@@ -30,7 +30,7 @@ from nnunet_partial.inference.image_space import ScanPredictor, ToPreprocessed, 
 from nnunet_partial.inference.knowledge import (
     Doubt,
     KnownModel,
-    Placed,
+    PlacedPrediction,
     agreement,
     check_geometry,
     find_known_model,
@@ -513,7 +513,7 @@ class Labeller:
         wanted: Wanted,
         outlines: Mapping[str, np.ndarray],
         properties: Mapping[str, Any],
-        tools: Sequence[Placed],
+        tools: Sequence[PlacedPrediction],
         soft: list,
     ) -> tuple:
         """Pseudo labels (*S) of the classes that are not annotated, the probability (*S) of each voxel's label, and the doubt."""

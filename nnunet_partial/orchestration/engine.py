@@ -18,7 +18,7 @@ from nnunet_partial.files import read_json, try_lock
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
-from nnunet_partial.outputs import Predictions, first_changed
+from nnunet_partial.outputs import ExpectedPredictions, first_changed
 
 _TAIL_BYTES = 1 << 14  # of a log, in which the last epoch stands
 
@@ -62,7 +62,7 @@ class Step:
     light: bool = False
     atomic: bool = True
     taken: Callable[[], None] | None = None
-    predictions: Predictions | None = None
+    predictions: ExpectedPredictions | None = None
     whole: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
     cost: Cost | None = None

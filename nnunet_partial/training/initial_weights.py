@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_partial import _moved
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, load_checkpoint, read_json
 from nnunet_partial.labels import foreground_classes, members, structure
@@ -27,7 +28,7 @@ _NNSSL = "nnssl_adaptation_plan"
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceModel:
     """A checkpoint to start from. ``outputs``: which class or union each output after background means to the dataset at hand,
     None for neither; None as a whole where nothing says what they mean."""
 
@@ -52,12 +53,12 @@ class Transfer:
         return said
 
 
-def read_source(file: PathLike, classes: Sequence[str]) -> Source:
+def read_source(file: PathLike, classes: Sequence[str]) -> SourceModel:
     """The weights of a checkpoint under nnU-Net's names, without running anything in it. Raises :class:`UserError`."""
     checkpoint = load_checkpoint(file)
     weights = {_unwrapped(k): v for k, v in checkpoint["network_weights"].items() if isinstance(v, Tensor)}
     weights = {k: v for k, v in _as_nnunet(weights, checkpoint.get(_NNSSL)).items() if not k.startswith(_ALIAS)}
-    return Source(str(file), weights, _outputs(Path(file), checkpoint, classes))
+    return SourceModel(str(file), weights, _outputs(Path(file), checkpoint, classes))
 
 
 def _unwrapped(name: str) -> str:
@@ -94,7 +95,7 @@ def _outputs(file: Path, checkpoint: Mapping[str, Any], classes: Sequence[str]) 
 
 @torch.no_grad()
 def transfer(
-    network: nn.Module, source: Source, classes: Sequence[str], encoder_only: bool = False, spread: bool = True
+    network: nn.Module, source: SourceModel, classes: Sequence[str], encoder_only: bool = False, spread: bool = True
 ) -> Transfer:
     """Load what fits into ``network``, whose outputs are background and ``classes``.
 
@@ -124,7 +125,7 @@ def _fitted(given: Tensor | None, own: Tensor, spread: bool) -> Tensor | None:
     return None
 
 
-def _require_encoder(own: Mapping[str, Tensor], fitting: Mapping[str, Any], source: Source) -> None:
+def _require_encoder(own: Mapping[str, Tensor], fitting: Mapping[str, Any], source: SourceModel) -> None:
     encoder = [i for i in own if i.startswith(ENCODER)]
     wrong = next((i for i in encoder if fitting[i] is None), None)
     if encoder and wrong is None:
@@ -141,7 +142,7 @@ def _require_encoder(own: Mapping[str, Tensor], fitting: Mapping[str, Any], sour
     )
 
 
-def _heads(own: Mapping[str, Tensor], source: Source, classes: Sequence[str]) -> dict:
+def _heads(own: Mapping[str, Tensor], source: SourceModel, classes: Sequence[str]) -> dict:
     """Segmentation layers with the model's outputs, and the same features, in the place of those with an output a class."""
     number, found = len(source.outputs or ()) + 1, {}
     for name, tensor in own.items():
@@ -192,3 +193,6 @@ def _layers(names: Iterable[str]) -> tuple:
     """Names of the layers that tensors belong to; the same convolution has two names in nnU-Net's blocks, of which one is shown."""
     layers = {i.rpartition(".")[0] for i in names if ".all_modules." not in i}
     return tuple(sorted(layers))
+
+
+__getattr__ = _moved.renamed(__name__, {"Source": "SourceModel"})

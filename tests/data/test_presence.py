@@ -1,12 +1,12 @@
 """Cases that show much less than their source."""
 
-from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
+from nnunet_partial.data.presence import ShownClasses, far_from_source, sparse_sources
 
 ORGANS = ("liver", "tumor", "spleen", "left_kidney", "right_kidney", "pancreas")
 
 
 def source(*present, name="a", annotated=ORGANS):
-    return [Shown(f"{name}{n}", name, annotated, i) for n, i in enumerate(present)]
+    return [ShownClasses(f"{name}{n}", name, annotated, i) for n, i in enumerate(present)]
 
 
 def test_case_with_one_organ_beside_cases_with_all():
@@ -19,7 +19,7 @@ def test_what_is_usual_counts_and_only_what_the_case_annotates():
     without_tumor = tuple(i for i in ORGANS if i != "tumor")
     # healthy livers, a removed spleen, a case that says what it leaves out, an empty label file (told elsewhere)
     cases = source(*[ORGANS] * 4, *[without_tumor] * 4, [i for i in ORGANS if i != "spleen"], ())
-    honest = Shown("honest", "a", ("liver",), ("liver",))
+    honest = ShownClasses("honest", "a", ("liver",), ("liver",))
     assert far_from_source([*cases, honest]) == []
 
 

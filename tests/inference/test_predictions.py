@@ -498,8 +498,8 @@ def test_exchanged_sides_are_named():
     tool = knowledge.Predictions("tool", None, {1: "left", 2: "right"}, False)
     numbers = np.where(truth > 0, 3 - truth, 0)
     with pytest.raises(knowledge.UserError, match="calls left lies on the manual labels of right"):
-        knowledge.agreement(knowledge.Placed(tool, numbers, None), "x", truth, {"left": 1, "right": 2})
-    assert knowledge.agreement(knowledge.Placed(tool, truth, None), "x", truth, {"left": 1}) == {"left": 1.0}
+        knowledge.agreement(knowledge.PlacedPrediction(tool, numbers, None), "x", truth, {"left": 1, "right": 2})
+    assert knowledge.agreement(knowledge.PlacedPrediction(tool, truth, None), "x", truth, {"left": 1}) == {"left": 1.0}
 
 
 def test_doubt_by_hand():

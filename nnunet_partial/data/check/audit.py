@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nnunet_partial import paths
+from nnunet_partial import _moved, paths
 from nnunet_partial.data.check.inspection import OUTLIER_CASES, OUTLIER_DEVIATIONS, OUTLIER_FACTOR
 from nnunet_partial.data.preprocessed.label_directory import PROVENANCE, LabelDirectory
 from nnunet_partial.errors import UserError
@@ -29,7 +29,7 @@ _LEAST_DEVIATION = 0.05  # of the logarithm of volumes, for cases that are all a
 
 
 @dataclass(frozen=True)
-class Row:
+class AuditedCase:
     """One class of one case. ``suspicion``: how remarkable it is, 1 and more is worth a look; ``why``: in words.
 
     ``annotated``: by hand; ``confidence`` the mean probability, None where masks without any made it; ``disagreement``: share
@@ -106,7 +106,7 @@ def _rows(case: str, annotations: Annotations, record: Mapping[str, Any]) -> lis
         for name, dice in shares.items():
             agreements[name] = min(dice, agreements.get(name, 1.0))
     return [
-        Row(
+        AuditedCase(
             case,
             annotations.of(case).source,
             name,
@@ -136,14 +136,14 @@ class Usual:
     whose: str
 
 
-def judge(rows: Sequence[Row]) -> list:
+def judge(rows: Sequence[AuditedCase]) -> list:
     """The rows with what is remarkable about each. Manual labels are what pseudo labels are compared with, where a class has
     enough of them; elsewhere pseudo labels are compared among themselves."""
     usual = {name: _usual([i for i in rows if i.name == name]) for name in {i.name for i in rows}}
     return [_judged(row, usual[row.name]) for row in rows]
 
 
-def _usual(rows: Sequence[Row]) -> Usual | None:
+def _usual(rows: Sequence[AuditedCase]) -> Usual | None:
     manual = [i for i in rows if i.annotated]
     enough = sum(i.volume_ml > 0 for i in manual) >= OUTLIER_CASES
     chosen = manual if enough else [i for i in rows if not i.annotated]
@@ -155,7 +155,7 @@ def _usual(rows: Sequence[Row]) -> Usual | None:
     return Usual(middle, deviation, len(logs) >= ALWAYS * len(chosen), "outlined by hand" if enough else "in the other cases")
 
 
-def _judged(row: Row, usual: Usual | None) -> Row:
+def _judged(row: AuditedCase, usual: Usual | None) -> AuditedCase:
     reasons = [] if row.annotated or usual is None else [_of_volume(row, usual)]
     if row.confidence is not None:
         reasons.append(((1 - row.confidence) / UNSURE, f"mean confidence {row.confidence:.2f}"))
@@ -167,7 +167,7 @@ def _judged(row: Row, usual: Usual | None) -> Row:
     return replace(row, suspicion=float(suspicion), why=why)
 
 
-def _of_volume(row: Row, usual: Usual) -> tuple:
+def _of_volume(row: AuditedCase, usual: Usual) -> tuple:
     typical = f"{np.exp(usual.middle):.3g} ml are usual {usual.whose}"
     if row.volume_ml == 0:
         return (ABSENT if usual.everywhere else 0.0), f"not there, where {typical}"
@@ -193,7 +193,7 @@ def in_words(audit: Audit, worst: int = 20) -> list:
     return lines
 
 
-def _table(rows: Sequence[Row]) -> list:
+def _table(rows: Sequence[AuditedCase]) -> list:
     found = []
     for name, source in dict.fromkeys((i.name, i.source) for i in sorted(rows, key=lambda i: (i.name, i.source))):
         those = [i for i in rows if (i.name, i.source) == (name, source)]
@@ -207,3 +207,6 @@ def _table(rows: Sequence[Row]) -> list:
 def _middle(values: Sequence[float | None]) -> str:
     told = [i for i in values if i is not None]
     return f"{np.median(told):.3g}" if told else "-"
+
+
+__getattr__ = _moved.renamed(__name__, {"Row": "AuditedCase"})

@@ -3,7 +3,7 @@
 import numpy as np
 
 from nnunet_partial import palette
-from nnunet_partial.data.check.audit import Audit, Row
+from nnunet_partial.data.check.audit import Audit, AuditedCase
 from nnunet_partial.data.preprocessed.label_directory import load_labels
 from nnunet_partial.files import PathLike, atomic_path
 from nnunet_partial.labels import drawn
@@ -70,7 +70,7 @@ def _label_classes(axis, names: list) -> None:
     axis.tick_params(axis="y", labelsize=6)
 
 
-def _draw_case(audit: Audit, row: Row, axis) -> None:
+def _draw_case(audit: Audit, row: AuditedCase, axis) -> None:
     """The slice (of the preprocessed image) that shows most of the suspicious class, or of all where it is absent."""
     seg = load_labels(audit.labels.folder_of(row.case), row.case)[0][0]
     image = open_array(audit.images / f"{row.case}.b2nd")

@@ -33,21 +33,21 @@ def dataset_problems(raw: RawDataset, processes: int | None = None, progress: bo
     annotations = raw.annotations()
     declared = tuple(sorted({value for values in raw.labels.values() for value in values}))
     jobs = [
-        _Job(case, declared if annotations is None else annotations.values(case.name), raw.json_file, raw.reorients)
+        _CaseToCheck(case, declared if annotations is None else annotations.values(case.name), raw.json_file, raw.reorients)
         for case in raw.cases.values()
     ]
     return [i for i in map_cases(_problem, jobs, processes, "checking", progress) if i]
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CaseToCheck:
     case: RawCase
     allowed: tuple
     json_file: str
     reorients: bool
 
 
-def _problem(job: _Job) -> str | None:
+def _problem(job: _CaseToCheck) -> str | None:
     try:
         _check_case(job)
     except UserError as error:
@@ -55,7 +55,7 @@ def _problem(job: _Job) -> str | None:
     return None
 
 
-def _check_case(job: _Job) -> None:
+def _check_case(job: _CaseToCheck) -> None:
     case = job.case
     first, *others = case.images
     geometry = images.read_geometry(first).spatial()
@@ -71,7 +71,7 @@ def _check_case(job: _Job) -> None:
         )
 
 
-def _label(job: _Job, geometry: images.Geometry, image: str) -> np.ndarray:
+def _label(job: _CaseToCheck, geometry: images.Geometry, image: str) -> np.ndarray:
     """The label map. The order of its axes may differ from the image's only where nnU-Net's reader brings both together."""
     label = read_label_on(job.case.label, geometry, image)
     own = images.read_geometry(job.case.label)

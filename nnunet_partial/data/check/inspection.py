@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
+from nnunet_partial import _moved
 from nnunet_partial.data import images
 from nnunet_partial.data.check import placement
 from nnunet_partial.data.check.dataset import dataset_problems
 from nnunet_partial.data.fingerprint import NOT_FINITE, Fingerprint, fingerprint, patient_axes
 from nnunet_partial.data.parallel import map_cases
-from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
+from nnunet_partial.data.presence import ShownClasses, far_from_source, sparse_sources
 from nnunet_partial.data.raw import RawCase, RawDataset, read_raw_dataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import read_json, write_json
@@ -124,7 +125,8 @@ def inspect(folder: Path, against: Sequence[Path] = (), processes: int | None = 
     everything = CaseAnnotation("", classes)
     entries = {case: annotations.of(case) if annotations else everything for case in raw.cases}
     jobs = [
-        Job(case, values_in_file(entries[name].annotated, values), entries[name], raw.is_ct) for name, case in raw.cases.items()
+        CaseToInspect(case, values_in_file(entries[name].annotated, values), entries[name], raw.is_ct)
+        for name, case in raw.cases.items()
     ]
     facts = tuple(map_cases(measure, jobs, processes, "looking"))
     others = {Path(i).name: _prints(_images(Path(i)), raw.is_ct, processes) for i in against}
@@ -149,14 +151,14 @@ def values_in_file(annotated: Sequence[str], values: Mapping[str, int]) -> dict:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseToInspect:
     case: RawCase
     values: Mapping[str, int]
     annotation: CaseAnnotation
     is_ct: bool
 
 
-def measure(job: Job) -> Facts:
+def measure(job: CaseToInspect) -> Facts:
     """Read one case. What cannot be read becomes ``problem``."""
     try:
         return _measure(job)
@@ -164,7 +166,7 @@ def measure(job: Job) -> Facts:
         return Facts(job.case.name, job.annotation.source, job.annotation.annotated, problem=str(error))
 
 
-def _measure(job: Job) -> Facts:
+def _measure(job: CaseToInspect) -> Facts:
     image = patient_axes(images.read_image(job.case.images[0]))
     geometry = images.read_geometry(job.case.images[0])
     array = sitk.GetArrayViewFromImage(image)
@@ -227,7 +229,7 @@ def _body(array: np.ndarray, image: "sitk.Image", is_ct: bool) -> tuple:
     return tuple(middle), float(bone[:, 1].mean() - middle[1]) if len(bone) > 20 else None
 
 
-def _label(job: Job, image: "sitk.Image") -> np.ndarray | None:
+def _label(job: CaseToInspect, image: "sitk.Image") -> np.ndarray | None:
     """The label map (z, y, x) along the patient's axes; None in 2D, and where it does not fit its image, which the check of
     the contract tells."""
     if job.case.label is None or image.GetDimension() != 3:
@@ -241,7 +243,7 @@ def _label(job: Job, image: "sitk.Image") -> np.ndarray | None:
     return label if label.shape == image.GetSize()[::-1] else None
 
 
-def _organs(job: Job, label: np.ndarray, image: "sitk.Image", middle_mm: tuple) -> tuple:
+def _organs(job: CaseToInspect, label: np.ndarray, image: "sitk.Image", middle_mm: tuple) -> tuple:
     """``(volume, centre from the middle of the body)`` of every class in the label."""
     from scipy import ndimage
 
@@ -386,7 +388,7 @@ def _placements(facts: Sequence[Facts]) -> Iterator[Finding]:
 
 
 def _annotated_less(facts: Sequence[Facts]) -> Iterator[Finding]:
-    shown = [Shown(i.case, i.source, i.annotated, tuple(i.volumes_ml)) for i in facts if len(i.size_xyz) == 3]
+    shown = [ShownClasses(i.case, i.source, i.annotated, tuple(i.volumes_ml)) for i in facts if len(i.size_xyz) == 3]
     for case in far_from_source(shown):
         yield Finding("warning", "annotated", case.case, case.in_words())
     for source in sparse_sources(shown):
@@ -569,3 +571,6 @@ def in_words(inspection: Inspection) -> list:
 
 def _triple(values) -> str:
     return " x ".join(f"{i:.4g}" for i in values)
+
+
+__getattr__ = _moved.renamed(__name__, {"Job": "CaseToInspect"})

@@ -18,11 +18,11 @@ from nnunet_partial import labels, paths
 from nnunet_partial.bars import Bar
 from nnunet_partial.data.conversion.cases import Case, Skip
 from nnunet_partial.data.conversion.dicom import UNSCALED_CT
-from nnunet_partial.data.conversion.journal import RECORD, Journal, fingerprint
+from nnunet_partial.data.conversion.finished import RECORD, FinishedCases, fingerprint
 from nnunet_partial.data.conversion.organs import OrganMap, choose_organs
 from nnunet_partial.data.conversion.source import SourceFolder, natural_key
 from nnunet_partial.data.conversion.voxels import OutputError
-from nnunet_partial.data.conversion.worker import Converted, Job, convert_case
+from nnunet_partial.data.conversion.worker import CaseToConvert, Converted, convert_case
 from nnunet_partial.data.parallel import default_processes, in_processes
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, replace_folder, restore_folder, try_lock, write_json
@@ -191,11 +191,11 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
     skipped = dict(found.skipped)
     with _working_folder(final, settings, options.overwrite) as folder:
         _check_none_is_lost(final, folder, [case.name for case in cases], skipped)
-        journal = Journal(folder, settings)
+        so_far = FinishedCases(folder, settings)
         prints = {case.name: fingerprint(case, settings) for case in cases}
-        unchanged = tuple(c.name for c in cases if journal.finished(c.name, prints[c.name]))
+        unchanged = tuple(c.name for c in cases if so_far.finished(c.name, prints[c.name]))
         jobs = [
-            Job(c, organs, folder, download.ending, options.copy_images, options.unlabelled, options.resample_sheared)
+            CaseToConvert(c, organs, folder, download.ending, options.copy_images, options.unlabelled, options.resample_sheared)
             for c in cases
             if c.name not in unchanged
         ]
@@ -203,12 +203,12 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
             if result.skipped is None:
                 if download.hounsfield:
                     _check_hounsfield(result)
-                journal.add(result.case, _record(result, prints[result.case], folder))
+                so_far.add(result.case, _record(result, prints[result.case], folder))
             else:
                 skipped[result.case] = result.skipped
         names = sorted((c.name for c in cases if c.name not in skipped), key=natural_key)
-        _publish(folder, final, journal, names, download, organs, skipped, options, source)
-    converted = {i: _from_record(i, journal.cases[i]) for i in names}
+        _publish(folder, final, so_far, names, download, organs, skipped, options, source)
+    converted = {i: _from_record(i, so_far.cases[i]) for i in names}
     preprocessed = bool(paths.dataset_folders(options.dataset_id, "nnUNet_preprocessed"))
     return Report(final, organs, converted, skipped, unchanged, found.left_out, preprocessed, download.release)
 
@@ -351,7 +351,7 @@ def _lock(final: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def _run(jobs: Sequence[Job], processes: int | None, name: str) -> Iterator[Converted]:
+def _run(jobs: Sequence[CaseToConvert], processes: int | None, name: str) -> Iterator[Converted]:
     """Results as they come. Processes are spawned, and end when this one does, however it ends."""
     processes = min(default_processes() if processes is None else processes, len(jobs))
     with Bar(len(jobs), f"converting {name}") as bar:
@@ -360,7 +360,7 @@ def _run(jobs: Sequence[Job], processes: int | None, name: str) -> Iterator[Conv
             yield result
 
 
-def _results(jobs: Sequence[Job], processes: int) -> Iterator[Converted]:
+def _results(jobs: Sequence[CaseToConvert], processes: int) -> Iterator[Converted]:
     if processes < 2:
         yield from map(convert_case, jobs)
         return
@@ -400,16 +400,16 @@ def _from_record(case: str, record: Mapping) -> Converted:
     )
 
 
-def _publish(folder, final, journal, names, download, organs, skipped, options, source) -> None:
+def _publish(folder, final, so_far, names, download, organs, skipped, options, source) -> None:
     _require_cases(names, skipped, download, source)
     _require_none_skipped(skipped, options.strict)
     _check_none_is_lost(final, folder, names, skipped)
     if download.all_shown:
-        _check_all_shown(organs, [journal.cases[i] for i in names])
-    name = journal.settings["source_name"]
-    records = {i: journal.cases[i] for i in names}
+        _check_all_shown(organs, [so_far.cases[i] for i in names])
+    name = so_far.settings["source_name"]
+    records = {i: so_far.cases[i] for i in names}
     annotations = {k: labels.CaseAnnotation(name, tuple(v["annotated"]), v["patient"]) for k, v in records.items()}
-    references = {i: {"images": journal.cases[i]["images"], "label": journal.cases[i]["label"]} for i in names}
+    references = {i: {"images": so_far.cases[i]["images"], "label": so_far.cases[i]["label"]} for i in names}
     content = {
         "name": final.name,
         "channel_names": {str(i): c for i, c in enumerate(download.channels)},
@@ -423,8 +423,8 @@ def _publish(folder, final, journal, names, download, organs, skipped, options, 
     for file, other in download.files.items():
         write_json(other, folder / file)
     write_json(content, folder / "dataset.json")
-    _remove_strangers(folder, {f for i in names for f in journal.cases[i]["written"]})
-    journal.close(names, source=str(source.root), release=download.release, skipped=skipped)
+    _remove_strangers(folder, {f for i in names for f in so_far.cases[i]["written"]})
+    so_far.close(names, source=str(source.root), release=download.release, skipped=skipped)
     if folder != final:
         replace_folder(folder, final)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnunet_partial import _moved
 from nnunet_partial.data import grids, images
 from nnunet_partial.data.conversion import alignment, sheared, voxels
 from nnunet_partial.data.conversion.cases import Case, forget
@@ -18,7 +19,7 @@ REORDERED = "the label stores its axes in another order than the image; it was r
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseToConvert:
     """One case and where it goes: ``folder`` of the new dataset, ``ending`` of its label files.
 
     ``unlabelled``: whether a case whose label file shows none of the classes stays, as an unlabelled one.
@@ -53,7 +54,7 @@ class Converted:
     shown: tuple = ()
 
 
-def convert_case(job: Job) -> Converted:
+def convert_case(job: CaseToConvert) -> Converted:
     """Write the label of one case and place its images. What is wrong with the case becomes ``skipped``."""
     try:
         if not job.resample_sheared:
@@ -69,7 +70,7 @@ def convert_case(job: Job) -> Converted:
         forget()
 
 
-def _convert(job: Job) -> Converted:
+def _convert(job: CaseToConvert) -> Converted:
     case = job.case
     geometry = _common_geometry(case)
     conflicts = tuple(note for image in case.images for note in header_conflict(image.files[0], image.stored_geometry()))
@@ -98,7 +99,7 @@ def _convert(job: Job) -> Converted:
     )
 
 
-def _annotated(job: Job) -> tuple:
+def _annotated(job: CaseToConvert) -> tuple:
     """``(classes that the case annotates, notes)``."""
     case, organs = job.case, job.organs
     if case.label is None or not case.present:
@@ -123,7 +124,7 @@ def _common_geometry(case: Case) -> Geometry:
     return geometry
 
 
-def _label(job: Job, geometry: Geometry) -> tuple:
+def _label(job: CaseToConvert, geometry: Geometry) -> tuple:
     """``(label map of the case on the grid of its image, notes)``."""
     case, organs = job.case, job.organs
     if case.label is None or not organs.annotated():
@@ -158,7 +159,7 @@ def _few_classes(case: Case, organs: OrganMap, shown: tuple) -> tuple:
     )
 
 
-def _onto_the_organs(job: Job, label: np.ndarray, header_differs: bool, claimed: tuple | None) -> tuple:
+def _onto_the_organs(job: CaseToConvert, label: np.ndarray, header_differs: bool, claimed: tuple | None) -> tuple:
     """``(label, notes)`` for a label whose header is not to be trusted. ``claimed``: axes to flip by that header."""
     case = job.case
     if not header_differs and case.label.mirrors[0] == ():
@@ -200,3 +201,6 @@ def _as_its_header_says(file: Path, label: np.ndarray, geometry: Geometry, claim
 def _reference(path: Path, folder: Path) -> str:
     """Files of the dataset relative to it, because it moves when it is complete; others as they are."""
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
+
+
+__getattr__ = _moved.renamed(__name__, {"Job": "CaseToConvert"})

@@ -26,7 +26,7 @@ from nnunet_partial.data.merge.granularity import check_granularity, words
 from nnunet_partial.data.merge.patients import joined, known_patients
 from nnunet_partial.data.merge.sources import MergedCase, Source, SourceSpec, some
 from nnunet_partial.data.parallel import map_cases
-from nnunet_partial.data.presence import Shown, far_from_source, sparse_sources
+from nnunet_partial.data.presence import ShownClasses, far_from_source, sparse_sources
 from nnunet_partial.data.raw import RawDataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import write_json
@@ -85,7 +85,7 @@ def merge_datasets(
     with _temporary_folder(folder) as temporary:
         values = {**annotations.labels(), **{i: annotations.values_of(i)[0] for i in annotations.unions}}
         jobs = [
-            _Job(i, values, str(temporary), content["file_ending"], loaded[0].raw.is_ct, headers_only, replace_not_finite)
+            _CaseToMerge(i, values, str(temporary), content["file_ending"], loaded[0].raw.is_ct, headers_only, replace_not_finite)
             for i in cases
         ]
         done = dict(zip((i.name for i in cases), map_cases(_merge_case, jobs, processes, "merging", progress)))
@@ -196,7 +196,7 @@ def _explicit_reader(loaded: Sequence[Source]) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _CaseToMerge:
     case: MergedCase
     values: Mapping[str, int]
     folder: str
@@ -217,7 +217,7 @@ class _Done:
     copies: Mapping[int, str]
 
 
-def _merge_case(job: _Job) -> _Done:
+def _merge_case(job: _CaseToMerge) -> _Done:
     """Check one case, write its label file; return the values in it and what identifies its image."""
     case, files = job.case, job.case.raw.images
     first = images.read_geometry(files[0])
@@ -233,7 +233,7 @@ def _merge_case(job: _Job) -> _Done:
     return _Done(images.present_values(label), keys, first.orientation, copies)
 
 
-def _finite_copies(job: _Job) -> dict:
+def _finite_copies(job: _CaseToMerge) -> dict:
     """Copies of those images of a case that hold NaN or infinite voxels, with the value that was asked for instead."""
     copies = {}
     for number, file in enumerate(job.case.raw.images):
@@ -498,7 +498,7 @@ def _check_presence(cases: Sequence[MergedCase], done: Sequence[_Done], values: 
 def _far_cases(annotations: Annotations, values: Mapping[str, int], done: Mapping[str, _Done]) -> list:
     """Per source: cases that show much less than the others, as the first of them is told."""
     shown = [
-        Shown(case, entry.source, entry.annotated, [i for i in entry.annotated if values[i] in done[case].values])
+        ShownClasses(case, entry.source, entry.annotated, [i for i in entry.annotated if values[i] in done[case].values])
         for case, entry in (annotations.cases or {}).items()
     ]
     groups: dict = {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnunet_partial import palette
-from nnunet_partial.evaluation.report.inputs import Model, finite
+from nnunet_partial.evaluation.report.inputs import TrainedModel, finite
 from nnunet_partial.evaluation.results import COLUMNS, rows_by_class
 from nnunet_partial.labels import drawn
 
@@ -128,13 +128,13 @@ def _box_plot_alt(values: Mapping[str, Mapping[str, Sequence[float]]], names: Se
 # ------------------------------------------------------------------ training
 
 
-def training_curves(models: Sequence[Model]) -> list:
+def training_curves(models: Sequence[TrainedModel]) -> list:
     """For every method: loss and pseudo Dice over epochs, a line a model."""
     methods = dict.fromkeys(i.method for i in models)
     return [i for method in methods if (i := _method_curves(method, [m for m in models if m.method == method]))]
 
 
-def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
+def _method_curves(method: str, models: Sequence[TrainedModel]) -> Picture | None:
     shown = [i for i in models if i.curves.get("train_losses")]
     if not shown:
         return None
@@ -159,7 +159,7 @@ def _method_curves(method: str, models: Sequence[Model]) -> Picture | None:
     )
 
 
-def _model_label(model: Model, among: Sequence[Model]) -> str:
+def _model_label(model: TrainedModel, among: Sequence[TrainedModel]) -> str:
     """What tells a model from the others of its method: plans (seeds, sources) and fold."""
     plans = model.folder.name.split("__")[1]
     return f"{plans} fold {model.fold}" if len({i.folder for i in among}) > 1 else f"fold {model.fold}"
@@ -171,7 +171,7 @@ def _line(axis, values: Sequence, label: str, colour: str, style: str) -> None:
         axis.plot(*zip(*known), style, color=colour, label=drawn(label), marker="o" if len(known) == 1 else None)
 
 
-def _curves_alt(method: str, models: Sequence[Model]) -> str:
+def _curves_alt(method: str, models: Sequence[TrainedModel]) -> str:
     parts = []
     for model in models:
         losses, dice = model.curves["train_losses"], model.curves.get("ema_fg_dice") or [math.nan]

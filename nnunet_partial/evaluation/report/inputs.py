@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nnunet_partial import _moved
 from nnunet_partial.data.raw import resolve
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import ENDINGS, read_dataset_json
@@ -39,7 +40,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """One fold of a trained model. ``curves``: nnU-Net's logged values, one an epoch, for every key."""
 
     method: str
@@ -84,7 +85,7 @@ class Inputs:
     dataset: Mapping[str, Any]
     dataset_file: str
     methods: Mapping[str, Sequence[Evaluation]]
-    models: Sequence[Model] = ()
+    models: Sequence[TrainedModel] = ()
     images: Sequence[Path] = ()
     efficiency: Mapping[str, Any] | None = None
     commands: Sequence[Mapping[str, Any]] = ()
@@ -152,7 +153,7 @@ def read_evaluation(folder: PathLike) -> Evaluation:
 
 
 def read_models(name: str, folder: PathLike) -> list:
-    """A :class:`Model` for every trained fold of a model folder."""
+    """A :class:`TrainedModel` for every trained fold of a model folder."""
     folder = _folder(folder)
     if len(folder.name.split("__")) != 3 or not (folder / "plans.json").is_file():
         raise UserError(f"{folder} is not a model folder of nnU-Net (TRAINER__PLANS__CONFIGURATION with a plans.json).")
@@ -162,7 +163,7 @@ def read_models(name: str, folder: PathLike) -> list:
         checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
         if checkpoint is not None:
             logged = load_checkpoint(checkpoint, mmap=True).get("logging", {})
-            found.append(Model(name, folder, fold.name[len("fold_") :], _curves(logged), plans))
+            found.append(TrainedModel(name, folder, fold.name[len("fold_") :], _curves(logged), plans))
     if not found:
         raise UserError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)}) in any fold. Train it first.")
     return found
@@ -219,3 +220,6 @@ def _image_folders(evaluation: Evaluation) -> list:
 def finite(value: Any) -> bool:
     """Whether a logged value is a number that can be drawn."""
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+__getattr__ = _moved.renamed(__name__, {"Model": "TrainedModel"})

@@ -11,7 +11,7 @@ from typing import Any
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked
 from nnunet_partial.evaluation.report.charts import heading
-from nnunet_partial.evaluation.report.inputs import Inputs, Model
+from nnunet_partial.evaluation.report.inputs import Inputs, TrainedModel
 from nnunet_partial.evaluation.results import COLUMNS, GLOBAL_COLUMNS, ROW_KEYS
 from nnunet_partial.labels import Annotations, foreground_classes
 
@@ -195,7 +195,7 @@ def p_value(p: float) -> str:
 # ------------------------------------------------------------------ models, costs, versions
 
 
-def training(models: Sequence[Model]) -> Table:
+def training(models: Sequence[TrainedModel]) -> Table:
     """What was trained for how long."""
     rows = []
     for model in models:
@@ -274,7 +274,7 @@ def efficiency(content: Mapping[str, Any]) -> Table:
     return Table(f"Cost of prediction, all cases together ({machine})", ["cases", *(i[0] for i in columns)], rows, "method")
 
 
-def plans(models: Sequence[Model]) -> Table:
+def plans(models: Sequence[TrainedModel]) -> Table:
     """What nnU-Net planned, one line a method and configuration."""
     rows, seen = [], set()
     for model in models:

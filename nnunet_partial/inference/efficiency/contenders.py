@@ -21,7 +21,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.inference.coarse_to_fine.stages import TRAINER, Stage, cases_of, load_stage, predict_case
 from nnunet_partial.inference.efficiency import measure as efficiency
-from nnunet_partial.inference.efficiency.measure import Cost, Efficiency, Measurement
+from nnunet_partial.inference.efficiency.measure import Efficiency, Measurement, NetworkCost
 from nnunet_partial.inference.preprocessed import load_predictor
 from nnunet_partial.labels import foreground_classes
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint
@@ -47,7 +47,7 @@ class Measured:
     """Of one contender: the cases, one pass of each network together, multiply-accumulates of each case."""
 
     cases: list[Efficiency]
-    cost: Cost
+    cost: NetworkCost
     arithmetic: list[int]
 
 
@@ -85,7 +85,7 @@ def measure(contender: Contender, images: str, device: str, limit: int | None = 
     return Measured(results, _together(costs), arithmetic)
 
 
-def coarse_to_fine_cost(coarse: Stage, fine: Stage) -> Cost:
+def coarse_to_fine_cost(coarse: Stage, fine: Stage) -> NetworkCost:
     """Both networks together: parameters, and one pass of each."""
     return _together([efficiency.cost(i, n, patch) for i, n, patch in _networks(coarse, fine)])
 
@@ -96,8 +96,8 @@ def _networks(coarse: Stage, fine: Stage) -> list:
     return [(coarse.network, channels, settings.patch_size), (fine.network, channels, settings.fine_size)]
 
 
-def _together(costs: Sequence[Cost]) -> Cost:
-    return Cost(sum(i.parameters for i in costs), sum(i.multiply_accumulates for i in costs))
+def _together(costs: Sequence[NetworkCost]) -> NetworkCost:
+    return NetworkCost(sum(i.parameters for i in costs), sum(i.multiply_accumulates for i in costs))
 
 
 def _coarse_to_fine(contender: Contender, device: torch.device) -> tuple:

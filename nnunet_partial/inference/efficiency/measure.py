@@ -21,6 +21,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_steps_for_slidi
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from nnunet_partial import _moved
 from nnunet_partial.files import PathLike, json_text, write_texts
 from nnunet_partial.networks.meta import meta_copy
 
@@ -54,7 +55,7 @@ class Efficiency:
 
 
 @dataclass(frozen=True)
-class Cost:
+class NetworkCost:
     """``multiply_accumulates`` of one forward pass of convolutions, transposed convolutions and matrix products.
 
     Norms, activations, biases and interpolation are left out; 1 multiply-accumulate = 2 FLOPs.
@@ -168,7 +169,7 @@ def total(cases: Sequence[Efficiency]) -> Efficiency:
     )
 
 
-def cost(network: nn.Module, in_channels: int, patch_size: Sequence[int]) -> Cost:
+def cost(network: nn.Module, in_channels: int, patch_size: Sequence[int]) -> NetworkCost:
     """Parameters and multiply-accumulates of one pass over one patch, counted by torch without running anything.
 
     Heads that only deep supervision uses are left out of both: they do not exist at inference.
@@ -181,7 +182,7 @@ def cost(network: nn.Module, in_channels: int, patch_size: Sequence[int]) -> Cos
         unused = sum(p.numel() for head in decoder.seg_layers[:-1] for p in head.parameters())
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(1, in_channels, *patch_size, device="meta"))
-    return Cost(sum(p.numel() for p in network.parameters()) - unused, counter.get_total_flops() // 2)
+    return NetworkCost(sum(p.numel() for p in network.parameters()) - unused, counter.get_total_flops() // 2)
 
 
 def num_windows(volume_size: Sequence[int], patch_size: Sequence[int], overlap: float = 0.5) -> int:
@@ -192,7 +193,7 @@ def num_windows(volume_size: Sequence[int], patch_size: Sequence[int], overlap: 
 
 def report(
     methods: Mapping[str, Sequence[Efficiency]],
-    costs: Mapping[str, Cost] | None = None,
+    costs: Mapping[str, NetworkCost] | None = None,
     device: torch.device = torch.device("cpu"),
     arithmetic: Mapping[str, Sequence[int]] | None = None,
 ) -> dict:
@@ -251,3 +252,6 @@ def _number(value: float | None, unit: float = 1.0) -> str:
     if value is None:
         return "-"
     return f"{value / unit:.0f}" if value >= 100 * unit else f"{value / unit:.3g}"
+
+
+__getattr__ = _moved.renamed(__name__, {"Cost": "NetworkCost"})

@@ -12,7 +12,7 @@ from nnunet_partial.files import read_json
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
 from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.engine import Step
-from nnunet_partial.outputs import Predictions
+from nnunet_partial.outputs import ExpectedPredictions
 from nnunet_partial.settings import PLATEAU, RunSettings
 
 
@@ -340,7 +340,7 @@ class AtsoSteps:
             [self.layout.checkpoint(model)],
             [out],
             atomic=False,
-            predictions=Predictions(
+            predictions=ExpectedPredictions(
                 Path(o.test_images or ""), out, paths.root("nnUNet_preprocessed") / self.layout.dataset / "dataset.json"
             ),
         )

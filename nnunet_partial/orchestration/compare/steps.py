@@ -19,7 +19,7 @@ from nnunet_partial.orchestration.atso import options as atso_options
 from nnunet_partial.orchestration.atso import steps as atso_steps
 from nnunet_partial.orchestration.compare.methods import TEACHER, Method, find_methods
 from nnunet_partial.orchestration.engine import Cost, Step
-from nnunet_partial.outputs import Predictions
+from nnunet_partial.outputs import ExpectedPredictions
 from nnunet_partial.recipes import read_recipe
 from nnunet_partial.settings import BLOCKS, NETWORK_CHANGES, RunSettings, parse_assignments
 
@@ -454,7 +454,7 @@ class ComparisonSteps:
             inputs=tuple(paths.final_checkpoint(model, i) for i in folds),
             owned=(out,),
             cost=self._prediction_cost(images or o.test_images or "", len(folds)),
-            predictions=Predictions(Path(images or o.test_images or ""), out, self._preprocessed / "dataset.json"),
+            predictions=ExpectedPredictions(Path(images or o.test_images or ""), out, self._preprocessed / "dataset.json"),
         )
 
     # ---- the teachers' predictions, fused

@@ -12,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from nnunet_partial.inference.efficiency import measure as efficiency
-from nnunet_partial.inference.efficiency.measure import Cost, Efficiency, Measurement, Sample
+from nnunet_partial.inference.efficiency.measure import Efficiency, Measurement, NetworkCost, Sample
 from nnunet_partial.networks.usenet import ResidualUSENet
 
 
@@ -117,11 +117,11 @@ def test_cost_of_a_network_counted_by_hand():
     network = nn.Sequential(
         nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2, stride=2), nn.Flatten(), nn.Linear(48, 5)
     )
-    assert efficiency.cost(network, 2, (8, 6)) == Cost(
+    assert efficiency.cost(network, 2, (8, 6)) == NetworkCost(
         parameters=(2 * 9 * 4 + 4) + 8 + (4 * 4 * 4 + 4) + (48 * 5 + 5),
         multiply_accumulates=2 * 9 * 4 * 48 + 4 * 4 * 4 * 12 + 48 * 5,
     )
-    assert Cost(1, 5).flops == 10
+    assert NetworkCost(1, 5).flops == 10
 
 
 def test_cost_leaves_out_the_heads_of_deep_supervision():
@@ -165,7 +165,7 @@ def test_report_and_table(tmp_path):
     }
     content = efficiency.report(
         methods,
-        {"coarse to fine": Cost(5_230_000, 14_500_000_000)},
+        {"coarse to fine": NetworkCost(5_230_000, 14_500_000_000)},
         arithmetic={"coarse to fine": [40_000_000_000, 47_000_000_000]},
     )
     efficiency.write_report(content, tmp_path / "efficiency.json")

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_partial import _moved
 from nnunet_partial.data.conversion.source import detached_data
 from nnunet_partial.files import read_json, write_json
 
@@ -18,7 +19,7 @@ _LINES = "conversion.jsonl"
 FORMAT = 2  # raised when a new version of the converters writes other results for the same source
 
 
-class Journal:
+class FinishedCases:
     """Records of finished cases in the folder of a dataset: case -> {"fingerprint": ..., ...}."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]):
@@ -75,3 +76,6 @@ def fingerprint(case, settings: Mapping[str, Any]) -> str:
             status = os.stat(file)
             digest.update(f"{status.st_size} {status.st_mtime_ns};".encode())
     return digest.hexdigest()
+
+
+__getattr__ = _moved.renamed(__name__, {"Journal": "FinishedCases"})
