@@ -5,7 +5,7 @@ VENV ?= $(HOME)/.cache/nnunet_partial/venv
 BIN := $(VENV)/bin
 OUT ?= demo_output
 # one thread per test process: the tests run side by side instead
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install lint types quick test study docs demo bench
 

@@ -1,7 +1,6 @@
 """Shared fixtures: a tiny partially labelled dataset, planned and preprocessed by stock nnU-Net."""
 
 import json
-import multiprocessing
 import os
 import runpy
 import subprocess
@@ -13,25 +12,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tests import fork_server
+
 os.environ.setdefault("nnUNet_n_proc_DA", "0")
 os.environ.setdefault("nnUNet_def_n_proc", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-PRELOADED = [  # what forked commands would import each by itself
-    "torch",
-    "nnunetv2.run.run_training",
-    "nnunetv2.inference.predict_from_raw_data",
-    "nnunet_partial.trainers",
-    "nnunet_partial.cli",
-    "nnunet_partial.data.conversion.run",
-    "nnunet_partial.data.merge.merge",
-    "nnunet_partial.evaluation.evaluate",
-    "nnunet_partial.evaluation.report.page",
-    "nnunet_partial.inference.coarse_to_fine.derived",
-    "nnunet_partial.inference.export",
-    "nnunet_partial.inference.fuse",
-    "nnunet_partial.inference.predict",
-    "nnunet_partial.inference.pseudo_labels",
-]
+fork_server.serve()
 
 ORGANS = ("liver", "kidney", "pancreas")
 CENTRES_ZYX = {"liver": (8, 8, 8), "kidney": (14, 14, 8), "pancreas": (10, 8, 16)}
@@ -89,12 +75,14 @@ def write_partial_dataset(raw: Path, dataset_id=501, cases_per_source=5, sources
     return folder
 
 
-def run(*command, check=True, env=None, **kwargs):
-    """Run a console script of this environment; on failure show what it printed."""
-    executable = Path(sys.executable).parent / str(command[0])
-    argv = [str(executable if executable.exists() else command[0]), *map(str, command[1:])]
-    reading = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}  # whatever the locale of this process has become
-    result = subprocess.run(argv, env={**os.environ, **(env or {})}, **reading, **kwargs)
+def run(*command, check=True, env=None, cwd=None):
+    """Run a console script of this environment; on failure show what it printed. Those of nnU-Net and ours are forked."""
+    argv, environment = list(map(str, command)), {**os.environ, **(env or {})}
+    if fork_server.is_command(argv[0]):
+        result = fork_server.run(argv, environment, cwd)
+    else:
+        reading = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}  # whatever the locale has become
+        result = subprocess.run(argv, env=environment, cwd=cwd, **reading)
     if check and result.returncode != 0:
         raise AssertionError(f"{' '.join(argv)} ended with {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}")
     return result
@@ -108,20 +96,24 @@ def console():
 
 @pytest.fixture(scope="session")
 def forked():
-    """``forked(script, **names)``: a started process that runs a script with these global names, torch already imported.
-
-    A fork of this process itself may wait for ever for a lock that one of its threads held (of blosc2, of torch). The fork
-    server has no threads at work.
-    """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    """``forked(script, **names)``: a started process that runs a script with these global names, torch already imported."""
 
     def start(script, **names):
-        process = context.Process(target=runpy.run_path, args=(str(script), names, "__main__"))
+        process = fork_server.Forked(target=runpy.run_path, args=(str(script), names, "__main__"))
         process.start()
         return process
 
     return start
+
+
+@pytest.fixture(scope="session")
+def forked_programs(tmp_path_factory):
+    """A folder of nnU-Net's commands and ours, for ``PATH`` or ``NNUNET_PARTIAL_PROGRAMS``: each has the fork server run it."""
+    folder = tmp_path_factory.mktemp("forked_programs")
+    for file in Path(sys.executable).parent.iterdir():
+        if fork_server.is_command(file.name):
+            fork_server.write_program(folder / file.name)
+    return folder
 
 
 @pytest.fixture
@@ -250,6 +242,11 @@ def tier_of(file: Path) -> str:
     return max(fitting)[1] if fitting else "integration"
 
 
+TIERS = ("study", "slow", "integration", "unit")
+
+
 def pytest_collection_modifyitems(items):
+    """Mark every test with its tier, and begin with the slow ones: a long file that comes last leaves the other cores idle."""
     for item in items:
         item.add_marker(getattr(pytest.mark, tier_of(item.path)))
+    items.sort(key=lambda item: TIERS.index(tier_of(item.path)))

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +81,10 @@ def with_folders(command, folders):
     return command + " -device cpu" if command.startswith("nnUNetv2_train") else command
 
 
-def test_from_folders_to_masks_of_new_scans(folders, tmp_path):
+def test_from_folders_to_masks_of_new_scans(folders, tmp_path, forked_programs):
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{forked_programs}{os.pathsep}{os.environ['PATH']}",
         "nnUNet_n_proc_DA": "1",
     }
     environment |= {i: str(tmp_path / i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}

@@ -2,12 +2,10 @@
 
 import importlib
 import json
-import os
 import pickle
 import subprocess
 import sys
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -187,23 +185,15 @@ def test_bad_input_is_named(two_sources, tmp_path, capsys):
 # ---- the stock commands, as processes of their own
 
 
-def command(*argv):
-    environment = {**os.environ, "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
-    program = str(Path(sys.executable).parent / argv[0])
-    result = subprocess.run([program, *map(str, argv[1:])], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-    return result.stdout
-
-
-def test_the_stock_command_decides_as_we_do_and_the_stock_command_applies_it(two_sources, tmp_path):
-    command("nnUNetv2_determine_postprocessing", "-i", two_sources.predictions, "-ref", two_sources.truth, "-np", 1)
+def test_the_stock_command_decides_as_we_do_and_the_stock_command_applies_it(two_sources, tmp_path, console):
+    console("nnUNetv2_determine_postprocessing", "-i", two_sources.predictions, "-ref", two_sources.truth, "-np", 1)
     pkl = two_sources.predictions / "postprocessing.pkl"
     with open(pkl, "rb") as handle:
         assert pickle.load(handle)[1] == [{"labels_or_regions": 1}]
     complete_prediction(tmp_path / "complete")
     descriptions = [i for n in ("plans", "dataset") for i in (f"-{n}_json", two_sources.predictions / f"{n}.json")]
     argv = ["-i", tmp_path / "complete", "-o", tmp_path / "done", "-pp_pkl_file", pkl, "-np", 1, *descriptions]
-    command("nnUNetv2_apply_postprocessing", *argv)
+    console("nnUNetv2_apply_postprocessing", *argv)
     assert np.array_equal(read(tmp_path / "done" / "patient.nii.gz"), organs(liver=LIVER, kidney=KIDNEY))
 
 

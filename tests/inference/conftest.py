@@ -9,6 +9,9 @@ import torch
 
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.variants import write_source_variants
+from tests import pictures
+
+pictures.leave_out()
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,7 @@ import importlib.util
 import os
 import shutil
 import signal
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,9 @@ import torch
 from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.files import load_checkpoint, read_json
 from nnunet_partial.networks.unwrap import unwrap
+from tests import fork_server, pictures
+
+pictures.leave_out()
 
 CLASSES = ("liver", "kidney", "pancreas")
 DDP_WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -230,7 +232,7 @@ def counted(batch):
 trainer.train_step = counted
 trainer.run_training()
 """
-        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        result = fork_server.run(["python", "-c", program])
         assert result.returncode == -signal.SIGKILL, result.stderr[-2000:]
 
     return run
@@ -277,22 +279,10 @@ def assert_two_processes_agree(ddp_worker, tmp_path):
         torch.save(content, file)
         ddp_worker.weigh_the_lowest_resolution(made)
         expected = ddp_worker.gradients(made, batch)
-        argv = [
-            [
-                sys.executable,
-                str(DDP_WORKER),
-                str(rank),
-                f"{file}.rendezvous",
-                str(file),
-                type(made).__name__,
-                plans,
-                configuration,
-            ]
-            for rank in range(2)
-        ]
-        processes = [subprocess.Popen(i, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for i in argv]
-        errors = [i.communicate(timeout=900)[1] for i in processes]
-        assert [i.returncode for i in processes] == [0, 0], errors
+        given = [f"{file}.rendezvous", file, type(made).__name__, plans, configuration]
+        with ThreadPoolExecutor(2) as threads:
+            ended = list(threads.map(lambda rank: fork_server.run(["python", DDP_WORKER, rank, *given]), range(2)))
+        assert [i.returncode for i in ended] == [0, 0], [i.stderr for i in ended]
         found = torch.load(f"{file}.gradients", weights_only=False)
         assert expected.keys() == found.keys()
         for name, parameters in expected.items():

@@ -1,8 +1,6 @@
 """Cross-teaching distillation: the loss from its parts, whose gradient goes where, and which cases a batch holds."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -350,18 +348,12 @@ def test_mixed_precision_and_compiled_networks(tiny, trainer, own_results):
 # ---- commands, checkpoints, processes
 
 
-def command(*argv):
-    program = str(Path(sys.executable).parent / argv[0])
-    result = subprocess.run([program, *map(str, argv[1:])], capture_output=True, text=True)
-    assert result.returncode == 0, f"{argv}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
-
-
-def test_stock_train_and_predict(tiny, own_results, tmp_path, stock_predict):
+def test_stock_train_and_predict(tiny, own_results, tmp_path, stock_predict, console):
     plans = write_variant(tiny.id, "ctstock", {"num_epochs": 1}, tiny.plans, overwrite=True).stem
-    command("nnUNetv2_train", 501, "3d_fullres", 0, "-tr", PROPOSED, "-p", plans, "-device", "cpu")
+    console("nnUNetv2_train", 501, "3d_fullres", 0, "-tr", PROPOSED, "-p", plans, "-device", "cpu")
     fold = own_results / tiny.name / f"{PROPOSED}__{plans}__3d_fullres" / "fold_0"
     assert len(read_json(fold / "validation" / "summary.json")["metric_per_case"]) == 3
-    _, predicted = stock_predict(tiny, PROPOSED, plans, tmp_path, command)
+    _, predicted = stock_predict(tiny, PROPOSED, plans, tmp_path, console)
     assert predicted.is_file()
 
 

@@ -1,10 +1,5 @@
 """DoDNet and conditionCNN through the real trainer: steps, resume, stock prediction, export."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -92,16 +87,9 @@ def test_killed_and_continued_equals_uninterrupted(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_stock_commands_train_validate_and_predict_the_strongest_class_above_one_half(tiny, own_results, tmp_path, name):
-    environment = {**os.environ, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
-
-    def command(program, *arguments):
-        argv = [str(Path(sys.executable).parent / program), *map(str, arguments)]
-        result = subprocess.run(argv, capture_output=True, text=True, env=environment)
-        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
-
+def test_stock_commands_train_validate_and_predict_the_strongest_class_above_one_half(tiny, own_results, tmp_path, console, name):
     method = ["-tr", name, "-p", tiny.plans, "-device", "cpu"]
-    command("nnUNetv2_train", tiny.id, "3d_fullres", 0, *method)
+    console("nnUNetv2_train", tiny.id, "3d_fullres", 0, *method)
     model = own_results / tiny.name / f"{name}__{tiny.plans}__3d_fullres"
     assert (model / "fold_0" / "validation" / "summary.json").is_file()
 
@@ -109,7 +97,7 @@ def test_stock_commands_train_validate_and_predict_the_strongest_class_above_one
     image = next((tiny.folders.raw / tiny.name / "imagesTr").glob("lits_*.nii.gz"))
     (tmp_path / "images" / image.name).symlink_to(image)
     folders = ["-i", tmp_path / "images", "-o", tmp_path / "out", "-d", tiny.id, "-c", "3d_fullres", "-f", 0]
-    command("nnUNetv2_predict", *folders, *method, "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
+    console("nnUNetv2_predict", *folders, *method, "--disable_tta", "--save_probabilities", "-npp", 1, "-nps", 1)
     found = sitk.GetArrayFromImage(sitk.ReadImage(str(next((tmp_path / "out").glob("*.nii.gz")))))
     probabilities = np.load(next((tmp_path / "out").glob("*.npz")))["probabilities"]
     scores = np.log(probabilities[1:].astype(np.float64)) - np.log(probabilities[:1].astype(np.float64))  # the logits s_k

@@ -1,26 +1,21 @@
-"""The commands that a user types, as processes of their own: nothing is set but nnU-Net's three folders."""
+"""The commands that a user types, in processes of their own: nothing is set but nnU-Net's three folders."""
 
 import os
-import subprocess
-import sys
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
 from nnunet_partial.files import read_json
+from tests import fork_server, pictures
 
-SMALL = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+SMALL = {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1", pictures.VARIABLE: "1"}
 
 
 def command(*argv, check=True):
     environment = {k: v for k, v in {**os.environ, **SMALL}.items() if k != "nnUNet_extTrainer"}
-    program = str(Path(sys.executable).parent / argv[0])
-    # bars of nnU-Net hold characters beyond ASCII, whatever the locale of this process has become
-    reading = {"capture_output": True, "encoding": "utf-8", "errors": "replace"}
-    result = subprocess.run([program, *map(str, argv[1:])], env=environment, **reading)
+    result = fork_server.run(argv, environment)
     assert not check or result.returncode == 0, f"{argv}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
     return result
 

@@ -741,7 +741,7 @@ def until(condition, seconds=60):
     raise AssertionError("did not happen in time")
 
 
-def test_stock_nnunet_plans_and_preprocesses_what_was_merged(write_source, raw):
+def test_stock_nnunet_plans_and_preprocesses_what_was_merged(write_source, raw, console):
     write_source(101, "LiTS", {"liver": 1, "tumor": 2})
     write_source(102, "KiTS", {"kidney": 1, "unsure": 2})
     write_source(103, "NIH", {"pancreas": 1}, ending=".nrrd")
@@ -750,23 +750,8 @@ def test_stock_nnunet_plans_and_preprocesses_what_was_merged(write_source, raw):
         "--source lits=101:liver --map lits:tumor=liver --source kits=102:kidney --map kits:unsure=ignore --source"
         " nih=103:pancreas --unlabelled 110"
     )
-    subprocess.run(
-        [
-            os.path.join(os.path.dirname(sys.executable), "nnUNetv2_plan_and_preprocess"),
-            "-d",
-            "501",
-            "--verify_dataset_integrity",
-            "-np",
-            "1",
-            "-npfp",
-            "1",
-            "-c",
-            "3d_fullres",
-        ],
-        check=True,
-        capture_output=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "nnUNet_def_n_proc": "1", "nnUNet_n_proc_DA": "1"},
-    )
+    plan = ("nnUNetv2_plan_and_preprocess", "-d", 501, "--verify_dataset_integrity", "-np", 1, "-npfp", 1, "-c", "3d_fullres")
+    console(*plan, env={"nnUNet_n_proc_DA": "1"})
     folder = raw.parent / "nnUNet_preprocessed" / "Dataset501_Merged"
     annotations = Annotations.from_dataset_json(json.loads((folder / "dataset.json").read_text()))
     assert annotations.labels() == {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3, "ignore": 4}

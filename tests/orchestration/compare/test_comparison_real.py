@@ -13,7 +13,7 @@ CASES, ORGANS = 2, ("liver", "kidney", "pancreas")
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, tmp_path_factory):
+def compared(tiny, tmp_path_factory, forked_programs):
     root = tmp_path_factory.mktemp("compared")
     for folder in ("imagesTs", "labelsTs"):
         (root / folder).mkdir()
@@ -46,7 +46,9 @@ def compared(tiny, tmp_path_factory):
         "--out",
         str(root / "out"),
     ]
-    assert cli.main(argv) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NNUNET_PARTIAL_PROGRAMS", str(forked_programs))
+        assert cli.main(argv) == 0
     return root / "out"
 
 
