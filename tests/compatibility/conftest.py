@@ -2,6 +2,10 @@
 
 import pytest
 
+from tests import pictures
+
+pictures.leave_out()
+
 
 @pytest.fixture(scope="session")
 def run_command(console):
