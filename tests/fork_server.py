@@ -159,10 +159,11 @@ def _run(argv) -> None:
         (entry,) = entry_points(group="console_scripts", name=Path(argv[0]).name)
         sys.argv = argv
         sys.exit(entry.load()())
-    sys.argv = argv[1:]
     if argv[1] == "-c":
+        sys.argv = ["-c", *argv[3:]]
         exec(compile(argv[2], "<string>", "exec"), {"__name__": "__main__"})
     else:
+        sys.argv = argv[1:]
         sys.path.insert(0, str(Path(argv[1]).parent))
         runpy.run_path(argv[1], run_name="__main__")
 

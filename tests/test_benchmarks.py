@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import fork_server
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -136,12 +138,9 @@ def test_the_exponent_is_that_of_the_growth_beyond_what_is_fixed(run_all):
 
 def test_growth_and_memory_are_measured_on_every_command(run_all, tmp_path):
     """A run of a few tiny cases: every command does its work, and the result can be read."""
-    import subprocess
-
     out = tmp_path / "scale.json"
     options = ("--cases", "12", "--classes", "3", "--volumes", "3", "4", "--volume-side", "16", "--only", "growth", "volumes")
-    command = [sys.executable, str(ROOT / "benchmarks" / "scale.py"), *options, "--out", str(out)]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = fork_server.run(["python", ROOT / "benchmarks" / "scale.py", *options, "--out", out])
     assert result.returncode == 0, result.stderr[-3000:]
     content = json.loads(out.read_text())
     steps = content["growth"]["3"]
