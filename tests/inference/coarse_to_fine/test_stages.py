@@ -78,11 +78,13 @@ def write_source(raw, dataset_id=511, ending=".nii.gz"):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, forked_programs):
     """nnU-Net's folders for this module alone, with a source dataset of whole scans."""
     root = tmp_path_factory.mktemp("c2f")
-    before = {i: os.environ.get(i) for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    for name in before:
+    folders = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+    before = {i: os.environ.get(i) for i in (*folders, "NNUNET_PARTIAL_PROGRAMS")}
+    os.environ["NNUNET_PARTIAL_PROGRAMS"] = str(forked_programs)
+    for name in folders:
         (root / name).mkdir()
         os.environ[name] = str(root / name)
     source = write_source(root / "nnUNet_raw")
