@@ -70,8 +70,7 @@ class Forked(context.ForkServerProcess):
             given = stream.detach()
             os.dup2(given, number)
             os.close(given)
-        os.environ.clear()
-        os.environ.update(self.environment)
+        _set_environment(self.environment)
         os.chdir(self.folder)
         join(self.address)
         if not self.tracked:
@@ -97,22 +96,28 @@ def join(address) -> None:
 def serve() -> None:
     """As :func:`join`, with a server that this process starts when it first spawns another."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
-    start = type(_server).ensure_running
+    start, lock = type(_server).ensure_running, threading.Lock()
 
     def ensure_running():
-        now = dict(os.environ)  # a test may have changed it for itself alone
-        os.environ.update(environment)
-        for name in now.keys() - environment.keys():
-            del os.environ[name]
-        try:
-            start(_server)
-        finally:
-            os.environ.clear()
-            os.environ.update(now)
+        with lock:
+            if _server._forkserver_pid is not None:
+                return start(_server)
+            now = dict(os.environ)  # a test may have changed it for itself alone
+            _set_environment(environment)
+            try:
+                start(_server)
+            finally:
+                _set_environment(now)
 
     _server.set_forkserver_preload(PRELOADED)
     _server.ensure_running = ensure_running
     context._concrete_contexts["spawn"] = ForkedContext()
+
+
+def _set_environment(content) -> None:
+    for name in os.environ.keys() - content.keys():
+        del os.environ[name]
+    os.environ.update(content)
 
 
 def _as_if_just_imported() -> None:
