@@ -1,6 +1,7 @@
 """``nnunet_partial pseudo-label``."""
 
 from nnunet_partial.commands import device, repeated, trusting
+from nnunet_partial.inference.rules import CLAIMS, RULES
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 DESCRIPTION = """Complete the labels of the training cases: each gets the classes that it lacks from the models that
@@ -9,7 +10,8 @@ know them, in preprocessed space.
 Models may have any plans and classes: one whose preprocessing is another sees the scans themselves. --predictions takes
 what any other tool has written, for example TotalSegmentator's masks, and can stand beside models in one command.
 Where two models claim a voxel for an organ, the higher probability decides; a mask without probabilities comes first.
-Annotated voxels are never overwritten.
+Annotated voxels are never overwritten. --rule fuses models that all know the same classes, for example the three views
+of nnunet_partial views.
 --out becomes a label directory for the setting labels of a plans variant. The command can be killed and started again:
 what is done is skipped; a changed model is refused, or done again with --overwrite."""
 EXAMPLE = """nnunet_partial pseudo-label 501 --configuration 3d_fullres --fold 0 --from teachers --out labels/fold_0
@@ -46,6 +48,12 @@ def add_arguments(parser):
         "NAME:LABEL,...=CLASS",
         "which class, or union of classes (left+right), labels of predictions or of a model mean; background: none. Without "
         "it a label stands for the class of its name",
+    )
+    parser.add_argument(
+        "--rule",
+        default=CLAIMS,
+        choices=(CLAIMS, *RULES),
+        help=f"default: {CLAIMS}, every class from the models that know it; " + "; ".join(f"{k}: {v}" for k, v in RULES.items()),
     )
     parser.add_argument(
         "--min-confidence",
@@ -104,6 +112,7 @@ def run(arguments):
         predictions=_predictions(arguments),
         mappings=_mappings(arguments),
         min_confidence=arguments.min_confidence,
+        rule=arguments.rule,
     )
     print(
         f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "

@@ -169,6 +169,17 @@ def restricted_prediction(
     return index, probability
 
 
+def restricted_probabilities(logits: torch.Tensor, outputs: Sequence[int], slab: int = 16) -> np.ndarray:
+    """Probabilities (1 + n, *S) float32 of background and the classes ``outputs`` where nothing else is possible, as in
+    :func:`restricted_prediction`; of logits (C, *S)."""
+    rows = [0, *outputs]
+    found = np.empty((len(rows), *logits.shape[1:]), np.float32)
+    for start in range(0, logits.shape[1], slab):
+        part = slice(start, start + slab)
+        found[:, part] = torch.softmax(logits[rows, part].float(), 0).numpy()
+    return found
+
+
 def _most_probable_group(probabilities: torch.Tensor, groups: torch.Tensor) -> tuple:
     """(probability of the best group, its best member) of probabilities (rows, *S); ``groups`` (rows,) from 0."""
     sums = probabilities.new_zeros((int(groups.max()) + 1, *probabilities.shape[1:])).index_add_(0, groups, probabilities)

@@ -27,6 +27,7 @@ from nnunet_partial.data.raw import RawDataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json, sha256
 from nnunet_partial.inference.image_space import ScanPredictor, ToPreprocessed, collapsed
+from nnunet_partial.inference.joint import JointLabels
 from nnunet_partial.inference.knowledge import (
     Doubt,
     KnownModel,
@@ -49,6 +50,7 @@ from nnunet_partial.inference.preprocessed import (
     require_case,
     restricted_prediction,
 )
+from nnunet_partial.inference.rules import CLAIMS, RULES
 from nnunet_partial.labels import Annotations, Union, check_super_classes, items_to_json, members, settled
 from nnunet_partial.networks.models import ModelFiles
 from nnunet_partial.networks.teachers import find_teachers
@@ -104,6 +106,7 @@ class Task:
     predictions: Sequence[Predictions] = ()
     raw: RawDataset | None = None  # where scans or files of other tools are read
     min_confidence: float | None = None
+    rule: str = CLAIMS
 
     def inputs(self, case: str) -> dict:
         """What the labels of ``case`` are made from; a case is done if its record says the same."""
@@ -121,6 +124,7 @@ class Task:
             "super_classes": dict(self.super_classes),
             "predictions": {i.name: i.inputs(case) for i in self.predictions},
             "min_confidence": self.min_confidence,
+            "rule": None if self.rule == CLAIMS else self.rule,
         }
         return {**inputs, **{k: v for k, v in further.items() if v}}
 
@@ -197,6 +201,7 @@ def pseudo_label(
     predictions: Mapping[str, PathLike] = MappingProxyType({}),
     mappings: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     min_confidence: float | None = None,
+    rule: str = CLAIMS,
     progress: bool = True,
 ) -> Path:
     """Label the training cases of ``fold`` (``all``: every case) and return the path of provenance.json.
@@ -214,6 +219,8 @@ def pseudo_label(
     ``mappings``           NAME, of predictions or of a source -> its label -> class, union of classes or ``background``; a label
                            that is not in it stands for the class of its name
     ``min_confidence``     what is less probable becomes a voxel that no loss looks at; None: every voxel is labelled
+    ``rule``               ``claims``: every class from the models that know it; or one of
+                           :data:`~nnunet_partial.inference.rules.RULES`, for models that all know the same classes
     Cases that are done are skipped; one whose preprocessed image has changed since, or whose files are not what was written,
     is done again. Raises :class:`UserError` for anything missing or unfit, before predicting.
     """
@@ -241,6 +248,7 @@ def pseudo_label(
         predictions,
         mappings,
         min_confidence,
+        rule,
         cases,
         devices[0].partition(":")[0],
     )
@@ -272,6 +280,7 @@ def _task(
     predictions: Mapping[str, PathLike],
     mappings: Mapping[str, Mapping[str, str]],
     min_confidence: float | None,
+    rule: str,
     cases: Sequence[str],
     device: str,
 ) -> Task:
@@ -281,6 +290,7 @@ def _task(
     _check_names(sources, predictions, mappings, min_confidence)
     models = _find_models(sources, mappings, annotations, plans, configuration, fold, checkpoint, trusted, device)
     found = find_predictions(predictions, mappings, annotations.classes, cases)
+    _check_rule(rule, models, predictions)
     unknown = [i for i in largest_component or () if i not in annotations.classes]
     if unknown:
         raise UserError(
@@ -301,7 +311,27 @@ def _task(
         found,
         raw_dataset_for(folder.name, found, models),
         min_confidence,
+        rule,
     )
+
+
+def _check_rule(rule: str, models: Sequence[KnownModel], predictions: Mapping[str, PathLike]) -> None:
+    """A rule is for several models that all know the same classes."""
+    if rule not in (CLAIMS, *RULES):
+        raise UserError(f"--rule {rule}: there is no such rule. Rules: {', '.join((CLAIMS, *RULES))}.")
+    if rule == CLAIMS:
+        return
+    if predictions:
+        raise UserError(f"--rule {rule} is for models, not for --predictions {next(iter(predictions))}. Leave one of them out.")
+    if len(models) < 2:
+        raise UserError(f"--rule {rule}: with one model there is nothing to fuse. Name several with --from, or leave it out.")
+    first = models[0].files
+    other = next((i.files for i in models if set(i.files.classes) != set(first.classes)), None)
+    if other is not None:
+        raise UserError(
+            f"the model {other.folder} knows {', '.join(other.classes)}, the model {first.folder} {', '.join(first.classes)}, and "
+            f"--rule {rule} is for models that all know the same. Leave it out: every class then comes from the models that know it."
+        )
 
 
 def _check_names(
@@ -373,6 +403,7 @@ _CHANGED = {
     "soft": "choices of --soft",
     "predictions": "predictions of other tools",
     "min_confidence": "choices of --min-confidence",
+    "rule": "choices of --rule",
 }
 
 
@@ -390,6 +421,7 @@ def _header(task: Task, plans_name: str, fold: Any) -> dict:
         **({"soft": [items_to_json(i) for i in task.known]} if task.soft else {}),
         **({"predictions": [i.to_json() for i in task.predictions]} if task.predictions else {}),
         **({"ignored": task.ignored} if task.min_confidence is not None else {}),
+        **({"rule": task.rule} if task.rule != CLAIMS else {}),
     }
 
 
@@ -520,11 +552,40 @@ class Labeller:
         tools, models = [i for i in tools if wanted.of(i.predictions.structures)], self.task.used(wanted)
         known = [*(i.predictions.structures for i in tools), *(i.files.classes for i in models)]
         doubt = Doubt(image.shape[1:], [[self._value(j) for j in wanted.of(i)] for i in known])
+        if self.task.rule != CLAIMS and models:
+            return *self._fused(case, image, wanted, outlines, properties, soft, doubt), doubt
         claims = chain(
             (i.claim(wanted.lacking, outlines, self._value) for i in tools),
             (self._claim(i, self._logits(i, case, image, properties), wanted, outlines, soft) for i in models),
         )
         return *merge_claims(doubt.watch(claims), image.shape[1:]), doubt
+
+    def _fused(
+        self,
+        case: str,
+        image: np.ndarray,
+        wanted: Wanted,
+        outlines: Mapping[str, np.ndarray],
+        properties: Mapping[str, Any],
+        soft: list,
+        doubt: Doubt,
+    ) -> tuple:
+        """As :func:`merge_claims`, by the rule for models of the same classes; what each says by itself goes to ``doubt``."""
+        groups = super_class_numbers(wanted.lacking, self.task.super_classes)
+        joint = JointLabels(self.task.rule, wanted.lacking, outlines, groups, self._value)
+
+        def claims():
+            for model in self.task.used(wanted):
+                logits = self._logits(model, case, image, properties)
+                joint.add(model.files.classes, logits)
+                yield self._claim(model, logits, wanted, outlines, soft)
+
+        for _ in doubt.watch(claims()):
+            pass
+        labels, probability = joint.result()
+        nothing = labels == 0
+        doubt.background[nothing] = probability[nothing]
+        return labels, np.where(nothing, 0, probability).astype(np.float32)
 
     def _placed(self, case: str, properties: Mapping[str, Any], seg: np.ndarray) -> list:
         """What each tool says of the case, on its preprocessed voxels, and how that agrees with its manual labels."""
@@ -579,9 +640,10 @@ class Labeller:
         return np.array([self._value(i) for i in known], dtype=np.int16)[index.numpy()], best.numpy()
 
     def _predictor(self, model: Model):
-        if model.sha256 not in self.predictors:
-            self.predictors[model.sha256] = load_predictor(model.files, self.device, self.task.mirroring)
-        return self.predictors[model.sha256]
+        key = model.files.checkpoint  # not its hash: the same weights see other images with other plans
+        if key not in self.predictors:
+            self.predictors[key] = load_predictor(model.files, self.device, self.task.mirroring)
+        return self.predictors[key]
 
     def _statistics(
         self,

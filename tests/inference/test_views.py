@@ -18,6 +18,7 @@ import torch
 
 from nnunet_partial import cli
 from nnunet_partial.data.planes import planes_of, write_view_plans
+from nnunet_partial.data.preprocessed import label_directory
 from nnunet_partial.data.raw import read_raw_dataset
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, write_json
@@ -183,6 +184,25 @@ def test_stock_prediction_with_each_plans_file_and_their_vote(seen, tmp_path):
     cli.main([*argv, "--rule", "vote", "--out", str(tmp_path / "fused")])
     for case, truth in seen.truth.items():
         assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "fused" / f"{case}.nii.gz"))), truth)
+
+
+@pytest.mark.parametrize("plans, configuration", (("nnUNetPlans_coronal", "2d"), ("nnUNetPlans", "3d_fullres")))
+def test_pseudo_labels_by_the_vote_of_three_views(seen, tmp_path, plans, configuration):
+    """In the preprocessed space of one of them, and in that of none."""
+    argv = ["pseudo-label", str(ID), "--configuration", configuration, "--plans", plans, "--device", "cpu"]
+    argv += ["--from", *(str(i) for i in seen.models.values()), "--rule", "vote", "--out", str(tmp_path / "labels")]
+    cli.main(argv)
+    forward = read_json(plans_file(ID, plans))["transpose_forward"]
+    for case, truth in seen.truth.items():  # case_1 is labelled, and keeps its labels
+        assert np.array_equal(label_directory.load_labels(tmp_path / "labels", case)[0][:][0], truth.transpose(forward))
+    content = read_json(tmp_path / "labels" / "provenance.json")
+    assert content["rule"] == "vote" and len(content["models"]) == 3
+    assert content["cases"]["case_0"]["disagreement"] == dict.fromkeys(ORGANS, 1)  # one of three misses each organ
+    with pytest.raises(SystemExit):
+        cli.main([*argv[:-4], "--rule", "mean", *argv[-2:]])
+    before = (tmp_path / "labels" / "provenance.json").stat().st_mtime_ns
+    cli.main(argv)  # nothing is left to do
+    assert (tmp_path / "labels" / "provenance.json").stat().st_mtime_ns == before
 
 
 def test_views_are_refused_where_they_cannot_be(stripes, tmp_path, monkeypatch):
