@@ -25,12 +25,19 @@ def main():
         "nnUNetv2_predict_from_modelfolder": predict,
         "pseudo-label": label,
         "variant": variant,
+        "fuse": fuse,
         "atso": atso,
     }[name](argv)
 
 
 def option(argv, name, default=None):
     return argv[argv.index(name) + 1] if name in argv else default
+
+
+def options(argv, name):
+    """All values of an option."""
+    rest = argv[argv.index(name) + 1 :]
+    return rest[: next((i for i, text in enumerate(rest) if text.startswith("--")), len(rest))]
 
 
 def digest(*parts):
@@ -97,15 +104,16 @@ def hashes(folder):
 
 
 def label(argv):
-    out, model = option(argv, "--out"), option(argv, "--from")
-    weights = read(os.path.join(model, f"fold_{option(argv, '--fold')}", "checkpoint_final.pth"))
+    out, models = option(argv, "--out"), options(argv, "--from")
+    weights = [read(os.path.join(i, f"fold_{option(argv, '--fold')}", "checkpoint_final.pth")) for i in models]
+    weights = weights[0] if len(weights) == 1 else digest(option(argv, "--plans"), option(argv, "--rule"), *weights)
     cases = read(option(argv, "--cases")).split()
     for case in cases:
         file = os.path.join(out, f"{case}_seg.b2nd")
         if not os.path.isfile(file):
             time.sleep(PAUSE_S)
             write(digest(weights, case), file)
-    write(json.dumps({"model": model, "sha256": digest(weights), "cases": cases}), os.path.join(out, "provenance.json"))
+    write(json.dumps({"model": models, "sha256": digest(weights), "cases": cases}), os.path.join(out, "provenance.json"))
 
 
 def predict(argv):
@@ -117,6 +125,14 @@ def predict(argv):
             handle.write(character)
             handle.flush()
             time.sleep(PAUSE_S / 16)
+
+
+def fuse(argv):
+    out, folders = option(argv, "--out"), options(argv, "--pred")
+    write("{}", os.path.join(out, "fusion.json"))  # written first, as nnU-Net writes its arguments
+    found = [read(os.path.join(i, "case.nii.gz")) for i in folders]
+    time.sleep(PAUSE_S)
+    write(digest(option(argv, "--rule"), *found), os.path.join(out, "case.nii.gz"))
 
 
 def atso(argv):

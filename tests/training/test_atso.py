@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_partial.data.planes import write_view_plans
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, load_labels
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.atso_report.generations import PreprocessedSpace, Run, exclude_cases
-from nnunet_partial.files import load_checkpoint, read_json
+from nnunet_partial.files import load_checkpoint, read_json, sha256
 from nnunet_partial.inference.preprocessed import restricted_prediction
 from nnunet_partial.inference.pseudo_labels import super_class_numbers
 from nnunet_partial.labels import check_super_classes
@@ -342,6 +343,109 @@ def test_partly_labelled_reference_cases_at_super_class_level(tiny, tmp_path, mo
     assert here.training_cases("final-full")["pseudo_labelled"] == cases
     plans = read_json(next(here.preprocessed.glob("*-g1s1.json")))["nnunet_partial"]["atso"]
     assert plans["super_classes"] == {"paired": ["kidney", "pancreas"]}
+
+
+def test_a_super_class_task_from_m0_to_the_network_of_all_classes(tiny, tmp_path, monkeypatch, forked):
+    """The loop for real: M0 and a generation of two super-classes, whose labels, unions, supervise a network of all classes."""
+    here = Semi(tiny, tmp_path, monkeypatch)
+    (tmp_path / "super.json").write_text(json.dumps({"paired": ["kidney", "pancreas"]}))
+    task = {"super_classes": str(tmp_path / "super.json"), "super_class_task": True}
+    here.loop(Forked(forked), strategy="stso", subsets=1, generations=1, **task).run()
+
+    def of(model):
+        return next((here.folder / "nnUNet_results").rglob(f"*-{model}__3d_fullres/dataset.json"))
+
+    for model in ("m0", "g1s1"):
+        assert list(read_json(of(model))["labels"]) == ["background", "liver", "kidney+pancreas"]
+        assert here.training_cases(model)["labelled"] == here.labelled
+    for model in ("target", "final-full"):
+        assert list(read_json(of(model))["labels"]) == ["background", *CLASSES]
+        assert here.training_cases(model)["labelled"] == here.labelled  # manual labels stay beside the pseudo labels
+        assert here.training_cases(model)["pseudo_labelled"] == sorted(here.unlabelled)
+    assert here.training_cases("target")["initial_weights"] is None  # one generation from scratch
+    assert here.training_cases("final-full")["initial_weights"].endswith("-target__3d_fullres/fold_0/checkpoint_final.pth")
+    assert here.training_cases("g1s1")["initial_weights"].endswith("-m0__3d_fullres/fold_0/checkpoint_final.pth")
+    assert (here.weights("m0").keys() == here.weights("g1s1").keys()) and not same_weights(
+        here.weights("m0"), here.weights("g1s1")
+    )
+    unions, full = (LabelDirectory.read(here.run / "labels" / i) for i in ("super_classes", "full_classes"))
+    for case in here.unlabelled:
+        assert read_json(unions.folder / "records" / f"{case}.json")["pseudo"] == ["liver", ["kidney", "pancreas"]]
+        assert read_json(full.folder / "records" / f"{case}.json")["pseudo"] == list(CLASSES)
+        assert not (load_labels(unions.folder, case)[0][:] == 3).any()  # the union has the value of its lowest class
+    assert (here.run / "report" / "index.html").is_file()
+
+
+# ---- several views
+
+
+def test_every_model_is_one_of_each_view_and_they_label_together(tiny, tmp_path, monkeypatch, forked):
+    """Two views of the same scans, slices along another axis each, for real: trained, labelled, predicted and fused."""
+    here = Semi(tiny, tmp_path, monkeypatch, hidden=False)
+    here.use()
+    coronal = write_view_plans(tiny.name)["coronal"]
+    _preprocess(tiny, coronal)
+    views = [tiny.plans, write_variant(tiny.name, "tiny", tiny_plans(here), coronal.stem).stem]
+    images, truth = tmp_path / "images", tmp_path / "truth"
+    for folder, name in ((images, "imagesTr/kits_006_0000.nii.gz"), (truth, "labelsTr/kits_006.nii.gz")):
+        folder.mkdir()
+        shutil.copy(tiny.folders.raw / tiny.name / name, folder)
+    given = {"strategy": "stso", "subsets": 1, "generations": 1, "configuration": "2d", "views": views[1:]}
+    tested = {"test_images": str(images), "test_labels": str(truth)}
+    executor = Forked(forked)
+    here.loop(executor, **given, **tested).run()
+    run, results = here.run.with_name("atso_2d_fold0"), here.folder / "nnUNet_results"
+    models = {(m, v): next(results.rglob(f"nnUNetTrainerATSO__{v}_*-{m}__2d")) / "fold_0" for m in ("m0", "g1s1") for v in views}
+    for (name, view), folder in models.items():
+        record = read_json(folder / "training_cases.json")
+        start = record["initial_weights"]
+        assert start is None if name == "m0" else Path(start).parent == models["m0", view]  # of the same view
+        assert record["labelled"] == (["kits_005", "lits_000", "nih_010"] if name == "m0" else [])
+    # what both M0s say, on the voxels of either view
+    found = []
+    for folder in (run / "labels" / "generation_1", run / "labels" / f"generation_1_{views[1]}"):
+        content = read_json(folder / "subset_1" / "provenance.json")
+        assert content["rule"] == "vote" and {i["sha256"] for i in content["models"]} == {
+            sha256(models["m0", i] / "checkpoint_final.pth") for i in views
+        }
+        assert sum("sees" in i for i in content["models"]) == 1  # the other view's sees the scan
+        found.append({i: load_labels(folder / "subset_1", i)[0][:][0] for i in content["cases"]})
+    forward = [read_json(here.preprocessed / f"{i}.json")["transpose_forward"] for i in views]
+    assert forward[0] != forward[1]
+    for case, labels in found[0].items():
+        one, other = (i.transpose(np.argsort(f)) for i, f in zip((labels, found[1][case]), forward))
+        assert (one == other).mean() > 0.999  # half precision may decide otherwise where probabilities are equal
+    # the deployed opinion is the fused one, and that is what the report scores
+    request = read_json(run / "predictions" / "g1s1" / "fusion.json")
+    assert request["rule"] == "vote" and len(request["models"]) == 2
+    assert (run / "predictions" / "g1s1" / "kits_006.nii.gz").is_file()
+    scores = (run / "report" / "scores.csv").read_text()
+    assert "g1s1,test,kidney" in scores
+    begun = len(executor.begun)
+    here.loop(executor, **given, **tested).run()
+    assert len(executor.begun) == begun  # everything is there
+
+
+def tiny_plans(here):
+    """The settings of ``nnUNetPlans_tiny`` and its changes of the network."""
+    settings = {
+        k: v for k, v in read_json(here.preprocessed / "nnUNetPlans_tiny.json")["nnunet_partial"].items() if k != "base_plans"
+    }
+    return {**settings, "features": [4, 8, 8], "batch_size": 2}
+
+
+def _preprocess(tiny, plans_file):
+    """As nnUNetv2_preprocess -c 2d, case by case, without its processes."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans, raw = PlansManager(read_json(plans_file)), tiny.folders.raw / tiny.name
+    planned, content = plans.get_configuration("2d"), read_json(raw / "dataset.json")
+    folder = plans_file.parent / planned.data_identifier
+    folder.mkdir()
+    for case, files in content["dataset"].items():
+        made = planned.preprocessor_class(verbose=False)
+        image, label = str(raw / files["images"][0]), str(raw / files["label"])
+        made.run_case_save(str(folder / case), [image], label, plans, planned, content)
 
 
 # ---- the trainer

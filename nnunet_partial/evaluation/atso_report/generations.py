@@ -106,7 +106,8 @@ class Run:
     def predictions(self, model: Mapping[str, Any]) -> Path | None:
         """The test predictions of a model, if they are done."""
         folder = model["predictions"] and Path(model["predictions"])
-        return folder if folder and (folder / "predict_from_raw_data_args.json").is_file() else None
+        done = ("predict_from_raw_data_args.json", "fusion.json")  # of one view, of several
+        return folder if folder and any((folder / i).is_file() for i in done) else None
 
 
 def _check_plan(plan: Any, file: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.orchestration.atso.loop import Loop
-from nnunet_partial.orchestration.atso.options import FILTERS, SCHEDULES, STARTS, STRATEGIES, VALIDATIONS, AtsoOptions
+from nnunet_partial.orchestration.atso.options import FILTERS, RULES, SCHEDULES, STARTS, STRATEGIES, VALIDATIONS, AtsoOptions
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
 
 DESCRIPTION = """ATSO (Huo et al. 2021): a dataset with missing labels becomes a better model, generation by generation.
@@ -54,6 +54,15 @@ def _add_what(group) -> None:
     group.add_argument(
         "--plans", default="nnUNetPlans", help="plans of all models; make a variant for other settings (default: nnUNetPlans)"
     )
+    group.add_argument(
+        "--views",
+        nargs="+",
+        default=[],
+        metavar="PLANS",
+        help="plans of the other views that nnunet_partial views has written, --plans being one of them: every model is trained "
+        "once for each view, and all of them label and predict together",
+    )
+    group.add_argument("--rule", choices=RULES, help="how the views become one label (default: vote, the majority, as the paper)")
     group.add_argument("--run", help="name of this run (default: the strategy)")
     group.add_argument(
         "--strategy",
@@ -155,11 +164,13 @@ def run(arguments: argparse.Namespace) -> None:
     loop.check()
     loop.executor = executor_of(arguments, loop.layout.folder)
     try:
-        model = loop.run(arguments.from_generation)
+        loop.run(arguments.from_generation)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here.", file=sys.stderr)
         raise SystemExit(130) from None
-    print(f"model: {model}\nreport: {loop.layout.report / 'index.html'}")
+    for view in options.all_plans:
+        print(f"model: {loop.layout.model(loop.plan.returned_model, view)}")
+    print(f"report: {loop.layout.report / 'index.html'}")
 
 
 def read_options(arguments: argparse.Namespace) -> AtsoOptions:

@@ -81,13 +81,10 @@ class Loop(Engine):
 
     def check(self) -> dict:
         """Everything that can be wrong before the first stage; returns hashes of the files that the run depends on."""
-        plans_file = paths.plans_file(self.options.dataset, self.options.plans)
-        plans = read_json(plans_file)
-        if self.options.configuration not in plans.get("configurations", {}):
-            raise UserError(
-                f"{plans_file} has no configuration {self.options.configuration!r}. It has: "
-                f"{', '.join(plans.get('configurations', {}))}."
-            )
+        of_views = {i: paths.plans_file(self.options.dataset, i) for i in self.options.all_plans}
+        for file in of_views.values():
+            self._require_configuration(file)
+        plans_file = of_views.pop(self.options.plans)
         dataset_file = plans_file.with_name("dataset.json")
         annotations = Annotations.read(dataset_file.parent)
         if annotations.cases is None or all(len(i.annotated) == len(annotations.classes) for i in annotations.cases.values()):
@@ -95,7 +92,7 @@ class Loop(Engine):
                 f"{dataset_file}: every case annotates every class, so there is nothing to pseudo-label. Add "
                 f"unlabelled cases with nnunet_partial merge --unlabelled."
             )
-        files = {"plans": plans_file, "dataset.json": dataset_file}
+        files = {"plans": plans_file, "dataset.json": dataset_file, **{f"plans {k}": v for k, v in of_views.items()}}
         if self.options.super_classes:
             check_super_classes(read_json(self.options.super_classes), annotations.classes)
             files["super_classes"] = Path(self.options.super_classes)
@@ -108,6 +105,14 @@ class Loop(Engine):
             if folder and not Path(folder).is_dir():
                 raise UserError(f"--{name.replace('_', '-')} {folder} is not a folder.")
         return {name: sha256(file) for name, file in files.items()}
+
+    def _require_configuration(self, plans_file: Path) -> None:
+        plans = read_json(plans_file)
+        if self.options.configuration not in plans.get("configurations", {}):
+            raise UserError(
+                f"{plans_file} has no configuration {self.options.configuration!r}. It has: "
+                f"{', '.join(plans.get('configurations', {}))}."
+            )
 
     # ---- one loop at a time
 

@@ -12,6 +12,7 @@ FILTERS = ("none", "disagreement", "confidence")
 VALIDATIONS = ("none", "final", "all")
 STARTS = ("m0", "scratch", "previous")
 SCHEDULES = ("constant", "plans")
+RULES = ("vote", "mean", "max")  # of pseudo-label and fuse
 # the paper repeats the last of RSTN's three stages (section 4.1)
 LAST_STAGE = 1 / 3
 
@@ -40,6 +41,8 @@ class AtsoOptions:
     ``filter``            leave out ``filter_share`` of the cases: those whose pseudo labels changed most since the last
                           generation, or are least certain
     ``test_images``, ``test_labels``, ``reference_truth``  read by prediction and report alone
+    ``views``             plans of the other views of the images, with ``plans`` those of all: every model is trained once for each,
+                          and labels and predictions are what all of them say together, by ``rule`` (None: the majority)
     ``trust``             the user vouches for the architecture of ``initial_model``; no result depends on it
     ``validation``        which models predict the fold's validation cases after training
     """
@@ -71,9 +74,12 @@ class AtsoOptions:
     fine_tune_schedule: str | None = None
     fine_tune_fraction: float | None = None
     super_class_task: bool = False
+    views: tuple = ()
+    rule: str | None = None
 
     def __post_init__(self):
         check_source_name(self.run)
+        object.__setattr__(self, "views", tuple(self.views or ()))
         if self.final_from is None:
             object.__setattr__(self, "final_from", "scratch" if self.students_from == "scratch" and self.subsets > 1 else "m0")
         for name, choices in (
@@ -83,6 +89,7 @@ class AtsoOptions:
             ("fine_tune_schedule", (None, *SCHEDULES)),
             ("filter", FILTERS),
             ("validation", VALIDATIONS),
+            ("rule", (None, *RULES)),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
@@ -91,6 +98,7 @@ class AtsoOptions:
         self._check_numbers()
         self._check_starts()
         self._check_fine_tuning()
+        self._check_views()
         if self.test_labels and not self.test_images:
             raise UserError("--test-labels needs --test-images.")
 
@@ -144,9 +152,26 @@ class AtsoOptions:
                 f"--fine-tune-{given} has no effect: every model is trained from scratch, as long as the plans say. Leave it out."
             )
 
+    def _check_views(self) -> None:
+        twice = next((i for i in self.all_plans if self.all_plans.count(i) > 1), None)
+        if twice is not None:
+            raise UserError(f"--views: the plans {twice} are named twice, in --plans or here. Name each view once.")
+        if self.rule is not None and not self.views:
+            raise UserError(f"--rule {self.rule} has no effect with one view. Name the plans of the others with --views.")
+        if self.views and self.initial_model:
+            raise UserError("--initial-model is a model of one view, and with --views M0 is one of each. Leave one out.")
+
     def to_json(self) -> dict:
-        """As the journal keeps it: what the result depends on."""
-        return {k: v for k, v in asdict(self).items() if k != "trust" and (k, v) != ("super_class_task", False)}
+        """As the journal keeps it: what the result depends on. What version 0.1 did not have is left out where it is not used."""
+        content = {
+            k: v for k, v in asdict(self).items() if k != "trust" and (v or k not in ("super_class_task", "views", "rule"))
+        }
+        return {**content, **({"views": list(self.views)} if self.views else {})}
+
+    @property
+    def all_plans(self) -> tuple:
+        """The plans of every view, ``plans`` first."""
+        return (self.plans, *self.views)
 
     # ---- Algorithm 1 and its baselines
 

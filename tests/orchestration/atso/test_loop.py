@@ -129,6 +129,90 @@ def test_a_super_class_task_supervises_a_network_of_all_classes_for_one_generati
     assert "super_class_task" not in planner().options.to_json()  # runs that were begun without go on
 
 
+# ---- three views
+
+VIEWS = ("nnUNetPlans_coronal", "nnUNetPlans_sagittal")
+
+
+def values_of(stage, name):
+    """All values of an option of its command."""
+    rest = stage.argv[stage.argv.index(name) + 1 :]
+    return rest[: next((i for i, text in enumerate(rest) if text.startswith("-")), len(rest))]
+
+
+def view_in(text):
+    """Name of the plans that a variant, model or checkpoint is of."""
+    return text.split("__")[1 if "__" in text else 0].split("/")[-1].rsplit("_atso-", 1)[0]
+
+
+def test_every_view_has_its_models_and_all_of_them_label(planner, tmp_path):
+    made = planner(generations=2, plans="nnUNetPlans_axial", views=VIEWS, test_images=str(tmp_path), filter="disagreement")
+    stages, every = stages_of(made), ("nnUNetPlans_axial", *VIEWS)
+    for name in ("m0", "g1s1", "g2s2", "final"):
+        for view in every:
+            own = made.layout.named(name, view)
+            assert values_of(stages[f"{own}-plans"], "--base") == (view,)
+            assert values_of(stages[f"{own}-train"], "-p") == (f"{view}_atso-2d-f0-{name}",)
+            settings = settings_of(stages[f"{own}-plans"])
+            if name != "m0":  # each view goes on from its own M0, on labels of its own voxels
+                start = settings["atso.initial_weights"]
+                assert (model_in(start), view_in(start)) == ("m0", view)
+                assert str(start) in map(str, stages[f"{own}-train"].inputs)
+                assert settings["labels"].replace("/subset_", "").rstrip("12").endswith(f"_{view}") == (view != every[0])
+    for stage in (stages["g2s1-label"], stages["g2s1_nnUNetPlans_coronal-label"]):
+        models = values_of(stage, "--from")
+        assert [model_in(i) for i in models] == ["g1s2"] * 3 and [view_in(i) for i in models] == list(every)
+        assert values_of(stage, "--rule") == ("vote",) and len(stage.inputs) == 4
+    assert values_of(stages["g2s1_nnUNetPlans_coronal-label"], "--plans") == ("nnUNetPlans_coronal",)
+    assert {settings_of(stages[made.layout.named("g2s1", i) + "-plans"])["atso.exclude"] for i in every} == {
+        str(made.layout.excluded(2))
+    }
+    fused = stages["final-fuse"]
+    assert values_of(fused, "--pred") == tuple(str(made.layout.predictions_of_view("final", i)) for i in every)
+    assert all("--save_probabilities" in stages[made.layout.named("final", i) + "-predict"].argv for i in every)
+    assert made.manifest()["generations"][-1]["models"]["final"]["predictions"] == str(made.layout.predictions("final"))
+    assert [k for k in stages if k.endswith("-fuse")] == [f"{i}-fuse" for i in ("m0", "g1s1", "g1s2", "g2s1", "g2s2", "final")]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    (
+        ({"views": ("nnUNetPlans",)}, "nnUNetPlans are named twice"),
+        ({"views": ("a", "a")}, "a are named twice"),
+        ({"rule": "mean"}, "no effect with one view"),
+        ({"rule": "most", "views": ("a",)}, "vote, mean, max"),
+        ({"initial_model": "/x", "views": ("a",)}, "Leave one out"),
+    ),
+)
+def test_unusable_views_are_refused(options, message):
+    with pytest.raises(UserError, match=message):
+        AtsoOptions(dataset="1", configuration="2d", **options)
+
+
+def test_a_run_of_several_views_is_killed_and_goes_on_and_gets_another_generation(place, new_place):
+    def views(where):
+        for view in VIEWS:
+            where.write_json(f"{view}.json", {"plans_name": view, "configurations": {"2d": {}}})
+        return ("--views", *VIEWS, "--rule", "mean")
+
+    more, at_once = views(place), new_place()
+    for stage in ("g1s1_nnUNetPlans_coronal-train", "g1s2-fuse"):
+        process = place.start(*more, generations=1)
+        place.wait_for(lambda stage=stage: place.states().get(stage) in ("running", "done"))
+        place.kill(process, whole_tree=True)
+    place.loop(*more, executor="debug", generations=1)
+    place.loop(*more, executor="debug", generations=2)
+    at_once.loop(*views(at_once), executor="debug", generations=2)
+    assert place.results() == at_once.results() and len(place.results()) > 100
+    printed = place.loop(*more, executor="debug").stdout.splitlines()
+    assert [view_in(i) for i in printed if i.startswith("model:")] == ["nnUNetPlans", *VIEWS]
+    fewer = place.loop("--views", VIEWS[0], "--rule", "mean", check=False)
+    assert fewer.returncode == 2 and "views: " in fewer.stderr and len(fewer.stderr.splitlines()) == 1
+    place.write_json(f"{VIEWS[1]}.json", {"plans_name": VIEWS[1], "configurations": {"3d_fullres": {}}})
+    other = place.loop(*more, check=False)
+    assert other.returncode == 2 and f"{VIEWS[1]}.json has no configuration '2d'" in other.stderr
+
+
 # ---- fine-tuning
 
 
@@ -174,6 +258,7 @@ def test_every_input_is_an_output_of_an_earlier_group(planner, tmp_path):
         {"super_classes": str(classes), "super_class_task": True, "filter": "confidence"},
         {"strategy": "self-learning", "subsets": 1},
         {"test_images": str(tmp_path)},
+        {"test_images": str(tmp_path), "views": VIEWS, "super_classes": str(classes), "super_class_task": True},
     ):
         made, written = planner(**{"generations": 3, **options}), set()
         for group in made.groups():
