@@ -81,18 +81,11 @@ def accept_own(verb, arguments):
 
 
 @pytest.mark.parametrize("name", ["choi2022-table3", "choi2022-table4"])
-def test_both_stages_are_trained_as_the_recipe_says(tables, tmp_path, capsys, name):
+def test_both_stages_are_prepared_as_the_recipe_says(tables, tmp_path, capsys, name):
+    """Prepare sets it; nothing here may set anything else."""
     prepared = [shlex.split(i) for i in printed(tables, name, tmp_path, capsys) if "coarse-to-fine prepare" in i]
-    recipe = read_recipe("choi2022")
     assert len(prepared) >= 2
-    for argv in prepared:
-        given = cli.verb_parser("coarse-to-fine").parse_args(argv[2:]).set
-        for setting in given:
-            setting, _, value = setting.partition("=")
-            entry = recipe.settings[setting]
-            assert json.loads(value if value[0] in "[tf0123456789" else f'"{value}"') == entry.get("value", 40), setting
-        names = {i.partition("=")[0] for i in given}
-        assert names >= {"batch_size", "mirroring", "deep_supervision", "cross_teaching.size"}
+    assert not any(cli.verb_parser("coarse-to-fine").parse_args(i[2:]).set for i in prepared)
 
 
 # means that are not those of the organs, as the papers print them: 90.38, 80.51, 71.08, 35.71 would be

@@ -10,6 +10,9 @@ prepare  makes an nnU-Net dataset of fixed-size volumes, plans and preprocesses 
 train    trains a stage by nnUNetv2_train; started again, it goes on
 predict  segments scans with both models; the masks lie on the scans' own voxels
 
+Both stages are trained as the paper does (nnunet_partial variant --recipe choi2022: sizes, batch, length, no mirroring, no
+deep supervision, networks of the paper's size), unless --set says otherwise; --set cross_teaching.size=plans makes networks
+of the planned size, as --set features=... and sizes that 16 does not divide do.
 --set takes coarse_size, patch_size, window_overlap, fine_size, box_scale, fallback_box_mm, largest_components (classes
 that keep their largest component alone; left out, those that are one piece in nearly all manual labels), and whatever
 nnunet_partial variant --set takes. Models are named by the id of their dataset or by their folder."""

@@ -26,6 +26,7 @@ from nnunet_partial.trust import locate
 
 UPSAMPLINGS = ("transposed", "trilinear")
 PAPER_FEATURES = (32, 64, 128, 256, 512)
+PAPER_STRIDE = 16  # of the paper's five stages together
 _LAYER_KEYS = ("conv_bias", "norm_op", "norm_op_kwargs", "dropout_op", "dropout_op_kwargs", "nonlin", "nonlin_kwargs")
 _LINEAR_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 

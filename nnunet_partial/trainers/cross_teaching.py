@@ -16,11 +16,9 @@ from nnunet_partial.losses import cross_teaching
 from nnunet_partial.losses.partial import alone_in_group, groups_from_annotated, possible_classes
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
-from nnunet_partial.networks.usenet import ResidualUSENet
+from nnunet_partial.networks.usenet import PAPER_STRIDE, ResidualUSENet
 from nnunet_partial.settings import CrossTeachingSettings, RunSettings, read_block, without_optimizer_paper
 from nnunet_partial.training.base import Batch, PartialTrainer
-
-PAPER_STRIDE = 16  # of the paper's five stages together
 
 
 class nnUNetTrainerCrossTeaching(PartialTrainer):

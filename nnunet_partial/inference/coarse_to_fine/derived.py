@@ -28,12 +28,15 @@ from nnunet_partial.inference.coarse_to_fine.passes import CoarseToFineSettings
 from nnunet_partial.inference.coarse_to_fine.stages import CONFIGURATION, KEY, REQUEST, VARIANT, Description, Stage
 from nnunet_partial.labels import KEY as CONTRACT
 from nnunet_partial.labels import Annotations, check_source_name
+from nnunet_partial.networks.usenet import PAPER_STRIDE
 from nnunet_partial.orchestration.foreground import run
 from nnunet_partial.outputs import Records
-from nnunet_partial.settings import read_run_settings, read_settings
+from nnunet_partial.recipes import read_recipe
+from nnunet_partial.settings import merged, read_run_settings, read_settings
 from nnunet_partial.variants import NETWORK_CHANGES, write_variant
 
 ENDING = ".nii.gz"
+RECIPE = "choi2022"  # the paper that has the two stages
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,8 @@ def prepare(
     """Write the derived raw dataset of one stage, plan and preprocess it by the stock command, and write its plans
     variant ``nnUNetPlans_c2f``; returns the plans file (without ``plan``: the raw folder).
 
+    The variant is trained as the paper does, by its recipe, unless ``changes`` say otherwise (:func:`plans_changes`).
+
     ``changes``   fields of :class:`CoarseToFineSettings`, and anything that a plans variant may change
     ``coarse``    for the fine stage: the trained coarse stage, whose settings it takes over
     ``overwrite`` replace a dataset of this id and name that was made from something else
@@ -86,7 +91,22 @@ def prepare(
         return derivation.folder
     plan_and_preprocess(derivation, dataset_id, processes)
     patch = derivation.settings.patch_size if stage == "coarse" else derivation.settings.fine_size
-    return write_variant(dataset_id, VARIANT, {**variant, "patch_size": list(patch)}, configuration=CONFIGURATION, overwrite=True)
+    settings = plans_changes(variant, patch)
+    return write_variant(dataset_id, VARIANT, settings, configuration=CONFIGURATION, overwrite=True, recipe=RECIPE)
+
+
+def plans_changes(changes: Mapping[str, Any], patch_size: Sequence[int]) -> dict:
+    """What is laid over the recipe: ``changes``, the size of the volumes, and nothing for what of the recipe they rule out.
+
+    Another optimiser has no momentum; networks with ``features`` of their own, or of patches that the paper's five stages do not
+    divide, have the size of the plans.
+    """
+    laid = {**changes, "patch_size": list(patch_size)}
+    if changes.get("optimizer", "sgd") != "sgd":
+        laid = {**{i: None for i in read_recipe(RECIPE).settings if i in ("momentum", "nesterov")}, **laid}
+    if "features" in changes or any(i % PAPER_STRIDE for i in patch_size):
+        laid = merged({"cross_teaching": {"size": "plans"}}, laid)
+    return laid
 
 
 def split_changes(changes: Mapping[str, Any]) -> tuple:

@@ -11,7 +11,10 @@ import torch
 
 from nnunet_partial.cli import main
 from nnunet_partial.files import read_json
+from nnunet_partial.inference.coarse_to_fine import derived
 from nnunet_partial.inference.coarse_to_fine import passes as c2f
+from nnunet_partial.recipes import read_recipe
+from nnunet_partial.settings import RunSettings
 
 ORGANS = ("liver", "kidney")
 SIZES = ["--set", "coarse_size=16,16,16", "--set", "patch_size=16,8,16", "--set", "fine_size=16,8,16"]
@@ -128,6 +131,31 @@ def read(file):
 
 
 # ---- prepare
+
+
+def test_both_stages_are_trained_as_the_paper_says_unless_told_otherwise():
+    recipe = read_recipe("choi2022").values(3, {"labelled and unlabelled cases 1:1": 80})
+    assert derived.plans_changes({}, [96, 64, 96]) == {"patch_size": [96, 64, 96]}  # the recipe rules
+    assert recipe["batch_size"] == 2 and recipe["mirroring"] == [] and recipe["deep_supervision"] is False
+    assert recipe["cross_teaching"]["size"] == "paper" and recipe["num_iterations_per_epoch"] == 40
+    given = derived.plans_changes({"optimizer": "adamw", "cross_teaching": {"alpha": 0.3}, "features": [8, 16, 32]}, [96, 64, 96])
+    assert given["momentum"] is None and given["nesterov"] is None
+    assert given["cross_teaching"] == {"alpha": 0.3, "size": "plans"}
+    assert derived.plans_changes({}, [16, 8, 16])["cross_teaching"] == {"size": "plans"}
+    chosen = {"cross_teaching": {"size": "paper"}, "features": [8, 16, 32], "momentum": 0.9}
+    assert derived.plans_changes(chosen, [96, 64, 96]) == {**chosen, "patch_size": [96, 64, 96]}
+
+
+def test_the_recipe_stands_in_the_plans_of_both_stages(place, coarse, fine):
+    for number, name in ((521, "ScansCoarse"), (522, "ScansFine")):
+        plans = read_json(place.preprocessed / f"Dataset{number}_{name}" / "nnUNetPlans_c2f.json")
+        settings, planned = RunSettings.from_plans(plans), plans["configurations"]["3d_fullres"]
+        assert settings.recipe == "choi2022" and settings.mirroring == [] and not settings.deep_supervision
+        assert (planned["patch_size"], planned["batch_size"]) == ([16, 8, 16], 2)
+        assert (settings.num_epochs, settings.optimizer, settings.initial_lr) == (3, "adamw", 0.005)  # as --set says
+        assert (settings.weight_decay, settings.schedule, settings.momentum) == (3e-5, "poly", None)
+        own = plans["nnunet_partial"]["cross_teaching"]
+        assert own["size"] == "plans" and (own["lambda_distillation"], own["lambda_ssl"], own["weighting"]) == (10, 0.1, "paper")
 
 
 def test_the_coarse_dataset_holds_whole_scans_at_one_size(place, coarse):
