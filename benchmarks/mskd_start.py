@@ -6,6 +6,8 @@
 all scales     nnUNetTrainerMSKD as it is: Eq. 8 on every resolution of the decoder (a row of benchmarks/accuracy.py)
 full scale     on the full resolution alone, as the paper states Eq. 8 (deep_supervision=false)
 foreground     twice as many patches around an annotated voxel (oversample_foreground_percent=0.66)
+by region      the logit terms divided by the voxels of each region at first, by all (Eq. 4) from half of the training on
+               (mskd.by_region=0.5)
 from teacher   the student begins with the weights of the first source's teacher (nnU-Net's -pretrained_weights: all but the segmentation layers)
 from Partial   the same with the weights of nnUNetTrainerPartial, which has had as many steps itself
 
@@ -31,6 +33,7 @@ from nnunet_partial.labels import Annotations
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.methods import TEACHER
 from nnunet_partial.orchestration.executors import Job, make_executor
+from nnunet_partial.settings import merged
 from nnunet_partial.variants import write_variant
 
 TRAINER, PARTIAL_TRAINER = "nnUNetTrainerMSKD", "nnUNetTrainerPartial"
@@ -38,6 +41,7 @@ ALL_SCALES = "mskd"  # the method of accuracy.py that every row is compared with
 ROWS = {
     "full-scale": ("MSKD, full scale", {"deep_supervision": False}, None),
     "foreground": ("MSKD, more foreground", {"oversample_foreground_percent": 0.66}, None),
+    "by-region": ("MSKD, by region at first", {"mskd": {"by_region": 0.5}}, None),
     "from-teacher": ("MSKD from a teacher", {}, TEACHER),
     "from-partial": ("MSKD from Partial", {}, PARTIAL_TRAINER),
 }
@@ -107,10 +111,8 @@ class Student:
         self.out = budget.out / "mskd_start" / f"{row}_seed{budget.seed}"
 
     def score(self):
-        settings = {
-            **self.changes,
-            "mskd": {"teachers": dict(zip(self.planner.sources, map(str, self._teachers)))},
-        }
+        teachers = {"mskd": {"teachers": dict(zip(self.planner.sources, map(str, self._teachers)))}}
+        settings = merged(teachers, self.changes)
         plans = write_variant(accuracy.PARTIAL, self.row, settings, self.base, self.planner.options.configuration).stem
         model = self.planner.model(TRAINER, plans)
         self._run("train", self._training(plans), paths.fold_folder(model, "0") / "validation" / "summary.json")

@@ -97,6 +97,13 @@ class MSKDSettings:
         "printed; deep_supervision=false trains nothing else in any term",
         choices=("all", "full"),
     )
+    by_region: float = setting(
+        0.0,
+        "share of training at whose start the logit terms are divided by the voxels of each region, which turns evenly into all "
+        "voxels (Eqs. 4 and 6) at its end: small organs are found sooner",
+        low=0,
+        high=1,
+    )
 
     @property
     def learns_from_soft_labels(self) -> bool:

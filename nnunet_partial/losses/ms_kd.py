@@ -63,6 +63,7 @@ def logit_loss(
     teacher_classes: Sequence[Sequence[Output]],
     valid: Tensor | None = None,
     unknown: Sequence[int] = (),
+    by_region: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Supervision of the student's probabilities by the teachers', region by region.
 
@@ -86,16 +87,20 @@ def logit_loss(
     ``teacher_logits``   list of (B, n_k + 1, *S), q^k is the softmax of the k-th
     ``teacher_classes``  list of the student's class, or tuple of classes, of each foreground output: [(1,), (2, (3, 4))]
     ``unknown``          the student's classes that no teacher knows
+    ``by_region``        b in 0 to 1, not in the paper: 1/|R| becomes (1 - b)/|R| + b/|M^k|, and b/|M^B| in (6), so that with
+                         b = 1 each term is the mean over its own region, however small. With 0 these are (4) and (6)
     returns              (organ, background); an empty region gives 0, with a gradient of 0
     """
     if len(teacher_classes) != len(teacher_logits):
         raise ValueError(f"{len(teacher_logits)} teachers but the classes of {len(teacher_classes)}")
+    if not 0 <= by_region <= 1:
+        raise ValueError(f"by_region is {by_region}, expected 0 to 1")
     for logits, classes in zip(teacher_logits, teacher_classes):
         _check_classes(logits, classes, student_logits.shape[1], unknown)
         check_voxels("a teacher's output", logits[:, 0], student_logits)
     organ_regions, background_region = teacher_regions(teacher_logits)
     student = log_softmax(student_logits).unbind(1)
-    voxels = max(background_region.numel(), 1)
+    voxels: int | Tensor = max(background_region.numel(), 1)
     if valid is not None:
         check_voxels("valid", valid, student_logits)
         organ_regions, background_region = [i & valid for i in organ_regions], background_region & valid
@@ -105,16 +110,18 @@ def logit_loss(
     organ = student[0].new_zeros(())
     mean_teacher = {}
     for logits, classes, region in zip(teacher_logits, teacher_classes, organ_regions):
+        own_term = student[0].new_zeros(())
         for output, reference in zip(((0, *unknown), *classes), softmax(logits.detach()).unbind(1)):
             log_prob, shares = _union_of_student(student, _members(output))
-            organ = organ + _masked_kl(reference, log_prob, region)
+            own_term = own_term + _masked_kl(reference, log_prob, region)
             for c, share in shares.items():
                 own = reference if share is None else reference * share
                 mean_teacher[c] = mean_teacher.get(c, 0) + own / len(teacher_logits)
+        organ = organ + _divided(own_term, region, voxels, by_region)
     background = student[0].new_zeros(())
     for c, reference in mean_teacher.items():
         background = background + _masked_kl(reference, student[c], background_region)
-    return organ / voxels, background / voxels
+    return organ, _divided(background, background_region, voxels, by_region)
 
 
 def feature_loss(
@@ -183,6 +190,13 @@ def _union_of_student(student: Sequence[Tensor], classes: tuple[int, ...]) -> tu
 def _masked_kl(reference: Tensor, log_student: Tensor, region: Tensor) -> Tensor:
     """sum over the region of one channel's term of KL(reference || student), all (B, *S)."""
     return (F.kl_div(log_student, reference.to(log_student.dtype), reduction="none") * region).sum()
+
+
+def _divided(term: Tensor, region: Tensor, voxels: int | Tensor, by_region: float) -> Tensor:
+    """A sum over a region by all ``voxels``, and to the part ``by_region`` by those of the region (B, *S) alone."""
+    if by_region == 0:
+        return term / voxels
+    return (1 - by_region) * term / voxels + by_region * term / region.sum().clamp_min(1)
 
 
 def _voxels(features: Tensor, mask: Tensor) -> Tensor:

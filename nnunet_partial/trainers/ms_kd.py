@@ -23,7 +23,7 @@ class nnUNetTrainerMSKD(PartialTrainer):
     """Eq. 8: organ logit terms + lambda_1 * background logit term + lambda_2 * feature terms; no term on the labels.
 
     With deep supervision the logit terms are taken at every resolution with nnU-Net's weights, or with mskd.scales=full at full
-    resolution alone, as printed; the reference at lower resolutions is the teachers' full-resolution output at the nearest
+    resolution alone, as printed; mskd.by_region changes what they are divided by at the start. The reference at lower resolutions is the teachers' full-resolution output at the nearest
     voxel, as nnU-Net reduces labels. Validation loss is the marginal loss on the labels, so that it can be compared between
     methods.
 
@@ -131,16 +131,24 @@ class nnUNetTrainerMSKD(PartialTrainer):
             return [(log_probabilities(i), None) for i in self.soft.split(batch.soft)]
         return [teacher(batch.image) for teacher in self.teachers]
 
+    def by_region(self) -> float:
+        """How far the logit terms are divided by their own regions now: 1 at the start, 0 from the share ``mskd.by_region`` on."""
+        length = self.own.by_region * self.num_epochs
+        return max(0.0, 1 - self.elapsed_epochs / length) if length else 0.0
+
     def distillation(self, output: Any, taught: Sequence[tuple], batch: Batch) -> dict:
         """The terms of Eq. 8, weighted; ``taught`` as :meth:`teach` returns it."""
         teacher_logits, teacher_features = [i for i, _ in taught], [i for _, i in taught]
         outputs = output if isinstance(output, (list, tuple)) else [output]
         organ = background = 0
         weights = self.deep_supervision_weights() if self.own.scales == "all" else (1.0,)
+        by_region = self.by_region()
         for weight, logits, target in zip(weights, outputs, batch.targets):
             if weight:
                 references = [at_resolution(i, logits.shape[2:]) for i in teacher_logits]
-                terms = ms_kd.logit_loss(logits, references, self.teacher_outputs, self.valid(target), self.unknown_to_teachers)
+                terms = ms_kd.logit_loss(
+                    logits, references, self.teacher_outputs, self.valid(target), self.unknown_to_teachers, by_region
+                )
                 organ, background = organ + weight * terms[0], background + weight * terms[1]
         losses = {"organ": organ, "background": self.own.lambda_background * background}
         if "feature" in self.loss_terms:

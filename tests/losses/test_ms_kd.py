@@ -105,6 +105,44 @@ def test_logit_loss_is_its_equations(size, classes):
     assert background.item() == pytest.approx(expected[1], abs=1e-12)
 
 
+@pytest.mark.parametrize("b", (0.25, 1.0))
+def test_by_region_each_term_is_divided_by_its_own_voxels(b):
+    """Against the equations: KL of every voxel, summed over a region, by |R| and by the region's voxels."""
+    size = SIZES["3d"]
+    student, logits, valid = random(2, NUM_CLASSES, *size), teachers(size), random(2, *size, seed=4) > -1
+    organs, everywhere = ms_kd.teacher_regions(logits)
+    q_hats = [ms_kd.transfer(t.softmax(1), c, NUM_CLASSES) for t, c in zip(logits, CLASSES)]
+    log_q = student.log_softmax(1)
+    dense = [(torch.xlogy(q, q) - q * log_q).sum(1) for q in (*q_hats, sum(q_hats) / len(q_hats))]
+    for counted in (torch.ones_like(everywhere), valid):
+        regions = [i & counted for i in (*organs, everywhere)]
+        sums, sizes, all_voxels = (
+            [d[m].sum().item() for d, m in zip(dense, regions)],
+            [m.sum().item() for m in regions],
+            counted.sum(),
+        )
+        assert min(sizes) > 0
+        expected = [(1 - b) * i / all_voxels.item() + b * i / n for i, n in zip(sums, sizes)]
+        given = None if counted is not valid else valid
+        organ, background = ms_kd.logit_loss(student, logits, CLASSES, given, by_region=b)
+        assert organ.item() == pytest.approx(sum(expected[:-1]), abs=1e-12)
+        assert background.item() == pytest.approx(expected[-1], abs=1e-12)
+
+
+def test_by_region_ends_as_the_equations_are_and_leaves_empty_regions_at_zero():
+    student, logits = random(1, 3, 2, 2).requires_grad_(), [torch.tensor([[9.0, -9]], dtype=torch.float64).reshape(1, 2, 1, 1)]
+    logits = [i.expand(1, 2, 2, 2) for i in logits]  # the teacher sees no organ
+    organ, background = ms_kd.logit_loss(student, logits, [(1,)], by_region=1.0)
+    assert organ.item() == 0 and background.item() > 0
+    (gradient,) = torch.autograd.grad(organ + 0 * background, student)
+    assert not gradient.any()
+    size = SIZES["2d"]
+    plain = ms_kd.logit_loss(random(2, NUM_CLASSES, *size), teachers(size), CLASSES)
+    assert ms_kd.logit_loss(random(2, NUM_CLASSES, *size), teachers(size), CLASSES, by_region=0.0) == plain
+    with pytest.raises(ValueError, match="by_region is 1.5"):
+        ms_kd.logit_loss(random(2, NUM_CLASSES, *size), teachers(size), CLASSES, by_region=1.5)
+
+
 def test_logit_loss_at_one_voxel_by_hand():
     # teacher: q = (1/4, 3/4), organ 2 of 2; student: (1/2, 1/4, 1/4)
     teacher = torch.tensor([1.0, 3], dtype=torch.float64).log()[None, :, None]
