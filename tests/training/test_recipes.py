@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunet_partial.methods import package_trainers
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.variants import write_variant
 
@@ -95,8 +96,10 @@ def test_huo2021(tiny, trainer, own_results):
     made = made_with(tiny, trainer, "nnUNetTrainerATSO", "huo2021", "2d", patch_size=[24, 24])
     made.initialize()
     group = made.optimizer.param_groups[0]
-    assert (group["momentum"], group["nesterov"]) == (0.9, False)
+    assert type(made.optimizer) is torch.optim.SGD
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 3e-5)  # the last is nnU-Net's
     assert rates(made, (0, 500)) == pytest.approx([0.01, 0.01 * 0.5**0.9])
+    assert made.settings.clip_gradient == 0 and made.loss_terms == ("marginal",)
 
 
 @pytest.mark.parametrize("schedule, expected", (("poly", 0.5**0.9), ("cosine", 0.5), ("constant", 1), ("plateau", 1)))
@@ -141,20 +144,59 @@ def test_mirroring_is_of_training_and_of_the_model(tiny, trainer, own_results, r
     assert "mirroring names axis 2, but patches of 2d have the axes 0, 1" in error
 
 
-def test_cases_are_drawn_as_the_setting_says(tiny, trainer, own_results):
-    plans = write_variant(tiny.id, "sampling", {"sampling": "source"}, tiny.plans, overwrite=True).stem
-    for name in ("nnUNetTrainerPartial", "nnUNetTrainerCrossTeaching"):
+def shares_of(cases, groups):
+    """Case -> share of the draws where each group is drawn as often, and in it each case. ``groups``: case -> its groups."""
+    members = {}
+    for case in cases:
+        for group in groups[case]:
+            members.setdefault(group, []).append(case)
+    return {i: sum(1 / len(members) / len(members[g]) for g in groups[i]) for i in cases}
+
+
+@pytest.mark.parametrize(
+    "name",
+    (
+        "nnUNetTrainerPartial",
+        "nnUNetTrainerNaive",
+        "nnUNetTrainerIndividual",
+        "nnUNetTrainerSelfTraining",
+        "nnUNetTrainerSelfTrainingFocal",
+        "nnUNetTrainerCoTraining",
+        "nnUNetTrainerMSKD",
+        "nnUNetTrainerMSKDPlus",
+        "nnUNetTrainerCrossTeaching",
+        "nnUNetTrainerCrossTeachingFSL",
+        "nnUNetTrainerDoDNet",
+        "nnUNetTrainerConditionCNN",
+        "nnUNetTrainerATSO",
+    ),
+)
+def test_every_trainer_draws_cases_as_the_setting_says(tiny, trainer, teachers, own_results, tmp_path, write_labels, name):
+    source, settings = package_trainers()[name], {}
+    if source.needs_teachers:
+        found = {i: str(teachers / f"nnUNetTrainerIndividual__{tiny.plans}_{i}__3d_fullres") for i in ("lits", "kits", "nih")}
+        settings["mskd"] = {"teachers": found}
+    if source.needs_labels:
+        settings["labels"] = str(write_labels(tiny, tmp_path / "labels"))
+    if name == "nnUNetTrainerIndividual":
+        settings["source"] = "lits"
+    for sampling in ("source", "class", "case"):
+        plans = write_variant(tiny.id, "sampling", {**settings, "sampling": sampling}, tiny.plans, overwrite=True).stem
         made = trainer(name, plans)
         made.initialize()
-        weights = made.case_weights()
-        cases = made.do_split()[0]
-        sources = {i: made.dataset_annotations.of(i).source for i in cases}
-        shares = {j: sum(v for k, v in weights.items() if sources[k] == j) for j in set(sources.values())}
-        assert shares == pytest.approx(dict.fromkeys(shares, 1 / len(shares)))
         training, _ = made.get_tr_and_val_datasets()
-        assert training.pools.weights == weights
-        drawn = training.pools.draw(60)
-        assert set(drawn) <= set(cases)
+        pools = getattr(training, "pools", None)
+        if sampling == "case":
+            assert pools is None or pools.weights is None
+            continue
+        cases = made.do_split()[0]
+        entries = {i: made.dataset_annotations.of(i) for i in cases}
+        groups = {i: [v.source] if sampling == "source" else v.annotated or [None] for i, v in entries.items()}
+        assert pools.weights == pytest.approx(shares_of(cases, groups))
+        assert {i for pool in pools.pools for i in pool} <= set(cases)
+        np.random.seed(0)
+        drawn = [str(i) for _ in range(100) for i in pools.draw(2)]
+        assert set(drawn) <= set(cases) and all(made.case_weights()[i] > 0 for i in drawn)
 
 
 def test_the_exclusion_loss_is_a_term_of_its_own(tiny, trainer, own_results):
@@ -174,6 +216,29 @@ def test_the_exclusion_loss_is_a_term_of_its_own(tiny, trainer, own_results):
     assert made.loss_terms == ("marginal", "exclusion") and losses["exclusion"] > 0
     assert "loss/exclusion" in made.train_step(next(made.dataloader_train))
     assert trainer("nnUNetTrainerPartial").loss_terms == ("marginal",)
+
+
+def test_logit_terms_are_of_regions_first_and_as_the_equations_later(tiny, teachers, trainer):
+    from nnunet_partial.losses import ms_kd
+
+    sources = {i: str(teachers / f"nnUNetTrainerIndividual__{tiny.plans}_{i}__3d_fullres") for i in ("lits", "kits", "nih")}
+    settings = {"mskd": {"by_region": 0.5, "scales": "full", "teachers": sources}, "num_epochs": 8}
+    made = trainer("nnUNetTrainerMSKD", write_variant(tiny.id, "region", settings, tiny.plans, overwrite=True).stem)
+    made.load_frozen()
+    built(made).set_deep_supervision_enabled(True)
+    batch = made.to_device(next(made.dataloader_train))
+    made.steps_of_epoch = 0
+    for epoch, expected in ((0, 1.0), (1, 0.75), (3, 0.25), (4, 0.0), (7, 0.0)):
+        made.current_epoch = epoch
+        assert made.by_region() == expected
+        with torch.no_grad():
+            losses, output = made.compute_losses(batch), made.network(batch.data)[0]
+            logits = [i for i, _ in made.teach(batch)]
+            organ, background = ms_kd.logit_loss(output, logits, [i.classes for i in made.teachers], by_region=expected)
+        torch.testing.assert_close(losses["organ"], organ)
+        torch.testing.assert_close(losses["background"], background)
+    made.current_epoch, made.steps_of_epoch = 1, made.num_iterations_per_epoch // 2
+    assert made.by_region() == 1 - 1.5 / 4  # within an epoch too
 
 
 def test_full_resolution_alone(tiny, teachers, trainer):
