@@ -8,7 +8,8 @@ full scale     on the full resolution alone, as the paper states Eq. 8 (deep_sup
 foreground     twice as many patches around an annotated voxel (oversample_foreground_percent=0.66)
 by region      the logit terms divided by the voxels of each region at first, by all (Eq. 4) from half of the training on
                (mskd.by_region=0.5)
-from teacher   the student begins with the weights of the first source's teacher (nnU-Net's -pretrained_weights: all but the segmentation layers)
+from teacher   the student begins with the weights of the first source's teacher (setting initial_weights: the outputs that it does not know
+               begin as equal parts of its background)
 from Partial   the same with the weights of nnUNetTrainerPartial, which has had as many steps itself
 
 Data, splits, budgets and files of scores are those of benchmarks/accuracy.py, in the same WORK: teachers and Partial are trained there
@@ -112,12 +113,19 @@ class Student:
 
     def score(self):
         teachers = {"mskd": {"teachers": dict(zip(self.planner.sources, map(str, self._teachers)))}}
-        settings = merged(teachers, self.changes)
+        settings = merged(teachers, {**self.changes, **self._initial_weights})
         plans = write_variant(accuracy.PARTIAL, self.row, settings, self.base, self.planner.options.configuration).stem
         model = self.planner.model(TRAINER, plans)
         self._run("train", self._training(plans), paths.fold_folder(model, "0") / "validation" / "summary.json")
         self._run("predict", self._prediction(model), self.out / "predictions" / "predict_from_raw_data_args.json")
         return self._content(model)
+
+    @property
+    def _initial_weights(self):
+        if self.start is None:
+            return {}
+        model = self._teachers[0] if self.start == TEACHER else self.planner.model(self.start, self.base)
+        return {"initial_weights": str(paths.fold_folder(model, "0") / "checkpoint_final.pth")}
 
     @property
     def _teachers(self):
@@ -126,13 +134,7 @@ class Student:
     def _training(self, plans):
         argv = ["nnUNetv2_train", self.planner.dataset, self.planner.options.configuration, "0", "-tr", TRAINER, "-p", plans]
         model = paths.fold_folder(self.planner.model(TRAINER, plans), "0")
-        if any(model.glob("checkpoint_*.pth")):
-            more = ["--c"]
-        elif self.start:
-            start = self._teachers[0] if self.start == TEACHER else self.planner.model(self.start, self.base)
-            more = ["-pretrained_weights", paths.fold_folder(start, "0") / "checkpoint_final.pth"]
-        else:
-            more = []
+        more = ["--c"] if any(model.glob("checkpoint_*.pth")) else []
         return [*argv, "-device", self.device, *more]
 
     def _prediction(self, model):

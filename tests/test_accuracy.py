@@ -272,16 +272,16 @@ def mskd_start(study, monkeypatch):
 def test_students_start_where_their_row_says_and_are_trained_once(study, mskd_start):
     given = ("--work", study.work, "--steps", 600, "--seeds", 0)
     started = {i.split(" -p ")[1].split()[0].rpartition("_")[2]: i for i in mskd_start(*given)}
-    assert sorted(started) == ["foreground", "from-partial", "from-teacher", "full-scale"]
-    assert {k: i.split("-pretrained_weights ")[1].split("/")[-3] if "-pretrained" in i else "" for k, i in started.items()} == {
-        "foreground": "",
-        "full-scale": "",
+    assert sorted(started) == ["by-region", "foreground", "from-partial", "from-teacher", "full-scale"]
+    assert len([i for i in study.trained() if i == "Individual"]) == 2  # one for each source, for all rows
+    preprocessed = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial"
+    written = {i: json.loads((preprocessed / f"nnUNetPlans_2d-600-s0_{i}.json").read_text())["nnunet_partial"] for i in started}
+    assert {k: Path(i["initial_weights"]).parts[-3] for k, i in written.items() if "initial_weights" in i} == {
         "from-teacher": "nnUNetTrainerIndividual__nnUNetPlans_2d-600-s0_kits__2d",
         "from-partial": "nnUNetTrainerPartial__nnUNetPlans_2d-600-s0__2d",
     }
-    assert len([i for i in study.trained() if i == "Individual"]) == 2  # one for each source, for all rows
-    plans = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial" / "nnUNetPlans_2d-600-s0_full-scale.json"
-    own = json.loads(plans.read_text())["nnunet_partial"]
+    assert written["by-region"]["mskd"]["by_region"] == 0.5 and set(written["by-region"]["mskd"]["teachers"]) == {"kits", "lits"}
+    own = written["full-scale"]
     assert own["deep_supervision"] is False and "600-s0_lits" in own["mskd"]["teachers"]["lits"]
     score = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
     assert score["settings"]["deep_supervision"] == "False" and score["settings"]["num_iterations_per_epoch"] == "60"
