@@ -24,7 +24,7 @@ EXAMPLE = """examples:
   python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --executor slurm --slurm partition=gpu \\
       --slurm gpus_per_node=1 --slurm cpus_per_task=12 --slurm time=1440
   python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --status"""
-_FOLDERS = ("initial_model", "super_classes", "test_images", "test_labels", "reference_truth")
+_FOLDERS = ("super_classes", "test_images", "test_labels", "reference_truth")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,7 +97,12 @@ def _add_what(group) -> None:
     group.add_argument(
         "--final-from", choices=("m0", "scratch"), help="where the last model starts (default: m0; scratch if students do)"
     )
-    group.add_argument("--initial-model", metavar="MODEL_FOLDER", help="take this model as M0 instead of training it")
+    group.add_argument(
+        "--initial-model",
+        nargs="+",
+        metavar="MODEL_FOLDER",
+        help="take this model as M0 instead of training it; with --views one for each view, that of --plans first",
+    )
     group.add_argument(
         "--super-classes",
         metavar="FILE",
@@ -175,7 +180,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 def read_options(arguments: argparse.Namespace) -> AtsoOptions:
     """The options among the arguments, with absolute folders."""
-    given = {i.name: getattr(arguments, i.name) for i in fields(AtsoOptions)}
+    given = {i.name: getattr(arguments, i.name) for i in fields(AtsoOptions) if i.name != "initial_models"}
+    models = [str(Path(i).absolute()) for i in given["initial_model"] or ()]
+    given |= {"initial_model": next(iter(models), None), "initial_models": models[1:]}
     given["run"] = given["run"] or arguments.strategy
     given["subsets"] = given["subsets"] or (2 if arguments.strategy == "atso" else 1)
     for name in _FOLDERS:

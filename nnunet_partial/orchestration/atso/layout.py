@@ -98,7 +98,8 @@ class Layout:
 
     def model(self, model: str, view: str | None = None) -> Path:
         if model == "m0" and self.options.initial_model:
-            return Path(self.options.initial_model)
+            given = (self.options.initial_model, *self.options.initial_models)
+            return Path(dict(zip(self.options.all_plans, given))[view or self.options.plans])
         return paths.model_folder(self.dataset, TRAINER, self.plans(model, view), self.options.configuration).absolute()
 
     def checkpoint(self, model: str, view: str | None = None) -> Path:

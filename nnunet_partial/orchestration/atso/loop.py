@@ -96,10 +96,11 @@ class Loop(Engine):
         if self.options.super_classes:
             check_super_classes(read_json(self.options.super_classes), annotations.classes)
             files["super_classes"] = Path(self.options.super_classes)
-        if self.options.initial_model and not self.layout.checkpoint("m0").is_file():
-            raise UserError(f"--initial-model: {self.layout.checkpoint('m0')} does not exist. Train that model first.")
-        if self.options.initial_model:  # nnU-Net predicts with it, and unpickles it
-            check_model(self.layout.model("m0"), self.layout.checkpoint("m0"), self.options.trust)
+        for view in self.options.all_plans if self.options.initial_model else ():
+            folder, checkpoint = self.layout.model("m0", view), self.layout.checkpoint("m0", view)
+            if not checkpoint.is_file():
+                raise UserError(f"--initial-model: {checkpoint} does not exist. Train that model first.")
+            check_model(folder, checkpoint, self.options.trust)  # nnU-Net predicts with it, and unpickles it
         for name in ("test_images", "test_labels", "reference_truth"):
             folder = getattr(self.options, name)
             if folder and not Path(folder).is_dir():

@@ -13,6 +13,7 @@ VALIDATIONS = ("none", "final", "all")
 STARTS = ("m0", "scratch", "previous")
 SCHEDULES = ("constant", "plans")
 RULES = ("vote", "mean", "max")  # of pseudo-label and fuse
+_TUPLES = ("views", "initial_models")
 # the paper repeats the last of RSTN's three stages (section 4.1)
 LAST_STAGE = 1 / 3
 
@@ -43,6 +44,7 @@ class AtsoOptions:
     ``test_images``, ``test_labels``, ``reference_truth``  read by prediction and report alone
     ``views``             plans of the other views of the images, with ``plans`` those of all: every model is trained once for each,
                           and labels and predictions are what all of them say together, by ``rule`` (None: the majority)
+    ``initial_models``    of the views beside ``initial_model``, in their order
     ``trust``             the user vouches for the architecture of ``initial_model``; no result depends on it
     ``validation``        which models predict the fold's validation cases after training
     """
@@ -76,10 +78,12 @@ class AtsoOptions:
     super_class_task: bool = False
     views: tuple = ()
     rule: str | None = None
+    initial_models: tuple = ()
 
     def __post_init__(self):
         check_source_name(self.run)
-        object.__setattr__(self, "views", tuple(self.views or ()))
+        for name in _TUPLES:
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         if self.final_from is None:
             object.__setattr__(self, "final_from", "scratch" if self.students_from == "scratch" and self.subsets > 1 else "m0")
         for name, choices in (
@@ -158,15 +162,19 @@ class AtsoOptions:
             raise UserError(f"--views: the plans {twice} are named twice, in --plans or here. Name each view once.")
         if self.rule is not None and not self.views:
             raise UserError(f"--rule {self.rule} has no effect with one view. Name the plans of the others with --views.")
-        if self.views and self.initial_model:
-            raise UserError("--initial-model is a model of one view, and with --views M0 is one of each. Leave one out.")
+        given = (*(() if self.initial_model is None else (self.initial_model,)), *self.initial_models)
+        if given and len(given) != len(self.all_plans):
+            raise UserError(
+                f"--initial-model names {len(given)}, and M0 is one model for each of {', '.join(self.all_plans)}. Name as many, in "
+                "this order, or leave it out."
+            )
 
     def to_json(self) -> dict:
         """As the journal keeps it: what the result depends on. What version 0.1 did not have is left out where it is not used."""
         content = {
-            k: v for k, v in asdict(self).items() if k != "trust" and (v or k not in ("super_class_task", "views", "rule"))
+            k: v for k, v in asdict(self).items() if k != "trust" and (v or k not in (*_TUPLES, "super_class_task", "rule"))
         }
-        return {**content, **({"views": list(self.views)} if self.views else {})}
+        return {k: list(v) if k in _TUPLES else v for k, v in content.items()}
 
     @property
     def all_plans(self) -> tuple:

@@ -174,6 +174,25 @@ def test_every_view_has_its_models_and_all_of_them_label(planner, tmp_path):
     assert [k for k in stages if k.endswith("-fuse")] == [f"{i}-fuse" for i in ("m0", "g1s1", "g1s2", "g2s1", "g2s2", "final")]
 
 
+def test_every_view_may_be_given_its_m0(planner, tmp_path):
+    from nnunet_partial.orchestration.atso.command import parser, read_options
+
+    argv = ["--dataset", "777", "--configuration", "2d", "--views", *VIEWS, "--initial-model", *"abc", "--strategy", "stso"]
+    options = read_options(parser().parse_args(argv))
+    given = [str(Path(i).absolute()) for i in "abc"]
+    assert options.initial_model == given[0] and list(options.initial_models) == given[1:]
+    content = options.to_json()
+    assert content["initial_models"] == given[1:] and content["views"] == list(VIEWS)
+    names = {k: content[k] for k in ("views", "initial_model", "initial_models", "strategy", "subsets")}
+    stages = stages_of(planner(generations=1, **names))
+    assert not any(k.startswith("m0") and k.endswith("train") for k in stages)
+    assert list(values_of(stages["g1s1-label"], "--from")) == given
+    for view, folder in zip(("nnUNetPlans", *VIEWS), given):
+        name = "g1s1" if view == "nnUNetPlans" else f"g1s1_{view}"
+        assert settings_of(stages[f"{name}-plans"])["atso.initial_weights"] == f"{folder}/fold_0/checkpoint_final.pth"
+    assert {"views", "initial_models", "rule"}.isdisjoint(planner().options.to_json())  # runs that were begun without go on
+
+
 @pytest.mark.parametrize(
     "options, message",
     (
@@ -181,7 +200,8 @@ def test_every_view_has_its_models_and_all_of_them_label(planner, tmp_path):
         ({"views": ("a", "a")}, "a are named twice"),
         ({"rule": "mean"}, "no effect with one view"),
         ({"rule": "most", "views": ("a",)}, "vote, mean, max"),
-        ({"initial_model": "/x", "views": ("a",)}, "Leave one out"),
+        ({"initial_model": "/x", "views": ("a",)}, "names 1, and M0 is one model for each of nnUNetPlans, a"),
+        ({"initial_model": "/x", "initial_models": ("/y",)}, "names 2, and M0 is one model for each of nnUNetPlans."),
     ),
 )
 def test_unusable_views_are_refused(options, message):
