@@ -7,7 +7,7 @@ handed to it as NIfTI.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,12 +181,17 @@ def predict_scans(
     overwrite: bool = False,
     trusted: bool = False,
     progress: bool = True,
+    save: Callable[[np.ndarray, Scan, Path], None] | None = None,
+    ending: str | tuple = ENDINGS,
+    more: Mapping[str, Any] | None = None,
 ) -> Predicted:
     """Write the mask of every scan below ``out``, in the model's label values.
 
     ``checkpoints``  of the folds of one model (:func:`folds_of`), whose mean decides
     ``overwrite``    also what is there; without it scans that are done are skipped, unless their image has changed
     ``trusted``      the user vouches for the architecture that the model's plans name
+    ``save``         writes the labels (z, y, x) on the scan's voxels to a file, or leaves it out where there is nothing to say;
+                     None: as an image of the scan's format. ``ending``: of these files; ``more``: what they depend on besides
     A scan that cannot be read is left out and named in what is returned. Raises :class:`UserError` for a model that cannot be
     used, and for a folder that holds anything but masks of this model, before anything is written.
     """
@@ -198,25 +203,38 @@ def predict_scans(
         "sha256": [sha256(i) for i in checkpoints],
         "plans": sha256(model / "plans.json"),
         "mirroring": mirroring,
+        **(more or {}),
     }
-    claim_masks(out, request, {i.mask: out / i.mask for i in scans}, overwrite)
+    claim_masks(out, request, {i.mask: out / i.mask for i in scans}, overwrite, ending)
     write_json({k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}, out / "dataset.json")
     records, result = Records(out), Predicted()
-    sources = {i.mask: {f.name: f for f in i.files} for i in scans}
+    sources = {i.mask: _named(i.files) for i in scans}
     todo = []
     for scan in scans:
-        finished = records.is_done(scan.mask, {}, sources[scan.mask], [out / scan.mask])
+        finished = records.is_done(scan.mask, {}, sources[scan.mask], _outputs(records, scan, out))
         (result.before if finished else todo).append(scan.mask if finished else scan)
     for scan in bar(todo, "segmenting", "scan", progress, len(result.before)):
         begun = records.begin(scan.mask, {}, sources[scan.mask])
         try:
-            _segment(predictor, scan, out / scan.mask, result.doubts)
+            _segment(predictor, scan, out / scan.mask, result.doubts, save)
         except UserError as error:
             result.failed[scan.mask] = str(error)
             continue
-        records.end(scan.mask, begun, [out / scan.mask])
+        records.end(scan.mask, begun, [i for i in [out / scan.mask] if save is None or i.exists()])
         result.done.append(scan.mask)
     return result
+
+
+def _named(files: Sequence[Path]) -> dict:
+    """Name -> file; the slices of a series that lies in several folders may have the same names."""
+    names = [i.name for i in files]
+    return dict(zip(names if len(set(names)) == len(names) else map(str, files), files))
+
+
+def _outputs(records: Records, scan: Scan, out: Path) -> list:
+    """The file of a scan, unless there was nothing to write."""
+    nothing = (records.read(scan.mask) or {}).get("outputs") == {}
+    return [] if nothing else [out / scan.mask]
 
 
 def channel_names(model: PathLike) -> tuple:
@@ -243,18 +261,27 @@ def _predictor(checkpoints: Sequence[Path], device: torch.device, mirroring: boo
     return predictor
 
 
-def _segment(predictor: Any, scan: Scan, mask: Path, doubts: list) -> None:
+def _segment(predictor: Any, scan: Scan, mask: Path, doubts: list, save: Callable | None = None) -> None:
     names = tuple(str(i) for i in predictor.dataset_json.get("channel_names", predictor.dataset_json.get("modality")).values())
     volumes = [_read(i) for i in ([scan.files] if scan.is_dicom else scan.files)]
     _check_channels(scan, volumes, names)
     doubts += _grey_values(scan, volumes, names)
+    if scan.is_dicom:
+        doubts += [f"{scan.mask}: {i}" for i in dicom.read_volume(dicom.read_headers(scan.files)).notes]
     reader = predictor.plans_manager.image_reader_writer_class
-    direct = not scan.is_dicom and all(_ending(i.name).lower() in reader.supported_file_endings for i in scan.files)
+    direct = (
+        save is None and not scan.is_dicom and all(_ending(i.name).lower() in reader.supported_file_endings for i in scan.files)
+    )
     with temporary_folder(mask) as folder:
         files = [str(i) for i in scan.files] if direct else _handed_over(volumes, folder)
         geometry = Geometry.of(volumes[0]).spatial()
         del volumes
-        _write(*_labels(predictor, files), reader(), geometry, mask, direct)
+        found = _labels(predictor, files)
+        if save is None:
+            _write(*found, reader(), geometry, mask, direct)
+        else:
+            mask.unlink(missing_ok=True)  # an older one, should there be nothing to write now
+            save(_on_the_voxels(*found, reader(), geometry, mask), scan, mask)
 
 
 def _read(file: Path | tuple) -> "sitk.Image":
@@ -313,9 +340,14 @@ def _write(labels: np.ndarray, properties: Mapping[str, Any], reader: Any, geome
     if direct:
         image_files.write_segmentation(labels, mask, reader, properties)
         return
+    image_files.write_label(_on_the_voxels(labels, properties, reader, geometry, mask), geometry, mask)
+
+
+def _on_the_voxels(labels: np.ndarray, properties: Mapping[str, Any], reader: Any, geometry: Geometry, mask: Path) -> np.ndarray:
+    """The label map (z, y, x) along the axes of the scan itself; nnU-Net's writer knows how its reader has turned them."""
     with temporary_folder(mask) as folder:
         written = folder / f"mask{_EXCHANGED}"
         image_files.write_segmentation(labels, written, reader, properties)
         turned, own = image_files.read_label(written)
         image_files.require_same_geometry(geometry, mask, own, written)
-        image_files.write_label(turned, geometry, mask)
+        return turned

@@ -96,13 +96,15 @@ def predict_cases(
     return todo
 
 
-def claim_masks(out: Path, request: Mapping[str, Any], files: Mapping[str, Path], overwrite: bool) -> None:
+def claim_masks(
+    out: Path, request: Mapping[str, Any], files: Mapping[str, Path], overwrite: bool, ending: str | tuple = ENDINGS
+) -> None:
     """Note in ``out`` what masks there are made from, and forget those that are made again.
 
-    ``files``: case -> its mask. Raises :class:`UserError` for a folder with anything that this command has not made, and, without
-    ``overwrite``, for one with masks that are made from something else.
+    ``files``: case -> its mask; ``ending``: how masks end. Raises :class:`UserError` for a folder with anything that this command
+    has not made, and, without ``overwrite``, for one with masks that are made from something else.
     """
-    masks = [i for i in out.rglob("*") if i.name.lower().endswith(ENDINGS) and not i.name.startswith(".")]
+    masks = [i for i in out.rglob("*") if i.name.lower().endswith(ending) and not i.name.startswith(".")]
     ours = (out / REQUEST).is_file()
     foreign = [*masks, *out.glob("dataset.json")]
     if foreign and not ours:  # truth, for example, or a raw dataset

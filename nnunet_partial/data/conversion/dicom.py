@@ -103,6 +103,7 @@ def _in_order(slices: Sequence[Slice]) -> Series:
         )
     slices = sorted(slices, key=lambda s: float(np.dot(s.position_mm, normal)))
     heights = np.array([np.dot(s.position_mm, normal) for s in slices])
+    _refuse_4d(slices, heights)
     gap = _check_gaps(slices, heights)
     geometry = Geometry(
         (*slices[0].size_xy, len(slices)),
@@ -117,6 +118,17 @@ def _in_order(slices: Sequence[Slice]) -> Series:
             f"{np.abs(drift).max():.1f} mm over the volume. Resample it onto a grid with right angles first"
         )
     return Series(tuple(slices), geometry)
+
+
+def _refuse_4d(slices: Sequence[Slice], heights: np.ndarray) -> None:
+    """Several volumes in one series: phases, echoes, points in time."""
+    starts = np.flatnonzero(np.diff(heights, prepend=-np.inf) >= _SPACING_TOLERANCE_MM)
+    counts = set(np.diff(starts, append=len(heights)).tolist())
+    if len(starts) > 1 and len(counts) == 1 and counts != {1}:
+        raise UserError(
+            f"{Path(slices[0].file).parent}: the series has {counts.pop()} images at each of its {len(starts)} positions (4D: phases, "
+            "echoes or points in time). Separate it into series of one volume each"
+        )
 
 
 def _check_gaps(slices: Sequence[Slice], heights: np.ndarray) -> float:
@@ -160,7 +172,7 @@ def _slices_of_file(file: Path) -> list:
     except UserError:
         raise
     except Exception as error:
-        if isinstance(error, InvalidDicomError) and _is_companion(file):
+        if isinstance(error, InvalidDicomError) and is_companion(file):
             return []
         raise UserError(
             f"{file} is not a DICOM image that can be placed in space ({type(error).__name__}: "
@@ -168,7 +180,7 @@ def _slices_of_file(file: Path) -> list:
         ) from None
 
 
-def _is_companion(file: Path) -> bool:
+def is_companion(file: Path) -> bool:
     """Whether a file that is no DICOM is no lost slice either: a licence, a list, what a file manager leaves behind.
 
     Its name does not end in ``.dcm``, and it is known by name or holds text.
