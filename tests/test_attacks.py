@@ -650,6 +650,7 @@ def test_names_on_the_page_of_a_run_are_no_markup(world):
     plan = {"dataset": MARKUP, "returned_model": MARKUP}
     options = dict.fromkeys(("strategy", "generations", "subsets", "configuration", "fold", "plans"), MARKUP)
     run = SimpleNamespace(plan=plan, options=options, report=world.out, generations=[], classes=[], labels=lambda i: None)
+    vars(run).update(model=lambda i: None, stages={MARKUP: {"state": "done", "seconds": 1.0, "argv": [MARKUP]}}, folder=world.out)
     times = [{"stage": MARKUP, "state": MARKUP, "seconds": 1.0}]
     scores = [{"generation": MARKUP, "model": MARKUP, "set": MARKUP, "class": MARKUP, "cases": MARKUP, "dice": 0.5}]
     text = write_page(run, [], scores, [], times, 6).read_text()

@@ -26,7 +26,12 @@ def add_arguments(parser):
         metavar="NAME=DIR",
         help="folder that nnunet_partial evaluate wrote, and the name of its method; one or more",
     )
-    repeated.add_argument(parser, "--model", "NAME=FOLDER", "model folder of nnU-Net, for training curves and plans; any number")
+    repeated.add_argument(
+        parser,
+        "--model",
+        "NAME=FOLDER",
+        "model folder of nnU-Net, for training curves and plans; any number (default: those that the predictions tell)",
+    )
     parser.add_argument(
         "--images",
         nargs="+",
@@ -54,7 +59,8 @@ def run(arguments):
 
     if not arguments.out.endswith(".html"):
         raise UserError(f"--out {arguments.out}: the page's name must end in .html.")
-    print(f"reading {len(arguments.evaluation)} evaluations", flush=True)
+    number = len(arguments.evaluation)
+    print(f"reading {number} evaluation{'' if number == 1 else 's'}", flush=True)
     inputs = read_inputs(
         arguments.dataset,
         _named(arguments.evaluation, "--evaluation"),
@@ -66,8 +72,7 @@ def run(arguments):
         title=arguments.title,
         notes=arguments.note,
     )
-    print("drawing curves and cases", flush=True)
-    out = write_report(inputs, arguments.out, arguments.command_line)
+    out = write_report(inputs, arguments.out, arguments.command_line, progress=True)
     print(f"wrote {out}, {out.with_suffix('.json')} and {out.with_suffix('.md')}")
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.results import CONFIDENCE, ROW_KEYS
+from nnunet_partial.evaluation.results import CONFIDENCE, ROW_KEYS, is_missed_or_invented
 from nnunet_partial.evaluation.statistics import bootstrap_cis, finite_pairs, holm, paired_permutation_test, paired_wilcoxon
 
 HIGHER_IS_BETTER = {
@@ -31,7 +31,8 @@ SIGNIFICANT = 1 - CONFIDENCE
 class Ranked:
     """A method's place. ``mean`` over classes of the means over cases, with its bootstrap interval; ``seed_sd`` the
     standard deviation of that mean over seeds (NaN for one); ``mean_rank`` over cases and classes, 1 is best;
-    ``n_infinite`` values (a structure missed or invented) that ``mean`` leaves out and ``mean_rank`` puts last."""
+    ``n_infinite`` values (a structure missed or invented) that ``mean`` leaves out and ``mean_rank`` puts last; ``n_missed``
+    structures that were missed or invented, of ``n_structures`` in all seeds, whatever the metric."""
 
     name: str
     mean: float
@@ -40,6 +41,8 @@ class Ranked:
     mean_rank: float
     n_infinite: int
     seed_sd: float = float("nan")
+    n_missed: int = 0
+    n_structures: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,18 @@ def rank(methods: Mapping[str, Sequence[Sequence[Mapping]]], metric: str = "dice
                 ranks[name],
                 int(np.isinf(values[name]).sum()),
                 float(np.std(by_seed, ddof=1)) if len(by_seed) > 1 else float("nan"),
+                *_missed(evaluations, keys),
             )
         )
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     return sorted(result, key=lambda i: (np.isnan(i.mean), sign * i.mean, i.mean_rank))
+
+
+def _missed(evaluations: Sequence[Sequence[Mapping]], keys: Sequence[tuple]) -> tuple:
+    """(structures that were missed or invented, structures) of all seeds."""
+    wanted = set(keys)
+    rows = [row for one in evaluations for row in one if (row["case"], row["class"]) in wanted]
+    return sum(map(is_missed_or_invented, rows)), len(rows)
 
 
 def pairwise(methods: Mapping[str, Sequence[Sequence[Mapping]]], metric: str = "dice", seed: int = 0) -> list:

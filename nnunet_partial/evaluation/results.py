@@ -25,8 +25,8 @@ COLUMNS = {
     "dice": ("Dice", "{:.4f}"),
     "iou": ("IoU", "{:.4f}"),
     "surface_dice": ("surface Dice", "{:.4f}"),
-    "hausdorff_mean_mm": ("HD mm", "{:.2f}"),
-    "hausdorff95_mm": ("HD95 mm", "{:.2f}"),
+    "hausdorff_mean_mm": ("HD mm (mean of both directions)", "{:.2f}"),
+    "hausdorff95_mm": ("HD95 mm (larger direction)", "{:.2f}"),
     "average_surface_distance_mm": ("ASD mm", "{:.2f}"),
     "volume_difference_ml": ("dV ml", "{:+.2f}"),
     "volume_difference_percent": ("dV %", "{:+.1f}"),
@@ -68,6 +68,22 @@ def global_overlap(rows: Sequence[Mapping]) -> dict:
         overlap["dice"][name] = 2 * both / (pred + truth) if pred + truth else math.nan
         overlap["iou"][name] = both / (pred + truth - both) if pred + truth else math.nan
     return {metric: {"mean": _mean(list(values.values())), "classes": values} for metric, values in overlap.items()}
+
+
+def heading(metric: str, tolerance_mm: Mapping[str, float] | None = None) -> str:
+    """Name of a metric for people; that of the surface Dice says its tolerance, ``tolerance_mm`` of each class."""
+    name = COLUMNS.get(metric, (metric.replace("_", " "),))[0]
+    if metric != "surface_dice" or not tolerance_mm:
+        return name
+    least, most = min(tolerance_mm.values()), max(tolerance_mm.values())
+    return f"{name} at {least:g} mm" if least == most else f"{name} at {least:g} to {most:g} mm"
+
+
+def is_missed_or_invented(row: Mapping) -> bool:
+    """Whether one side alone has the structure. Rows of version 0.1 have no counts: their distances are infinite then."""
+    if set(COUNTS) <= set(row):
+        return (float(row["voxels_pred"]) == 0) != (float(row["voxels_truth"]) == 0)
+    return any(math.isinf(float(v)) for k, v in row.items() if k not in ROW_KEYS and v is not None)
 
 
 def rows_by_class(rows: Sequence[Mapping]) -> dict:
@@ -128,8 +144,10 @@ def format_summary(content: Mapping[str, Any]) -> str:
     summary = content["summary"]
     metrics = [i for i in COLUMNS if i in summary["mean_over_classes"]]
     overall = summary.get("global", {})  # absent from files of version 0.1.0
-    lines = [["", "n", *(COLUMNS[i][0] for i in metrics), *(GLOBAL_COLUMNS[i] for i in overall), "missed or invented"]]
+    headings = [heading(i, content.get("tolerance_mm")) for i in metrics]
+    lines = [["", "n", *headings, *(GLOBAL_COLUMNS[i] for i in overall), "missed or invented"]]
     numbers = Counter(row["class"] for row in content["rows"])
+    missed = Counter(row["class"] for row in content["rows"] if is_missed_or_invented(row))
     for name, values in summary["classes"].items():
         lines.append(
             [
@@ -137,7 +155,7 @@ def format_summary(content: Mapping[str, Any]) -> str:
                 str(numbers[name]),
                 *(_cell(values[i]["mean"], i) for i in metrics),
                 *(_cell(i["classes"][name], metric) for metric, i in overall.items()),
-                str(max(i["n_infinite"] for i in values.values()) or ""),
+                str(missed[name]),
             ]
         )
     lines.append(
@@ -146,7 +164,7 @@ def format_summary(content: Mapping[str, Any]) -> str:
             str(summary["n_cases"]),
             *(_cell(summary["mean_over_classes"][i]["mean"], i) for i in metrics),
             *(_cell(i["mean"], metric) for metric, i in overall.items()),
-            "",
+            str(missed.total()),
         ]
     )
     widths = [max(map(len, column)) for column in zip(*lines)]

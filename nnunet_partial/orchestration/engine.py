@@ -255,7 +255,7 @@ class Engine:
             raise UserError(f"{step.name} ended well but did not write {missing}. Its output is in {self.log(step)}.")
         found = self.look_at(step)
         result = runner.read_result(self.job_folder(step))
-        seconds = result["seconds"] if result else 0.0
+        seconds = runner.all_seconds(result) if result else 0.0
         self.journal.mark(step.name, DONE, seconds, **found)
         print(f"{step.name}: done, {seconds:.0f} s", flush=True)
         self._ended.add(step.name)

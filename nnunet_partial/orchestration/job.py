@@ -4,6 +4,7 @@
 
     FOLDER/job.json      argv, environment, log and a token, written by the executor before it starts the job
     FOLDER/started.json  process id and machine, written when the command starts
+    FOLDER/attempts.json starts of this very command since it last ended well: when, how long, with which exit code
     FOLDER/result.json   exit code, seconds and core seconds, written last, so it marks the job as ended
     FOLDER/lock          held as long as anything of the job lives, the command's own children included
 
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from nnunet_partial.files import locked, read_json, try_lock, write_json
 
-JOB, STARTED, RESULT, LOCK = "job.json", "started.json", "result.json", "lock"
+JOB, STARTED, RESULT, LOCK, ATTEMPTS = "job.json", "started.json", "result.json", "lock", "attempts.json"
 # What a command gets unless the user's environment says otherwise: output unbuffered, so that progress shows; glibc keeps what
 # it freed, or a CPU training spends a quarter of its time on page faults of tensors that come and go; and OpenMP's threads
 # sleep (GNU's after microseconds) without work, or two trainings on the same cores wait for each other and take twice as long
@@ -56,18 +57,22 @@ def _run_locked(folder: Path, token: str) -> int:
         if job["token"] != token:
             print(f"{folder.name}: overtaken by a newer start, nothing done.")
             return 0
-        started, used_before = time.time(), _seconds_of_children()
+        earlier, started, used_before = _earlier_attempts(folder, job), time.time(), _seconds_of_children()
+        attempt = {"argv": job["argv"], "began": started}
+        write_json([*earlier, attempt], folder / ATTEMPTS)
         with _Forwarding() as forwarding:  # before anybody can know whom to tell
             write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
             code = run_command(job["argv"], Path(job["log"]), job["environment"], forwarding, job.get("share", 1), handle)
+        ended = time.time()
+        write_json([*earlier, {**attempt, "seconds": ended - started, "exit_code": code}], folder / ATTEMPTS)
         if forwarding.told is not None and code != 0:
             raise SystemExit(128 + forwarding.told)
-        ended = time.time()
         write_json(
             {
                 "token": token,
                 "exit_code": code,
                 "seconds": ended - started,
+                "earlier_seconds": sum(i["seconds"] for i in earlier),
                 "cpu_seconds": _seconds_of_children() - used_before,
                 "ended": ended,
                 "host": platform.node(),
@@ -75,6 +80,26 @@ def _run_locked(folder: Path, token: str) -> int:
             folder / RESULT,
         )
         return code
+
+
+def _earlier_attempts(folder: Path, job: Mapping) -> list:
+    """Starts of the job's command that did not end well, since it last did. One that was killed lasted until its log last grew."""
+    found = []
+    for attempt in read_json(folder / ATTEMPTS) if (folder / ATTEMPTS).is_file() else []:
+        if attempt["argv"] != job["argv"] or attempt.get("exit_code") == 0:
+            found = []
+        else:
+            found.append({**attempt, "seconds": attempt.get("seconds", _until_last_output(Path(job["log"]), attempt["began"]))})
+    return found
+
+
+def _until_last_output(log: Path, began: float) -> float:
+    return max(0.0, log.stat().st_mtime - began) if log.is_file() else 0.0
+
+
+def all_seconds(result: Mapping) -> float:
+    """What a job took that ended, with its attempts that were interrupted or failed."""
+    return result["seconds"] + result.get("earlier_seconds", 0.0)  # version 0.2 did not count them
 
 
 def _seconds_of_children() -> float:

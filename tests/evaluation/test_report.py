@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_partial import cli
+from nnunet_partial import cli, palette
 from nnunet_partial.evaluation.evaluate import evaluate_folder
-from nnunet_partial.evaluation.report import cases, charts, tables
-from nnunet_partial.evaluation.report.inputs import read_inputs
+from nnunet_partial.evaluation.report import cases, charts, overlays, tables, verdict
+from nnunet_partial.evaluation.report.inputs import TrainedModel, read_inputs
 from nnunet_partial.evaluation.report.page import contents, render
 
 SPACING_XYZ = (2.0, 1.0, 4.0)
@@ -303,8 +303,8 @@ def test_three_planes_have_the_shape_of_the_voxels(inputs):
     planes = [cases._slice(view, axis, whole) for axis in range(3)]
     assert [i["truth"].shape for i in planes] == [(24, 20), (10, 20), (10, 24)]
     assert [i["aspect"] for i in planes] == [1 / 2, 4 / 2, 4 / 1]  # rows over columns, in mm
-    # the head, the last slice, is drawn on top
-    np.testing.assert_array_equal(planes[1]["image"][0], view.image[-1, 4, :])
+    # the head, the last slice, is drawn on top, of the plane in the middle of the organ
+    np.testing.assert_array_equal(planes[1]["image"][0], view.image[-1, 8, :])
 
 
 def test_what_is_no_longer_there_is_said_and_not_drawn(study, tmp_path):
@@ -374,7 +374,7 @@ def test_headings_do_not_skip_a_level_and_links_lead_somewhere(page):
     assert levels[0] == 1 and levels.count(1) == 1 and all(b - a <= 1 for a, b in zip(levels, levels[1:]))
     ids = [i["id"] for _, i in elements.found if "id" in i]
     assert len(ids) == len(set(ids))
-    targets = {i["href"][1:] for i in elements.of("a")}
+    targets = {i["href"][1:] for i in elements.of("a") if i["href"].startswith("#")}
     assert targets <= set(ids) and {"main", "ranking", "annotated", "results", "cases", "training", "efficiency"} <= targets
     assert elements.of("html") == [{"lang": "en"}]
 
@@ -501,6 +501,7 @@ def test_bad_input_is_one_line(study, tmp_path, monkeypatch, capsys, change, mes
 
 
 def test_a_picture_holds_every_plane_in_mm_with_the_contours_on_it():
+    """A row of planes at one height, each in its own proportions, the outlines half-way between voxels in and out."""
     truth = np.zeros((8, 20, 30), bool)
     truth[2:6, 5:15, 10:20] = True
     image = np.random.default_rng(0).normal(size=truth.shape)
@@ -509,17 +510,203 @@ def test_a_picture_holds_every_plane_in_mm_with_the_contours_on_it():
     (axis,) = figure.axes
     boxes = [i.get_extent() for i in axis.images]
     assert [i.get_text() for i in axis.texts] == ["axial", "coronal", "sagittal"]
-    box = cases._crop(view)
-    for plane, picture, (left, right, bottom, top) in zip(range(3), axis.images, boxes):
-        expected = cases._slice(view, plane, box)
-        np.testing.assert_array_equal(picture.get_array(), expected["image"])
-        rows, columns = expected["image"].shape
+    assert len({(round(bottom, 9), round(top, 9)) for _, _, bottom, top in boxes}) == 1
+    assert all(a[1] < b[0] for a, b in zip(boxes, boxes[1:])) and boxes[-1][1] < figure.get_size_inches()[0]
+    box = cases.crop(view)
+    for number, picture, (left, right, bottom, top) in zip(range(3), axis.images, boxes):
+        expected = cases._slice(view, number, box)
+        plane = cases._plane("", expected, view.window).padded()
+        np.testing.assert_array_equal(picture.get_array(), plane.coloured())
+        rows, columns = plane.image.shape
         assert (top - bottom) / (right - left) == pytest.approx(rows * expected["aspect"] / columns)
-        assert 3.1 * plane <= left < right <= 3.1 * (plane + 1) and 0 <= bottom < top < axis.texts[plane].get_position()[1] < 3.2
-        # the contour of the truth runs half-way between the voxels that belong to it and those that do not
-        line = axis.collections[2 * plane].get_paths()[0].vertices
-        inside = np.argwhere(expected["truth"])
-        for number, (start, step) in enumerate(((top, (bottom - top) / rows), (left, (right - left) / columns))):
-            edges = (inside[:, number].min(), inside[:, number].max() + 1)
-            found = sorted((line[:, 1 - number] - start) / step)
+        assert 0 <= bottom < top < axis.texts[number].get_position()[1]
+        line = axis.collections[2 * number].get_paths()[0].vertices
+        inside = np.argwhere(plane.outlines[0][0])
+        for way, (start, step) in enumerate(((top, (bottom - top) / rows), (left, (right - left) / columns))):
+            edges = (inside[:, way].min(), inside[:, way].max() + 1)
+            found = sorted((line[:, 1 - way] - start) / step)
             assert (found[0], found[-1]) == pytest.approx(edges, abs=1e-6)
+
+
+def test_over_segmented_voxels_are_filled_and_both_outlines_are_lines():
+    """One voxel that is predicted alone takes the colour of predictions, one that is missed that of truth, others stay grey."""
+    truth, pred = np.zeros((6, 6), bool), np.zeros((6, 6), bool)
+    truth[2:4, 2:4], pred[2:4, 3:5] = True, True
+    plane = cases._plane("", {"image": np.full((6, 6), 0.5), "truth": truth, "pred": pred, "aspect": 1.0}, (0.0, 1.0))
+    shown = plane.coloured()
+    for mask, colour in ((pred & ~truth, palette.PREDICTION), (truth & ~pred, palette.TRUTH)):
+        rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+        np.testing.assert_allclose(shown[mask], np.broadcast_to(0.5 * (1 - overlays.FILLED) + overlays.FILLED * rgb, (2, 3)))
+    np.testing.assert_array_equal(shown[~(truth ^ pred)], 0.5)
+    lines = overlays.draw_rows([plane], 1).axes[0].collections
+    assert len(lines) == 2 and all(i.get_linestyle()[0][1] is None for i in lines)  # no dashes
+
+
+def test_a_small_organ_is_enlarged_and_not_hidden_by_its_outline():
+    """A ball of 4 mm in a scan of 200 mm fills a third of the picture's width, and a far voxel of the prediction changes nothing."""
+    truth = np.zeros((100, 100, 100), bool)
+    truth[49:51, 49:51, 49:51] = True
+    pred = truth.copy()
+    pred[3, 3, 3] = True
+    for predicted in (truth, pred):
+        view = cases.View(np.zeros(truth.shape), truth, predicted, (2.0, 2.0, 2.0), (0.0, 1.0))
+        sizes = [i.stop - i.start for i in cases.crop(view)]
+        assert max(sizes) <= (20 if predicted is pred else 8)
+        assert max(sizes) * 2.0 <= 3 * (4 + cases.MARGIN_MM)
+    (axis,) = cases.draw_planes(cases.View(np.zeros(truth.shape), truth, truth, (2.0,) * 3, (0.0, 1.0))).axes
+    left, right, *_ = axis.images[0].get_extent()
+    organ_points = 2 / 7 * (right - left) * 72
+    assert all(0 < i.get_linewidths()[0] <= organ_points / 4 + 1e-9 for i in axis.collections)
+    assert overlays.outline_points(np.pad(np.ones((1, 1), bool), 3), 0.01, 0.01) == pytest.approx(0.01 * 72 / 4, abs=0.1)
+    assert cases._outside(cases.View(None, truth, pred, (2.0,) * 3, (0.0, 1.0))) == pytest.approx(1 / 9)
+
+
+def test_thin_scans_are_padded_so_that_a_row_still_has_one_height():
+    plane = overlays.Plane("", np.ones((2, 100)), (0.0, 1.0), 1.0, [(np.ones((2, 100), bool), "red")])
+    padded = plane.padded()
+    assert padded.ratio == pytest.approx(overlays.WIDEST, rel=0.05) and padded.image.sum() == 200
+    assert padded.outlines[0][0].sum() == 200 and padded.image.shape == padded.outlines[0][0].shape
+    high = overlays.Plane("", np.ones((100, 2)), (0.0, 1.0), 1.0).padded()
+    assert high.ratio == pytest.approx(1 / overlays.WIDEST, rel=0.05)
+
+
+def test_plots_are_as_wide_as_the_page_and_captions_stand_in_a_frame_with_their_picture(page):
+    elements = Elements(page.read_text())
+    assert [i.get("class") for i in elements.of("img")].count("plot") == 3 + 1  # three box plots, one training curve
+    style = re.search("<style>(.*)</style>", page.read_text(), re.S)[1]
+    assert "img.plot { width: 100%" in style and re.search(r"figure \{[^}]*border: 1px", style)
+
+
+# ------------------------------------------------------------------ what makes a verdict doubtful
+
+
+def rows_of(**dices):
+    """Rows of a method: class -> Dice of its cases; 0 is a structure that was missed."""
+    counts = {True: (0, 10, 0), False: (10, 10, 5)}
+    return [
+        {
+            "case": f"c{n}",
+            "source": "",
+            "class": name,
+            "dice": value,
+            **dict(zip(("voxels_pred", "voxels_truth", "voxels_both"), counts[value == 0])),
+        }
+        for name, values in dices.items()
+        for n, value in enumerate(values)
+    ]
+
+
+def told(methods, models=()):
+    """What the page says of methods: name -> rows."""
+    from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
+
+    labels = {"background": 0, "liver": 1, "kidney": 2}
+    evaluations = {name: [Evaluation(rows, {})] for name, rows in methods.items()}
+    return contents(Inputs({"labels": labels}, "D/dataset.json", evaluations, models))
+
+
+def trained(name, curve, full=False):
+    return TrainedModel(
+        name, Path("D/T__P__3d_fullres"), "0", {"mean_fg_dice": curve, "train_losses": curve}, {"configurations": {}}, full
+    )
+
+
+def test_a_verdict_over_classes_that_nothing_learned_comes_with_a_warning_and_the_slopes():
+    good, poor = rows_of(liver=[0.9] * 9, kidney=[0.02] * 9), rows_of(liver=[0.8] * 9, kidney=[0.0] * 9)
+    rising = [0.1 * i for i in range(10)]
+    level = [0.5] * 10
+    content = told({"A": good, "B": poor}, [trained("A", rising), trained("B", level)])
+    assert content["verdict"].startswith("A ranks first; its difference from every other method is significant")
+    first, second = content["warnings"]
+    assert "No method has learned kidney (mean Dice below 0.1)" in first and "liver" not in first
+    assert "A +0.200, B +0.000" in first
+    assert second == (
+        "Still rising: pseudo Dice of A +0.200 in the last fifth of the training; twice the steps may change the order."
+    )
+    page = render(content)
+    assert page.index("A ranks first") < page.index("No method has learned kidney") < page.index('id="annotated"')
+    learned = told({"A": rows_of(liver=[0.9] * 4, kidney=[0.6] * 4), "B": rows_of(liver=[0.8] * 4, kidney=[0.05] * 4)})
+    assert learned["warnings"] == []
+
+
+def test_full_supervision_that_has_not_learned_is_a_warning():
+    methods = {"A": rows_of(liver=[0.9] * 5, kidney=[0.5] * 5), "fully supervised": rows_of(liver=[0.9] * 5, kidney=[0.03] * 5)}
+    (warning,) = told(methods, [trained("fully supervised", [0.5] * 10, full=True), trained("A", [0.5] * 10)])["warnings"]
+    assert warning.startswith("Even fully supervised has not learned kidney (mean Dice below 0.1)")
+
+
+def test_the_last_slope_is_of_fifths_and_leaves_out_what_is_not_known():
+    assert verdict.last_gain([0.0] * 6 + [0.25] * 2 + [0.75] * 2) == 0.5
+    assert verdict.last_gain([float("nan"), 0.5, float("nan"), 0.75]) == 0.25
+    assert verdict.last_gain([0.5]) is None and verdict.last_gain([]) is None
+
+
+def test_structures_that_were_missed_in_every_case_are_a_number():
+    content = told({"A": rows_of(liver=[0.9] * 5, kidney=[0.5] * 5), "B": rows_of(liver=[0.8] * 5, kidney=[0.0] * 5)})
+    column = content["ranking"].columns.index("missed or invented")
+    assert [cells[column].text for _, cells in content["ranking"].rows] == ["0 of 10", "5 of 10"]
+    summary = {"B": {"classes": {"kidney": {"hausdorff95_mm": {"mean": np.nan, "n_infinite": 5, "ci": [np.nan] * 2}}}}}
+    summary["B"]["mean_over_classes"] = {}
+    cells = tables.results(summary, ["kidney"], "hausdorff95_mm").rows[0][1]
+    assert cells[0].text == "-, 5 missed or invented"
+
+
+def test_a_page_of_one_model_says_in_a_sentence_how_good_it_is():
+    content = told({"A": rows_of(liver=[0.9, 0.8], kidney=[0.5, 0.0])})
+    assert content["verdict"].startswith("A has a mean Dice of 0.5500 [")
+    assert content["verdict"].endswith(
+        "on 2 cases: best liver (0.8500), weakest kidney (0.2500); 1 of 4 structures were missed or invented."
+    )
+    assert content["verdict"] in render(content)
+
+
+def test_the_models_of_predictions_are_found_without_being_named(study, tmp_path, monkeypatch):
+    """nnU-Net's validation lies in the model's folder; other predictions have its plans beside them."""
+    model = tmp_path / "results" / "Dataset501_Organs" / "nnUNetTrainerPartial__nnUNetPlans_tiny__3d_fullres"
+    shutil.copytree(study / "Dataset501_Organs" / model.name, model)
+    shutil.copytree(study / "Good", model / "fold_0" / "validation")
+    shutil.copytree(study / "Good", tmp_path / "predicted")
+    plans = {"plans_name": "nnUNetPlans_tiny", "dataset_name": "Dataset501_Organs"}
+    (tmp_path / "predicted" / "plans.json").write_text(json.dumps(plans))
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
+    for pred in (model / "fold_0" / "validation", tmp_path / "predicted"):
+        out = tmp_path / f"ev_{pred.name}"
+        where = (pred, study / "labelsTs", study / "Dataset501_Organs", out)
+        evaluate_folder(*where, annotated="all", processes=1, progress=False)
+        inputs = read_inputs(study / "Dataset501_Organs", [("Partial", out)])
+        assert [i.folder for i in inputs.models] == [model]
+        assert len(contents(inputs)["curves"]) == 1
+    shutil.copytree(model, model.with_name("nnUNetTrainerMSKD__nnUNetPlans_tiny__3d_fullres"))
+    assert read_inputs(study / "Dataset501_Organs", [("Partial", tmp_path / "ev_predicted")]).models == []  # which one?
+
+
+def test_headings_say_what_the_distances_are_and_the_tolerance(study, page):
+    text = "".join(Elements(page.read_text()).text)
+    for expected in ("HD mm (mean of both directions)", "HD95 mm (larger direction)", "surface Dice at 2 mm"):
+        assert expected in text, expected
+    inputs = read_inputs(study / "Dataset501_Organs", [("Good", study / "ev" / "Good")])
+    inputs.methods["Good"][0].about["tolerance_mm"]["liver"] = 5
+    assert inputs.heading("surface_dice") == "surface Dice at 2 to 5 mm" and inputs.heading("dice") == "Dice"
+
+
+def test_the_cost_of_a_training_is_at_least_the_time_of_its_epochs():
+    """Three epochs of 9 s; the job that the record knows of took 5 s, after an interruption. Another is not among the models."""
+    curves = {f"epoch_{i}_timestamps": [10.0 * n + s for n in range(3)] for i, s in (("start", 0), ("end", 9))}
+    model = TrainedModel("A", Path("D/T__P__3d_fullres"), "0", curves, {})
+    train = {"part": "training", "methods": ["A"], "command": "nnUNetv2_train D 3d_fullres 0 -tr T -p P -device cpu --c"}
+    other = {**train, "command": "nnUNetv2_train D 3d_fullres 1 -tr T -p P", "seconds": 4.0}
+    for seconds, shown in ((5.0, "27 s"), (40.0, "40 s"), (None, "27 s")):
+        table = tables.costs([{**train, "seconds": seconds}], [model])
+        assert [i.text for i in table.rows[0][1]] == [shown, shown]
+    assert [i.text for i in tables.costs([{**train, "seconds": 5.0}, other], [model]).rows[0][1]] == ["31 s", "31 s"]
+    assert tables.training([model]).rows[0][1][4].text == "27 s"
+
+
+def test_models_and_logs_are_linked_from_where_the_page_lies(study, page, tmp_path):
+    model = study / "Dataset501_Organs" / "nnUNetTrainerPartial__nnUNetPlans_tiny__3d_fullres" / "fold_0"
+    assert model in [(page.parent / i["href"]).resolve() for i in Elements(page.read_text()).of("a")]
+    (tmp_path / "a log.txt").write_text("")
+    commands = [{"command": "x", "step": "training", "log": str(tmp_path / "a log.txt")}, {"step": "gone", "log": "nowhere.log"}]
+    from nnunet_partial.evaluation.report.page import links
+
+    assert links({}, commands, tmp_path) == [("training", str(tmp_path / "a log.txt"), "a%20log.txt")]

@@ -38,6 +38,30 @@ def test_a_result_says_what_the_command_cost(tmp_path):
     assert results["waiting"]["cpu_seconds"] < 1.9 and results["waiting"]["seconds"] >= 1
 
 
+def test_the_cost_of_a_job_is_that_of_all_its_attempts(tmp_path):
+    """One that fails after a second, one that is killed a second after it began, and one that ends well."""
+    text = (
+        f"n=$(ls {tmp_path}/tries | wc -l); touch {tmp_path}/tries/$n; sleep 1; echo worked; "
+        "test $n = 0 && exit 1; test $n = 1 && kill -9 $PPID; exit 0"
+    )
+    (tmp_path / "tries").mkdir()
+    job, folder = shell(tmp_path, "a", text), tmp_path / "jobs" / "a"
+    for _ in range(2):
+        with pytest.raises(UserError):
+            make_executor("local", tmp_path, gpus=()).run([job])
+    make_executor("local", tmp_path, gpus=()).run([job])
+    result = runner.read_result(folder)
+    first, second = json.loads((folder / runner.ATTEMPTS).read_text())[:2]
+    assert first["exit_code"] == 1 and first["seconds"] >= 1 and second["seconds"] >= 0.9
+    assert result["earlier_seconds"] == pytest.approx(first["seconds"] + second["seconds"])
+    assert runner.all_seconds(result) >= result["seconds"] + 1.9
+    # what ended well and is done anew, or is another command, costs nothing that was before
+    make_executor("local", tmp_path, gpus=()).run([job])
+    assert runner.read_result(folder)["earlier_seconds"] == 0
+    make_executor("local", tmp_path, gpus=()).run([shell(tmp_path, "a", "true")])
+    assert runner.all_seconds(runner.read_result(folder)) == runner.read_result(folder)["seconds"]
+
+
 def test_failures_let_the_others_end_and_show_the_last_lines(tmp_path):
     executor = make_executor("local", tmp_path, gpus=(), processes=2)
     jobs = [

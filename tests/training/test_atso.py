@@ -265,7 +265,7 @@ def test_the_truth_of_unlabelled_cases_never_reaches_training(tiny, finished, tm
 
 def test_the_report_shows_every_generation(finished):
     summary = (finished.run / "report" / "summary.csv").read_text().splitlines()
-    assert [i.split(",")[0] for i in summary] == ["generation", "0", "1", "final"]
+    assert [i.split(",")[0] for i in summary] == ["generation", "0", "1", "2", "final"]
     page = (finished.run / "report" / "index.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
     changes = (finished.run / "report" / "changes.csv").read_text().splitlines()

@@ -6,8 +6,8 @@ Truth is read here and nowhere else. Everything but the times is the same howeve
 
 import csv
 import io
-import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,25 @@ from nnunet_partial import paths
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory, load_labels, read_record
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.metrics import dice
+from nnunet_partial.evaluation.report.inputs import TrainedModel, read_models
 from nnunet_partial.files import PathLike, read_json, read_names, write_json
 from nnunet_partial.labels import check_file_name, items_from_json, members
 from nnunet_partial.trust import check_plans
 
+DONE = "done"  # in the words of the journal
 CHANGES = ("generation", "case", "class", "dice_to_previous", "dice_to_m0", "dice_to_truth")
 SCORES = ("generation", "model", "set", "class", "cases", "dice")
-SUMMARY = ("generation", "test_dice", "best_test_dice", "reference_dice", "dice_to_previous", "dice_to_m0", "test_dice_to_m0")
+SUMMARY = (
+    "generation",
+    "test_dice",
+    "best_test_dice",
+    "reference_dice",
+    "dice_to_previous",
+    "dice_to_m0",
+    "test_dice_to_m0",
+    "pseudo_dice",
+)
+TIMES = ("stage", "state", "seconds")
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -102,6 +114,20 @@ class Run:
             return None
         found = LabelDirectory.read(folder)
         return found if set(found.known) >= set(read_names(self.plan["reference"])) else None
+
+    def model(self, name: str) -> Mapping[str, Any] | None:
+        """What ``plan.json`` says of a model."""
+        return next((i["models"][name] for i in self.generations if name in i["models"]), None)
+
+    def is_trained(self, model: Mapping[str, Any]) -> bool:
+        """Whether a model of the plan has been trained to its end."""
+        return paths.final_checkpoint(Path(model["folder"]), self.options["fold"]).is_file()
+
+    @property
+    def stages(self) -> Mapping[str, Any]:
+        """What the journal says of every stage that has begun."""
+        file = self.folder / "journal.json"
+        return read_json(file)["stages"] if file.is_file() else {}
 
     def predictions(self, model: Mapping[str, Any]) -> Path | None:
         """The test predictions of a model, if they are done."""
@@ -235,8 +261,8 @@ def all_scores(run: Run, changes: Sequence[Mapping[str, Any]]) -> list:
         for kind, column in (("reference", "dice_to_truth"), ("reference, to M0", "dice_to_m0")):
             rows += _by_class(run, name, "all", kind, [(i["class"], i[column]) for i in own])
         for model, entry in generation["models"].items():
-            for kind, pairs in model_scores(run, model, entry).items():
-                rows += _by_class(run, name, model, kind, pairs)
+            for kind, those in model_scores(run, model, entry).items():
+                rows += _by_class(run, name, model, kind, [(i["class"], i["dice"]) for i in those])
     return rows
 
 
@@ -252,8 +278,8 @@ def _by_class(run: Run, generation: Any, model: str, kind: str, pairs: Sequence[
 
 
 def model_scores(run: Run, model: str, entry: Mapping[str, Any]) -> dict:
-    """``{"test": [(class, Dice), ...], "test, to M0": ...}`` of one model, computed once and kept."""
-    cache = run.report / "cache" / f"model_{model}.json"
+    """``{"test": [row, ...], "test, to M0": ...}`` of one model, rows of case, class and Dice, computed once and kept."""
+    cache = run.report / "cache" / f"scores_{model}.json"
     if cache.is_file():
         return read_json(cache)
     predictions, m0 = run.predictions(entry), run.predictions(run.generations[0]["models"]["m0"])
@@ -280,7 +306,7 @@ def _evaluate(run: Run, predictions: Path, truth: PathLike) -> list:
         progress=False,
         processes=int(os.environ.get("nnUNet_def_n_proc", "1")),
     )
-    return [(i["class"], _known(i["dice"])) for i in rows]
+    return [{"case": i["case"], "class": i["class"], "dice": _known(i["dice"])} for i in rows]
 
 
 # ---- a line a generation
@@ -288,7 +314,7 @@ def _evaluate(run: Run, predictions: Path, truth: PathLike) -> list:
 
 def summarise(run: Run, changes: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, Any]]) -> list:
     """One row a generation: means over classes, and over the models of the generation where there are several."""
-    rows = []
+    rows, trained = [], {i.method: i for i in trained_models(run)}
     for generation in run.generations:
         name = generation["generation"]
         own = [i for i in scores if i["generation"] == name]
@@ -301,17 +327,48 @@ def summarise(run: Run, changes: Sequence[Mapping[str, Any]], scores: Sequence[M
             "dice_to_previous": mean(i["dice_to_previous"] for i in changes if i["generation"] == name),
             "dice_to_m0": mean(i["dice"] for i in own if i["set"] == "reference, to M0"),
             "test_dice_to_m0": mean(i["dice"] for i in own if i["set"] == "test, to M0"),
+            "pseudo_dice": mean(pseudo_dice(trained[i]) for i in generation["models"] if i in trained),
         }
         if any(value is not None for key, value in row.items() if key != "generation"):
             rows.append(row)
     return rows
 
 
+def trained_models(run: Run) -> list:
+    """A model of the report (:class:`~nnunet_partial.evaluation.report.inputs.TrainedModel`) for each of the run's that is trained."""
+    found = []
+    for generation in run.generations:
+        for name, entry in generation["models"].items():
+            if run.is_trained(entry):
+                found += [i for i in read_models(name, entry["folder"]) if i.fold == str(run.options["fold"])]
+    return found
+
+
+def pseudo_dice(model: TrainedModel) -> float | None:
+    """nnU-Net's running mean of the Dice on validation patches, where they are annotated, at the end of training."""
+    curve = model.curves.get("ema_fg_dice") or [None]
+    return curve[-1]
+
+
 def stage_times(run: Run) -> list:
-    """Stage, state and seconds, in the order in which they were begun."""
-    stages = (
-        json.loads((run.folder / "journal.json").read_text(encoding="utf-8"))["stages"]
-        if (run.folder / "journal.json").is_file()
-        else {}
-    )
-    return [{"stage": k, "state": v["state"], "seconds": float(v["seconds"])} for k, v in stages.items()]
+    """Stage, state and seconds, in the order in which they were begun; the time of a stage that is not over is not known.
+
+    A report does not list itself: it is written while its own stage runs.
+    """
+    listed = {k: v for k, v in run.stages.items() if v["state"] == DONE or not k.endswith("report")}
+    return [
+        {"stage": k, "state": v["state"], "seconds": float(v["seconds"]) if v["state"] == DONE else None}
+        for k, v in listed.items()
+    ]
+
+
+def commands(run: Run) -> list:
+    """The command of every stage, in the order in which they were begun, with the seconds that it took."""
+    times = {i["stage"]: i["seconds"] for i in stage_times(run)}
+    found = [(k, v["argv"]) for k, v in run.stages.items() if v.get("argv")]
+    return [{"command": shlex.join(argv), "seconds": times.get(name)} for name, argv in found]
+
+
+def logs(run: Run) -> list:
+    """``{"step", "log"}`` of every stage."""
+    return [{"step": i, "log": str(run.folder / "logs" / f"{i}.log")} for i in run.stages]

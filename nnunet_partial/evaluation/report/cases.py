@@ -9,20 +9,21 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from nnunet_partial import palette
+from nnunet_partial.bars import bar
 from nnunet_partial.data.check.inspection import patient_axes
 from nnunet_partial.data.images import read_image, read_label
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
-from nnunet_partial.evaluation.report.charts import Picture, as_png, bare_figure, heading
+from nnunet_partial.evaluation.report import overlays
+from nnunet_partial.evaluation.report.charts import Picture, as_png
 from nnunet_partial.evaluation.report.inputs import Evaluation, Inputs
 from nnunet_partial.evaluation.results import rows_by_class
 from nnunet_partial.labels import drawn
 
 PLACES = ("best", "median", "worst")
 PLANES = ("axial", "coronal", "sagittal")
-MARGIN_MM = 20.0
+MARGIN_MM, LEAST_MARGIN_MM = 20.0, 5.0
 CT_WINDOW_HU = (-160.0, 240.0)
-GAP_INCHES = 0.04
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ def choose(rows: Sequence[Mapping], name: str, metric: str) -> list:
     return [("best", own[0]), ("median", own[len(own) // 2]), ("worst", own[-1])]
 
 
-def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: Sequence[str]) -> dict:
+def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: Sequence[str], progress: bool = False) -> dict:
     """class -> :class:`Shown` of one method, drawn from its first seed."""
     evaluation, own = inputs.methods[method][0], rows_by_class(rows)
     return {
         name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(own.get(name, ()), name, inputs.metric)]
-        for name in classes
+        for name in bar(classes, "drawing cases", "class", progress)
     }
 
 
@@ -65,13 +66,16 @@ def _shown(inputs: Inputs, evaluation: Evaluation, method: str, place: str, row:
         view = read_view(inputs, evaluation, case, name)
     except UserError as error:
         return Shown(place, case, value, None, str(error))
-    what = f"{place} case for {name}: {case}, {heading(inputs.metric)} {value:.3g}"
+    what = f"{place} case for {name}: {case}, {inputs.heading(inputs.metric)} {value:.3g}"
     planes = "three planes" if view.dimensions == 3 else "the image's plane"
     alt = (
         f"{name} in case {case} in {planes}, the {place} of {method}: truth {view.truth.sum()} voxels, prediction "
         f"{view.pred.sum()} voxels, {(view.truth & view.pred).sum()} in both"
         f"{'' if view.image is not None else '; without the image'}."
     )
+    outside = _outside(view)
+    if outside > 0.005:
+        what += f"; {100 * outside:.0f} % of the prediction lies outside the picture"
     return Shown(place, case, value, Picture(as_png(draw_planes(view)), alt, f"{method}, {what}", "overlay"))
 
 
@@ -136,20 +140,47 @@ def _window(image: np.ndarray | None, dataset: Mapping) -> tuple:
 
 def draw_planes(view: View):
     """A figure with one panel a plane through the middle of the structure, cropped around it."""
-    box = _crop(view)
+    box = crop(view)
     if view.dimensions != 3:
-        return _draw([("", _slice(view, None, box), view.window)], (3.1, 3.2), 1, 9)
-    panels = [(name, _slice(view, axis, box), view.window) for axis, name in enumerate(PLANES)]
-    return _draw(panels, (3.1, 3.2), len(panels), 9)
+        return overlays.draw_rows([_plane("", _slice(view, None, box), view.window)], 1)
+    panels = [_plane(name, _slice(view, axis, box), view.window) for axis, name in enumerate(PLANES)]
+    return overlays.draw_rows(panels, len(panels))
 
 
-def _crop(view: View) -> tuple:
-    """Slices around truth and prediction with a margin; everything if both are empty."""
-    found = ndimage.find_objects((view.truth | view.pred).astype(np.uint8))
+def crop(view: View) -> tuple:
+    """Slices around the truth (without truth, the prediction) with a margin; everything if both are empty.
+
+    The margin is as large as a small structure itself, so that it fills a third of the picture. The prediction is inside as far
+    as it reaches no further from the truth than that is large, so that one stray voxel does not shrink the picture.
+    """
+    shape, spacing = view.truth.shape, view.spacing_mm
+    own = _bounds_mm(view.truth if view.truth.any() else view.pred, spacing)
+    if own is None:
+        return tuple(slice(0, n) for n in shape)
+    low, high = own
+    size = float((high - low).max())
+    other = _bounds_mm(view.pred, spacing)
+    if other is not None:
+        reach = max(size, MARGIN_MM)
+        low, high = np.maximum(np.minimum(low, other[0]), low - reach), np.minimum(np.maximum(high, other[1]), high + reach)
+    margin = min(MARGIN_MM, max(size, LEAST_MARGIN_MM))
+    # planes of one row are of similar shape where the scan goes on
+    short = np.maximum(0, (high - low).max() / 2 - (high - low)) / 2
+    low, high = (low - margin - short) / spacing, (high + margin + short) / spacing
+    return tuple(slice(max(0, int(np.floor(a))), min(n, int(np.ceil(b)))) for a, b, n in zip(low, high, shape))
+
+
+def _bounds_mm(mask: np.ndarray, spacing_mm: Sequence[float]) -> tuple | None:
+    """(low, high) edges of what is in a mask, in mm from its first corner; None of an empty one."""
+    found = ndimage.find_objects(mask.astype(np.uint8))
     if not found:
-        return tuple(slice(0, n) for n in view.truth.shape)
-    margins = [int(np.ceil(MARGIN_MM / i)) for i in view.spacing_mm]
-    return tuple(slice(max(0, i.start - m), min(n, i.stop + m)) for i, m, n in zip(found[0], margins, view.truth.shape))
+        return None
+    return tuple(np.array([getattr(i, end) * s for i, s in zip(found[0], spacing_mm)]) for end in ("start", "stop"))
+
+
+def _outside(view: View) -> float:
+    """Share of the predicted voxels that lie outside the picture."""
+    return 0.0 if not view.pred.any() else 1 - view.pred[crop(view)].sum() / view.pred.sum()
 
 
 def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
@@ -158,7 +189,9 @@ def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
     if axis is None:
         return dict(zip(("image", "truth", "pred"), parts), aspect=view.spacing_mm[0] / view.spacing_mm[1])
     counted = parts[1] if parts[1].any() else parts[2]
-    index = int(np.argmax(counted.sum(tuple(i for i in range(3) if i != axis))))
+    amount = counted.sum(tuple(i for i in range(3) if i != axis))
+    most = np.flatnonzero(amount == amount.max())
+    index = int(most[len(most) // 2])  # of equal ones the middle, where both masks are most likely to be
     rows, columns = [view.spacing_mm[i] for i in range(3) if i != axis]
     # the head is up in coronal and sagittal planes
     planes = [None if i is None else np.take(i, index, axis) for i in parts]
@@ -166,42 +199,18 @@ def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
     return dict(zip(("image", "truth", "pred"), planes), aspect=rows / columns)
 
 
-def _draw(panels: Sequence[tuple], size: tuple, columns: int, fontsize: float):
-    """A figure of ``panels`` (title, plane, grey values of black and white), each ``size`` (width, height) in inches.
-
-    All panels share one pair of axes in inches: with a pair each, and their layout found by trial, a picture takes five
-    times as long.
-    """
-    (width, height), rows = size, int(np.ceil(len(panels) / columns))
-    lines = max(title.count("\n") + 1 if title else 0 for title, *_ in panels)
-    above = lines * 1.3 * fontsize / 72 + GAP_INCHES
-    figure = bare_figure(columns * width, rows * height)
-    axis = figure.add_axes((0, 0, 1, 1), xlim=(0, columns * width), ylim=(0, rows * height), autoscale_on=False)
-    axis.set_axis_off()
-    for number, (title, plane, window) in enumerate(panels):
-        row, column = divmod(number, columns)
-        left, bottom = column * width + GAP_INCHES, (rows - 1 - row) * height + GAP_INCHES
-        inside = (width - 2 * GAP_INCHES, height - GAP_INCHES - above)
-        top = _draw_plane(axis, plane, window, (left, bottom), inside)
-        axis.text(left + inside[0] / 2, top + GAP_INCHES / 2, title, ha="center", va="bottom", fontsize=fontsize)
-    return figure
-
-
-def _draw_plane(axis, plane: Mapping, window: Sequence[float], corner: tuple, inside: tuple) -> float:
-    """Draw into the middle of a box of the size ``inside`` at its lower left ``corner``; returns the picture's upper edge."""
-    image = np.zeros(plane["truth"].shape) if plane["image"] is None else plane["image"]
-    shown = {} if image.ndim == 3 else {"cmap": "gray", "vmin": window[0], "vmax": window[1]}
-    rows, columns = plane["truth"].shape
-    step_x = min(inside[0] / columns, inside[1] / (rows * plane["aspect"]))
-    step_y = step_x * plane["aspect"]
-    left = corner[0] + (inside[0] - columns * step_x) / 2
-    top = corner[1] + (inside[1] + rows * step_y) / 2
-    axis.imshow(image, extent=(left, left + columns * step_x, top - rows * step_y, top), aspect="auto", **shown)
-    x, y = left + (np.arange(columns) + 0.5) * step_x, top - (np.arange(rows) + 0.5) * step_y
-    for mask, colour, style in ((plane["truth"], palette.TRUTH, "solid"), (plane["pred"], palette.PREDICTION, "dashed")):
-        if mask.any() and not mask.all() and min(mask.shape) > 1:
-            axis.contour(x, y, mask, levels=[0.5], colors=[colour], linestyles=[style], linewidths=1.6)
-    return top
+def _plane(title: str, found: Mapping, window: tuple) -> overlays.Plane:
+    """Both masks as outlines; what only one of them has is filled."""
+    truth, pred = found["truth"], found["pred"]
+    image = np.zeros(truth.shape) if found["image"] is None else found["image"]
+    return overlays.Plane(
+        title,
+        image,
+        window,
+        found["aspect"],
+        outlines=[(truth, palette.TRUTH), (pred, palette.PREDICTION)],
+        fills=[(pred & ~truth, palette.PREDICTION), (truth & ~pred, palette.TRUTH)],
+    )
 
 
 def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], values: Mapping[str, float]) -> Picture | None:
@@ -216,15 +225,15 @@ def side_by_side(inputs: Inputs, name: str, case: str, methods: Sequence[str], v
         return None
     box = _joint_crop(list(views.values()))
     panels = [
-        (f"{drawn(method)}\n{values[method]:.3g}", _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
+        _plane(f"{drawn(method)}\n{values[method]:.3g}", _slice(view, 0 if view.dimensions == 3 else None, box), view.window)
         for method, view in views.items()
     ]
-    figure = _draw(panels, (2.3, 2.6), min(5, len(panels)), 8)
-    metric = heading(inputs.metric)
+    figure = overlays.draw_rows(panels, min(5, len(panels)), 8)
+    metric = inputs.heading(inputs.metric)
     alt = f"{name} in case {case} as each method sees it. {metric}: " + ", ".join(f"{m} {values[m]:.3g}" for m in views) + "."
     return Picture(as_png(figure), alt, f"{name}: case {case}, each method's {metric} above it", "overlay")
 
 
 def _joint_crop(views: Sequence[View]) -> tuple:
-    boxes = [_crop(i) for i in views]
+    boxes = [crop(i) for i in views]
     return tuple(slice(min(i.start for i in axis), max(i.stop for i in axis)) for axis in zip(*boxes))

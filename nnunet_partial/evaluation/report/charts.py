@@ -1,5 +1,7 @@
 """The charts of a report, as SVG in data addresses: nothing is loaded from anywhere, and they are sharp at any size.
 
+They are drawn as wide as the page.
+
 Methods differ by line style or hatching beside their colour.
 """
 
@@ -13,10 +15,12 @@ import numpy as np
 
 from nnunet_partial import palette
 from nnunet_partial.evaluation.report.inputs import TrainedModel, finite
-from nnunet_partial.evaluation.results import COLUMNS, rows_by_class
+from nnunet_partial.evaluation.results import heading, rows_by_class
 from nnunet_partial.labels import drawn
 
 LINES = ("-", "--", "-.", ":")
+PAGE_INCHES = 12.0
+PLOT = "plot"  # a picture that is shown as wide as the page
 HATCHES = ("", "//", "..", "xx", "\\\\", "++", "oo", "--")
 
 
@@ -61,35 +65,36 @@ def as_png(figure, dpi: int = 90) -> str:
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
 
 
-def heading(metric: str) -> str:
-    """Name of a metric for people."""
-    return COLUMNS.get(metric, (metric.replace("_", " "),))[0]
-
-
 # ------------------------------------------------------------------ results
 
 
-def box_plot(rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str) -> Picture | None:
-    """Box plots of one metric: a group a class, a box a method, and every case as a dot. None without finite values."""
+def box_plot(
+    rows: Mapping[str, Sequence[Mapping]], classes: Sequence[str], metric: str, title: str | None = None
+) -> Picture | None:
+    """Box plots of one metric: a group a class, a box a method, and every case as a dot. None without finite values.
+
+    ``title``: what the metric is called, where that is more than its name."""
     values = {method: _finite_values(own, metric) for method, own in rows.items()}
     names = [n for n in classes if any(own.get(n) for own in values.values())]
     if not names:
         return None
-    figure = new_figure(min(16, 2.2 + 0.45 * len(names) * (len(rows) + 1)), 4.2)
+    title = title or heading(metric)
+    figure = new_figure(max(PAGE_INCHES, min(18, 2.2 + 0.45 * len(names) * (len(rows) + 1))), 4.2)
     axis = figure.subplots()
     width = 0.8 / len(rows)
     for number, (method, own) in enumerate(values.items()):
         at = np.arange(len(names)) + (number - (len(rows) - 1) / 2) * width
         _boxes(axis, [own.get(name, []) for name in names], at, width, number, method)
     axis.set_xticks(range(len(names)), [drawn(i) for i in names])
-    axis.set_ylabel(drawn(heading(metric)))
+    axis.set_ylabel(drawn(title))
     axis.grid(axis="y", color=palette.GRID)
     axis.set_axisbelow(True)
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return Picture(
         as_svg(figure),
-        _box_plot_alt(values, names, metric),
-        f"{heading(metric)} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.",
+        _box_plot_alt(values, names, title),
+        f"{title} of every case (dots); box: quartiles and median, whiskers: up to 1.5 times the box.",
+        PLOT,
     )
 
 
@@ -117,12 +122,12 @@ def _finite_values(rows: Sequence[Mapping], metric: str) -> dict:
     return {name: [i[metric] for i in own if math.isfinite(i[metric])] for name, own in rows_by_class(rows).items()}
 
 
-def _box_plot_alt(values: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], metric: str) -> str:
+def _box_plot_alt(values: Mapping[str, Mapping[str, Sequence[float]]], names: Sequence[str], title: str) -> str:
     medians = []
     for name in names:
         own = [(method, i.get(name, ())) for method, i in values.items()]
         medians.append(f"{name}: " + ", ".join(f"{method} {np.median(v):.3g}" for method, v in own if v))
-    return f"Box plots of {heading(metric)}. Medians. {'; '.join(medians)}."
+    return f"Box plots of {title}. Medians. {'; '.join(medians)}."
 
 
 # ------------------------------------------------------------------ training
@@ -138,7 +143,7 @@ def _method_curves(method: str, models: Sequence[TrainedModel]) -> Picture | Non
     shown = [i for i in models if i.curves.get("train_losses")]
     if not shown:
         return None
-    figure = new_figure(11, 3.4)
+    figure = new_figure(PAGE_INCHES, 3.6)
     loss, dice = figure.subplots(1, 2)
     for number, model in enumerate(shown):
         colour, label = palette.of(palette.ON_WHITE, number), _model_label(model, shown)
@@ -156,6 +161,7 @@ def _method_curves(method: str, models: Sequence[TrainedModel]) -> Picture | Non
         as_svg(figure),
         _curves_alt(method, shown),
         f"Training of {method}: loss (left) and nnU-Net's pseudo Dice on validation patches (right).",
+        PLOT,
     )
 
 

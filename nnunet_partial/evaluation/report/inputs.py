@@ -4,16 +4,18 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnunet_partial import _moved
+from nnunet_partial import _moved, paths
 from nnunet_partial.data.raw import resolve
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.evaluate import ENDINGS, read_dataset_json
-from nnunet_partial.evaluation.results import read_metrics
+from nnunet_partial.evaluation.results import heading, read_metrics
 from nnunet_partial.files import PathLike, load_checkpoint, read_json
+from nnunet_partial.labels import Annotations
 from nnunet_partial.paths import FINAL_CHECKPOINT
 
 CHECKPOINTS = (FINAL_CHECKPOINT, "checkpoint_latest.pth", "checkpoint_best.pth")
@@ -48,6 +50,7 @@ class TrainedModel:
     fold: str
     curves: Mapping[str, Sequence]
     plans: Mapping[str, Any]
+    fully_supervised: bool = False  # its dataset annotates every class on every case
 
     @property
     def trainer(self) -> str:
@@ -60,6 +63,12 @@ class TrainedModel:
     @property
     def label(self) -> str:
         return f"{self.method}, fold {self.fold}"
+
+    @property
+    def names(self) -> tuple:
+        """What a command that trains it names: dataset, configuration, fold, trainer, plans."""
+        trainer, plans, configuration = self.folder.name.split("__")
+        return self.folder.parent.name, configuration, self.fold, trainer, plans
 
     @property
     def command(self) -> str:
@@ -92,6 +101,11 @@ class Inputs:
     notes: Sequence[str] = ()
     metric: str = "dice"
     title: str = ""
+
+    def heading(self, metric: str) -> str:
+        """Name of a metric for people, with the tolerances that were evaluated with."""
+        evaluations = [i for those in self.methods.values() for i in those]
+        return heading(metric, {k: v for i in evaluations for k, v in _tolerances(i)})
 
     @property
     def rows(self) -> dict:
@@ -129,7 +143,9 @@ def read_inputs(
         methods.setdefault(name, []).append(read_evaluation(folder))
     if not methods:
         raise UserError("nothing to report: give at least one --evaluation NAME=DIR that nnunet_partial evaluate wrote.")
+    given = [name for name, _ in models]
     trained = [i for name, folder in models for i in read_models(name, folder)]
+    trained += [i for name, those in methods.items() if name not in given for one in those for i in told_models(name, one)]
     return Inputs(
         content,
         file,
@@ -152,21 +168,61 @@ def read_evaluation(folder: PathLike) -> Evaluation:
     return Evaluation(rows, {k: v for k, v in read_json(path).items() if k not in ("rows", "summary", "sources")})
 
 
+def told_models(name: str, evaluation: Evaluation) -> list:
+    """The :class:`TrainedModel` whose predictions were evaluated, where the folders of the predictions tell it and it is there.
+
+    nnU-Net's own validation lies in the folder of its fold; other predictions have a copy of the model's plans beside them,
+    which tell it if one model alone was trained with them.
+    """
+    found: dict = {}
+    for folder in map(Path, evaluation.about.get("pred", ())):
+        model = folder.parent.parent if folder.name == "validation" else _model_of_plans(folder)
+        if model is not None:
+            with suppress(UserError):
+                found.update({i.folder / i.fold: i for i in read_models(name, model)})
+    return list(found.values())
+
+
+def _model_of_plans(predictions: Path) -> Path | None:
+    """The one trained model with the plans that lie beside predictions; None without plans, or with several models of them."""
+    if not (predictions / "plans.json").is_file() or not os.environ.get("nnUNet_results"):
+        return None
+    plans = read_json(predictions / "plans.json")
+    if not isinstance(plans, dict):
+        return None
+    folder = paths.root("nnUNet_results") / str(plans.get("dataset_name", ""))
+    models = [i for i in folder.glob("*__*__*") if i.name.split("__")[1] == plans.get("plans_name")]
+    return models[0] if len(models) == 1 else None
+
+
 def read_models(name: str, folder: PathLike) -> list:
     """A :class:`TrainedModel` for every trained fold of a model folder."""
     folder = _folder(folder)
     if len(folder.name.split("__")) != 3 or not (folder / "plans.json").is_file():
         raise UserError(f"{folder} is not a model folder of nnU-Net (TRAINER__PLANS__CONFIGURATION with a plans.json).")
-    plans = read_json(folder / "plans.json")
+    plans, full = read_json(folder / "plans.json"), _annotates_everything(folder / "dataset.json")
     found = []
     for fold in sorted(folder.glob("fold_*")):
         checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
         if checkpoint is not None:
             logged = load_checkpoint(checkpoint, mmap=True).get("logging", {})
-            found.append(TrainedModel(name, folder, fold.name[len("fold_") :], _curves(logged), plans))
+            found.append(TrainedModel(name, folder, fold.name[len("fold_") :], _curves(logged), plans, full))
     if not found:
         raise UserError(f"{folder} holds no checkpoint ({', '.join(CHECKPOINTS)}) in any fold. Train it first.")
     return found
+
+
+def _annotates_everything(file: Path) -> bool:
+    """Whether every case of a dataset.json annotates every class; False where it is not there."""
+    try:
+        return file.is_file() and not Annotations.from_dataset_json(read_json(file), str(file)).is_partial
+    except UserError:  # regions: fully labelled, since the contract does not know them
+        return True
+
+
+def _tolerances(evaluation: Evaluation) -> list:
+    found = evaluation.about.get("tolerance_mm")
+    return list(found.items()) if isinstance(found, Mapping) else []
 
 
 def _curves(logged: Mapping[str, Any]) -> dict:

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from nnunet_partial.bars import bar
 from nnunet_partial.evaluation import ranking
-from nnunet_partial.evaluation.report import cases, charts, html, tables
+from nnunet_partial.evaluation.report import cases, charts, html, tables, verdict
 from nnunet_partial.evaluation.report.inputs import Inputs
 from nnunet_partial.evaluation.results import json_values, rows_by_class, summarise
 from nnunet_partial.files import PathLike, json_text, write_texts
@@ -17,10 +20,10 @@ TEMPLATE = "report.html.j2"
 BOX_PLOTS = ("dice", "surface_dice", "hausdorff95_mm")
 
 
-def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
+def write_report(inputs: Inputs, out: PathLike, command: str = "", progress: bool = False) -> Path:
     """Write the page to ``out`` and, beside it, ``.json`` and ``.md`` with the ranking; returns the path of the page."""
     out = Path(out)
-    content = contents(inputs, command)
+    content = contents(inputs, command, progress, out.absolute().parent)
     write_texts(
         {
             out.with_suffix(".json"): json_text(summary(inputs, content)),
@@ -31,8 +34,8 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "") -> Path:
     return out
 
 
-def contents(inputs: Inputs, command: str = "") -> dict:
-    """Everything that the template shows."""
+def contents(inputs: Inputs, command: str = "", progress: bool = False, beside: Path | None = None) -> dict:
+    """Everything that the template shows. ``beside``: the folder of the page, from which links lead."""
     evaluated = {row["class"] for evaluations in inputs.rows.values() for rows in evaluations for row in rows}
     known = [i for i in tables.dataset_classes(inputs.dataset, inputs.dataset_file) if i in evaluated]
     classes = [*known, *sorted(evaluated - set(known))]  # then unions and regions
@@ -42,6 +45,7 @@ def contents(inputs: Inputs, command: str = "") -> dict:
     ordered = {i.name: averaged[i.name] for i in ranked}
     metrics = tables.metrics_of(inputs)
     summaries = {name: summarise(rows, metrics=metrics) for name, rows in ordered.items()}
+    shown = ranked[0].name
     return {
         "title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -49,26 +53,46 @@ def contents(inputs: Inputs, command: str = "") -> dict:
         "ranked": ranked,
         "pairs": pairs,
         "notes": list(inputs.notes),
-        "verdict": verdict(ranked, pairs),
+        "verdict": (verdict.verdict(ranked, pairs) if len(ranked) > 1 else verdict.how_good(ranked[0], summaries[shown], inputs)),
+        "warnings": verdict.warnings(inputs, summaries, classes),
         "facts": facts(inputs, classes),
         "matrix": tables.annotated_matrix(inputs.dataset, inputs.dataset_file),
-        "ranking": tables.ranking(ranked, pairs, inputs.metric) if len(ranked) > 1 else None,
+        "ranking": tables.ranking(ranked, pairs, inputs.metric, inputs.heading(inputs.metric)) if len(ranked) > 1 else None,
         "significance": tables.significance([i.name for i in ranked], pairs) if len(ranked) > 1 else None,
-        "results": [*(tables.results(summaries, classes, m) for m in metrics), *tables.global_results(summaries, classes)],
-        "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m))],
-        "shown_method": ranked[0].name,
-        "metric": charts.heading(inputs.metric),
-        "cases": cases.shown_cases(inputs, ranked[0].name, shown_rows(inputs, ranked[0].name), classes),
-        "side_by_side": _side_by_side(inputs, ordered, classes),
+        "results": [
+            *(tables.results(summaries, classes, m, inputs.heading(m)) for m in metrics),
+            *tables.global_results(summaries, classes),
+        ],
+        "boxes": [i for m in _box_metrics(inputs) if (i := charts.box_plot(ordered, classes, m, inputs.heading(m)))],
+        "shown_method": shown,
+        "metric": inputs.heading(inputs.metric),
+        "cases": cases.shown_cases(inputs, shown, shown_rows(inputs, shown), classes, progress),
+        "side_by_side": _side_by_side(inputs, ordered, classes, progress),
         "curves": charts.training_curves(inputs.models),
         "training": tables.training(inputs.models) if inputs.models else None,
-        "costs": tables.costs(inputs.commands),
+        "costs": tables.costs(inputs.commands, inputs.models),
         "efficiency": tables.efficiency(inputs.efficiency) if inputs.efficiency else None,
         "plans": tables.plans(inputs.models) if inputs.models else None,
         "full_plans": _full_plans(inputs),
         "commands": commands(inputs, command),
+        "links": links({i.label: i.folder / f"fold_{i.fold}" for i in inputs.models}, inputs.commands, beside),
         "versions": tables.versions(),
     }
+
+
+def links(folders: Mapping[str, PathLike], commands: Sequence[Mapping], beside: PathLike | None) -> list:
+    """``(what, where, address)`` of trained models and of the commands' logs, those that are there, led to from ``beside``."""
+    logs = {i["step"]: i["log"] for i in commands if i.get("log")}
+    found = [(name, Path(i)) for name, i in [*folders.items(), *logs.items()] if os.path.exists(i)]
+    return [(name, str(path), _address(path, beside)) for name, path in found if beside is not None]
+
+
+def _address(path: Path, beside: PathLike | None) -> str:
+    """From the page on, so that a folder that is moved as a whole keeps its links; without a common drive, the file's own."""
+    try:
+        return quote(Path(os.path.relpath(path, beside)).as_posix())
+    except ValueError:
+        return path.absolute().as_uri()
 
 
 def shown_rows(inputs: Inputs, method: str) -> Sequence[Mapping]:
@@ -81,14 +105,14 @@ def _box_metrics(inputs: Inputs) -> list:
     return list(dict.fromkeys(i for i in (inputs.metric, *BOX_PLOTS) if i in known))
 
 
-def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], classes: Sequence[str]) -> list:
+def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], classes: Sequence[str], progress: bool) -> list:
     """For every class, the median case of the first method as every method sees it."""
     if len(ordered) < 2:
         return []
     first, pictures = next(iter(ordered)), []
     own = rows_by_class(shown_rows(inputs, first))
     known = {m: {(i["case"], i["class"]): i[inputs.metric] for i in shown_rows(inputs, m)} for m in ordered}
-    for name in classes:
+    for name in bar(classes, "drawing all methods", "class", progress):
         chosen = dict(cases.choose(own.get(name, ()), name, inputs.metric))
         row = chosen.get("median") or next(iter(chosen.values()), None)
         if row is not None:
@@ -96,21 +120,6 @@ def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], clas
             picture = cases.side_by_side(inputs, name, row["case"], list(ordered), values)
             pictures += [picture] if picture else []
     return pictures
-
-
-def verdict(ranked: Sequence[ranking.Ranked], pairs: Sequence[ranking.Pair]) -> str:
-    """One sentence: who is first, and which of the others are not told apart from it."""
-    if len(ranked) < 2:
-        return ""
-    first = ranked[0].name
-    n = max((i.n for i in pairs), default=0)
-    level = [i.name for i in ranked[1:] if not any(p.significant and {p.a, p.b} == {first, i.name} for p in pairs)]
-    if not level:
-        return f"{first} ranks first; its difference from every other method is significant on these {n} cases."
-    return (
-        f"{first} ranks first; on these {n} cases it is not told apart from {', '.join(level)} "
-        f"(paired permutation test, adjusted for all pairs, p not below {ranking.SIGNIFICANT:.2f})."
-    )
 
 
 def facts(inputs: Inputs, classes: Sequence[str]) -> list:
@@ -160,6 +169,7 @@ def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
             "version": 1,
             "metric": inputs.metric,
             "verdict": content["verdict"],
+            "warnings": content["warnings"],
             "notes": content["notes"],
             "ranking": [vars(i) for i in content["ranked"]],
             "pairs": [vars(i) for i in content["pairs"]],
@@ -171,7 +181,7 @@ def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:
 
 def markdown_summary(content: Mapping[str, Any]) -> str:
     """Title, verdict, ranking and the first table of results in Markdown."""
-    parts = [f"# {content['title']}", content["verdict"], *content["notes"]]
+    parts = [f"# {content['title']}", content["verdict"], *content["warnings"], *content["notes"]]
     parts += [tables.markdown(content["ranking"])] if content["ranking"] else []
     parts += [f"{i.caption}\n\n{tables.markdown(i)}" for i in content["results"][:1]]
     return "\n\n".join(i for i in parts if i) + "\n"

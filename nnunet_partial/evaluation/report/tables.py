@@ -2,6 +2,7 @@
 
 import math
 import platform
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,8 @@ from typing import Any
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER, Pair, Ranked
-from nnunet_partial.evaluation.report.charts import heading
 from nnunet_partial.evaluation.report.inputs import Inputs, TrainedModel
-from nnunet_partial.evaluation.results import COLUMNS, GLOBAL_COLUMNS, ROW_KEYS
+from nnunet_partial.evaluation.results import COLUMNS, GLOBAL_COLUMNS, ROW_KEYS, heading
 from nnunet_partial.labels import Annotations, foreground_classes
 
 PARTS = ("teachers", "labels", "training", "prediction")  # of a comparison's commands
@@ -71,9 +71,9 @@ def dataset_classes(dataset: Mapping[str, Any], file: str) -> tuple:
 # ------------------------------------------------------------------ results
 
 
-def results(summaries: Mapping[str, Mapping], classes: Sequence[str], metric: str) -> Table:
+def results(summaries: Mapping[str, Mapping], classes: Sequence[str], metric: str, title: str | None = None) -> Table:
     """Methods x classes: mean over cases with its 95 % bootstrap interval; ``summaries`` of every method's cases, of their
-    means over seeds where there are several."""
+    means over seeds where there are several. ``title``: what the metric is called, where that is more than its name."""
     best = {name: _best(summaries, name, metric) for name in classes}
     rows = []
     for method, summary in summaries.items():
@@ -82,7 +82,8 @@ def results(summaries: Mapping[str, Mapping], classes: Sequence[str], metric: st
             for name in classes
         ]
         rows.append((method, [*cells, _result_cell(summary["mean_over_classes"].get(metric), metric)]))
-    return Table(f"{heading(metric)}: mean over cases [95 % bootstrap interval]", [*classes, "mean over classes"], rows, "method")
+    title = title or heading(metric)
+    return Table(f"{title}: mean over cases [95 % bootstrap interval]", [*classes, "mean over classes"], rows, "method")
 
 
 def global_results(summaries: Mapping[str, Mapping], classes: Sequence[str]) -> list:
@@ -114,9 +115,9 @@ def _best(summaries: Mapping[str, Mapping], name: str, metric: str) -> str | Non
 
 
 def _result_cell(values: Mapping | None, metric: str, strong: bool = False) -> Cell:
-    if values is None or not math.isfinite(values["mean"]):
+    if values is None:
         return Cell("-")
-    text = number(values["mean"], metric)
+    text = number(values["mean"], metric) if math.isfinite(values["mean"]) else "-"
     if all(math.isfinite(i) for i in values["ci"]):
         text += f" [{number(values['ci'][0], metric)}, {number(values['ci'][1], metric)}]"
     if values.get("n_infinite"):
@@ -135,8 +136,8 @@ def metrics_of(inputs: Inputs) -> list:
     return sorted((i for i in COLUMNS if i in common), key=lambda i: i != inputs.metric)
 
 
-def ranking(ranked: Sequence[Ranked], pairs: Sequence[Pair], metric: str) -> Table:
-    """Methods in their order, each with its p value against the first."""
+def ranking(ranked: Sequence[Ranked], pairs: Sequence[Pair], metric: str, title: str) -> Table:
+    """Methods in their order, each with its p value against the first. ``title``: what the metric is called."""
     first, rows = ranked[0].name, []
     for place, one in enumerate(ranked, 1):
         pair = next((i for i in pairs if {i.a, i.b} == {first, one.name}), None)
@@ -145,15 +146,15 @@ def ranking(ranked: Sequence[Ranked], pairs: Sequence[Pair], metric: str) -> Tab
             Cell(f"{number(one.mean, metric)} [{number(one.low, metric)}, {number(one.high, metric)}]"),
             Cell("-" if math.isnan(one.seed_sd) else f"{one.seed_sd:.2g}"),
             Cell(f"{one.mean_rank:.2f}"),
-            Cell(str(one.n_infinite or "-")),
+            Cell(f"{one.n_missed} of {one.n_structures}"),
             Cell("-" if pair is None else p_value(pair.p_holm)),
         ]
         rows.append((one.name, cells))
     return Table(
-        f"Ranking by {heading(metric)}, on the cases and classes that every method was evaluated on",
+        f"Ranking by {title}, on the cases and classes that every method was evaluated on",
         [
             "place",
-            f"{heading(metric)}, mean over classes",
+            f"{title}, mean over classes",
             "SD over seeds",
             "mean rank",
             "missed or invented",
@@ -228,9 +229,15 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def costs(commands: Sequence[Mapping[str, Any]]) -> Table | None:
-    """Time of everything that each method needed, by what it was for; None unless the commands tell it."""
-    known = [i for i in commands if i.get("methods") and i.get("seconds") is not None]
+def costs(commands: Sequence[Mapping[str, Any]], models: Sequence[TrainedModel] = ()) -> Table | None:
+    """Time of everything that each method needed, by what it was for; None unless the commands tell it.
+
+    A training counts at least the time of its epochs, which are all in its log however often it was interrupted and wherever
+    it was trained.
+    """
+    epochs = {i.names: i.seconds for i in models}
+    known = [{**i, "seconds": _seconds(i, epochs)} for i in commands if i.get("methods")]
+    known = [i for i in known if i["seconds"] is not None]
     if not known:
         return None
     parts = [i for i in PARTS if any(one.get("part") == i for one in known)]
@@ -239,12 +246,20 @@ def costs(commands: Sequence[Mapping[str, Any]]) -> Table | None:
         seconds = [sum(i["seconds"] for i in known if method in i["methods"] and i["part"] == part) for part in parts]
         rows.append((method, [*(Cell(duration(i) if i else "-") for i in seconds), Cell(duration(sum(seconds)))]))
     return Table(
-        "Time of everything that a method needed (what several methods share counts for each; models that were trained "
-        "before do not count)",
+        "Time of everything that a method needed, interrupted attempts included (what several methods share counts for each)",
         [*parts, "together"],
         rows,
         "method",
     )
+
+
+def _seconds(command: Mapping[str, Any], epochs: Mapping[tuple, float]) -> float | None:
+    seconds, argv = command.get("seconds"), shlex.split(command["command"])
+    if argv[:1] != ["nnUNetv2_train"]:
+        return seconds
+    options = dict(zip(argv[4:], argv[5:]))
+    trained = epochs.get((*argv[1:4], options.get("-tr", "nnUNetTrainer"), options.get("-p", "nnUNetPlans")))
+    return trained if seconds is None else max(seconds, trained or 0.0)
 
 
 def efficiency(content: Mapping[str, Any]) -> Table:

@@ -226,7 +226,7 @@ class Loop(Engine):
         except UserError:
             return False
         if state != DONE:  # a journal of version 0.1 has no stamps
-            self.journal.mark(step.name, DONE, result["seconds"] if result else None, argv=list(step.argv), **found)
+            self.journal.mark(step.name, DONE, runner.all_seconds(result) if result else None, argv=list(step.argv), **found)
         return True
 
     def seems_done(self, step: Step) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from nnunet_partial.files import write_json
+from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.steps import CompareOptions, ComparisonSteps
 from nnunet_partial.orchestration.engine import Engine, Step
 from nnunet_partial.orchestration.executors import Executor
@@ -74,18 +75,20 @@ class Comparison(StampedEngine):
 
 
 def commands_for_report(engine: Engine, steps: Sequence[Step], plan: ComparisonSteps, name_of: Callable = str) -> list:
-    """Every command in order, with the seconds (and seconds of one core) that it took and the titles of the methods
-    that needed it. ``name_of``: the name that ``engine`` has for a step of ``plan``."""
+    """Every command in order, with the seconds that it took (all attempts together; the core seconds are of the last), its log,
+    and the titles of the methods that needed it. ``name_of``: the name that ``engine`` has for a step of ``plan``."""
     users, steps = _users(steps, plan, name_of), [i for i in steps if i.part not in ("report", "export")]
     results = {i.name: engine.result(i) or {} for i in steps}
+    logs = {i.name: str(engine.log(i)) for i in steps}
     return [
         {
             "command": shlex.join(i.argv),
             "step": i.name,
             "part": i.part,
             "methods": users[i.name],
-            "seconds": results[i.name].get("seconds"),
+            "seconds": runner.all_seconds(results[i.name]) if results[i.name] else None,
             "cpu_seconds": results[i.name].get("cpu_seconds"),
+            "log": logs[i.name],
         }
         for i in steps
     ]

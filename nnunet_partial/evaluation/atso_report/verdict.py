@@ -1,0 +1,71 @@
+"""Whether the model that a run of ATSO returns is better than M0, or how to find out."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_partial.evaluation import ranking
+from nnunet_partial.evaluation.atso_report.generations import Run, model_scores
+
+M0 = "M0"
+
+
+def verdict(run: Run, changes: Sequence[Mapping[str, Any]]) -> str:
+    """One or two sentences. Test cases decide; without them the truth of the reference set, where it is known."""
+    name, entry = run.plan["returned_model"], run.model(run.plan["returned_model"])
+    if entry is None or not run.is_trained(entry):
+        return f"The run is not over: the model that it returns ({name}) is not trained yet."
+    if name == "m0":
+        return "The run returns M0 itself."
+    tested = [model_scores(run, i, run.model(i)).get("test", []) for i in (name, "m0")]
+    if all(tested):
+        return _compared(f"The model that the run returns ({name})", *tested, "test")
+    unknown = (
+        f"Whether the model that the run returns ({name}) is better than M0 on new cases cannot be known from this run: "
+        f"{'the test cases have no labels here' if run.options.get('test_images') else 'no test cases were given'}. How to give them "
+        "stands below, under Commands and versions."
+    )
+    labelled = [_with_truth(changes, i) for i in (run.generations[-1]["generation"], 0)]
+    if not all(labelled):
+        return unknown
+    return f"{unknown} {_compared('On the cases that they were trained on, the last pseudo labels', *labelled, 'reference')}"
+
+
+def _with_truth(changes: Sequence[Mapping[str, Any]], generation: Any) -> list:
+    own = [i for i in changes if i["generation"] == generation and i["dice_to_truth"] is not None]
+    return [{"case": i["case"], "class": i["class"], "source": "", "dice": i["dice_to_truth"]} for i in own]
+
+
+def _compared(what: str, rows: Sequence[Mapping], of_m0: Sequence[Mapping], cases: str) -> str:
+    methods = {what: [rows], M0: [of_m0]}
+    means = {i.name: i.mean for i in ranking.rank(methods)}
+    (pair,) = ranking.pairwise(methods)
+    plural = what.endswith("labels")
+    better = "better" if pair.difference > 0 else "worse"
+    said = f"{'are' if plural else 'is'} {better} than M0{chr(39) + 's' if plural else ''}"
+    if not pair.significant:
+        said = f"{'are' if plural else 'is'} not told apart from M0{chr(39) + 's' if plural else ''}"
+    return (
+        f"{what} {said} on {pair.n} {cases} cases: mean Dice {100 * means[what]:.1f} against {100 * means[M0]:.1f} %, "
+        f"difference {100 * pair.difference:+.1f} [{100 * pair.low:.1f}, {100 * pair.high:.1f}] points "
+        f"(paired permutation test, p {pair.p_holm:.3f})."
+    )
+
+
+def commands_for_test_cases(run: Run) -> list:
+    """What compares the two models on test cases now; empty where the run has them, or is not over."""
+    name, fold = run.plan["returned_model"], run.options["fold"]
+    entries = {i: run.model(i) for i in ("m0", name)}
+    tested = run.options.get("test_images") and run.options.get("test_labels")
+    if tested or name == "m0" or not all(i is not None and run.is_trained(i) for i in entries.values()):
+        return []
+    dataset, found = run.plan["dataset"], []
+    for model, entry in entries.items():
+        found += [
+            ["nnUNetv2_predict_from_modelfolder", "-i", "IMAGES", "-o", f"test/{model}", "-m", entry["folder"], "-f", fold],
+            ["nnunet_partial", "evaluate", "--pred", f"test/{model}", "--truth", "LABELS", "--dataset", dataset]
+            + ["--annotated", "all", "--out", f"test/evaluation/{model}"],
+        ]
+    named = [j for i in entries for j in ("--evaluation", f"{i}=test/evaluation/{i}")]
+    found.append(["nnunet_partial", "report", "--dataset", dataset, *named, "--images", "IMAGES", "--out", "test/report.html"])
+    return [shlex.join(str(j) for j in i) for i in found]
