@@ -23,6 +23,7 @@ from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import PathLike, read_json
 
 KEY = "nnunet_partial"
+PROVENANCE_KEY = "nnunet_partial_provenance"  # of dataset.json: what wrote it, from which sources
 VERSION, VERSION_OF_UNIONS = 1, 2
 FULLY_LABELLED_SOURCE = "all"
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*")

@@ -10,6 +10,9 @@ zip for nnUNetv2_install_pretrained_model_from_zip.
 The checkpoints hold the weights that predict and nothing else. plans.json loses the settings of the run, dataset.json
 the paths of the images; the names of the cases and what was annotated on them stay in dataset.json.
 
+Beside every model lies its card, MODEL_CARD.md and model_card.json: which sources taught it what, how it was trained, figures,
+versions, licences of the sources as far as known, limits (docs/model_card.md).
+
 --onnx writes the network of one fold as one ONNX file, checked against torch: preprocessed patches of any number and size
 in, logits out. It is the way out for networks that stock nnU-Net does not have, such as the light students."""
 EXAMPLE = """nnunet_partial export nnUNet_results/Dataset501_X/nnUNetTrainerMSKD__nnUNetPlans__3d_fullres \\
@@ -25,6 +28,13 @@ def add_arguments(parser):
     parser.add_argument("--out", metavar="DIR", help="where the folder is written")
     parser.add_argument("--zip", metavar="FILE", help="zip to write")
     parser.add_argument("--onnx", metavar="FILE", help="ONNX file to write, of one fold")
+    parser.add_argument(
+        "--evaluation",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="results of nnunet_partial evaluate of this model, whose figures its card tells",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace what exists")
     trusting.add_argument(parser)
 
@@ -46,6 +56,7 @@ def run(arguments):
         checkpoint=arguments.checkpoint,
         overwrite=arguments.overwrite,
         trusted=arguments.trust,
+        evaluations=arguments.evaluation,
     )
     if arguments.out:
         folder = Path(arguments.out) / name
@@ -59,6 +70,7 @@ def _write_onnx(arguments):
     from pathlib import Path
 
     from nnunet_partial.errors import UserError
+    from nnunet_partial.inference.export import card_of, cards_beside, write_card
     from nnunet_partial.inference.onnx import export_model_onnx
 
     if Path(arguments.onnx).exists() and not arguments.overwrite:
@@ -66,5 +78,8 @@ def _write_onnx(arguments):
     folds = arguments.folds or ["0"]
     if len(folds) != 1:
         raise UserError(f"--onnx takes one fold, found {' '.join(folds)}.")
-    difference = export_model_onnx(model.folder(arguments), arguments.onnx, folds[0], arguments.checkpoint, arguments.trust)
+    folder = model.folder(arguments)
+    card = card_of(folder, folds[0], arguments.checkpoint, arguments.trust, arguments.evaluation)
+    difference = export_model_onnx(folder, arguments.onnx, folds[0], arguments.checkpoint, arguments.trust)
+    write_card(card, cards_beside(arguments.onnx))
     print(f"wrote {arguments.onnx}, which differs from torch by {difference:.2g}")

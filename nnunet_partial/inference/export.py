@@ -18,6 +18,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import (
     PathLike,
     atomic_path,
+    json_text,
     load_checkpoint,
     replace_folder,
     restore_folder,
@@ -25,9 +26,12 @@ from nnunet_partial.files import (
     sha256,
     temporary_folder,
     write_json,
+    write_texts,
 )
+from nnunet_partial.inference import model_card
+from nnunet_partial.inference.model_card import Trained
 from nnunet_partial.labels import check_file_name
-from nnunet_partial.networks.models import build_network
+from nnunet_partial.networks.models import build_network, find_checkpoint
 from nnunet_partial.paths import FINAL_CHECKPOINT
 from nnunet_partial.settings import KEY
 from nnunet_partial.trust import check_model, find_trainer
@@ -47,13 +51,16 @@ def export_model(
     checkpoint: str = FINAL_CHECKPOINT,
     overwrite: bool = False,
     trusted: bool = False,
+    evaluations: Sequence[PathLike] = (),
 ) -> str:
     """Export a model folder; return ``DatasetNNN_X/TRAINER__PLANS__CONFIGURATION``, its place below ``out`` and in the
     zip.
 
     ``model``: a folder with plans.json, dataset.json and fold_N. ``folds``: all that hold ``checkpoint`` by default
     (``fold_all`` only where there is no other). ``trusted``: the user vouches for the architecture that its plans name.
-    ``zip_file`` is what ``nnUNetv2_install_pretrained_model_from_zip`` takes. Both appear complete or not at all, and the
+    ``zip_file`` is what ``nnUNetv2_install_pretrained_model_from_zip`` takes. ``evaluations``: files ``metrics.json`` of this
+    model, or folders with one, whose figures its card tells; the card (:mod:`nnunet_partial.inference.model_card`) lies in the
+    folder and beside the zip. All appear complete or not at all, and the
     same model gives the same bytes: what a killed export has finished already stays. Raises :class:`UserError` for a model
     that stock nnU-Net cannot run, for damaged files, and for a target that holds something else, unless ``overwrite``.
     """
@@ -75,7 +82,8 @@ def export_model(
         if target:
             restore_folder(target)
         with temporary_folder(target or zip_file) as temporary:
-            _write_model(temporary / name, model, contents, plans, dataset_json, exported_trainer)
+            trained = Trained(model, plans, dataset_json, contents, trainer, configuration, exported_trainer)
+            _write_model(temporary / name, trained, model_card.make_card(trained, evaluations))
             _move_into_place(temporary, name, target, zip_file, overwrite)
     except UserError:
         _remove_empty(new_folders)
@@ -91,21 +99,32 @@ def export_model(
 def _move_into_place(temporary: Path, name: str, target: Path | None, zip_file: Path | None, overwrite: bool) -> None:
     """Give what was written below ``temporary`` its names; nothing is touched if one of them belongs to something else."""
     folder, archive = temporary / name, temporary / "model.zip"
+    made = {target: folder} if target else {}
     if zip_file:
         _write_zip(temporary, name, archive)
-    unchanged = {
-        target: bool(target) and _hashes(target) == _hashes(folder),
-        zip_file: bool(zip_file) and zip_file.is_file() and sha256(zip_file) == sha256(archive),
-    }
-    wanted = [i for i in (target, zip_file) if i and not unchanged[i]]
+        made |= {archive_card: folder / i for i, archive_card in cards_beside(zip_file).items()} | {zip_file: archive}
+    wanted = [path for path, new in made.items() if not _is_the_same(path, new)]
     for path in wanted:
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists. Remove it, or replace it with --overwrite.")
-    if zip_file in wanted:
-        with atomic_path(zip_file) as written:  # may lie on another disk
-            shutil.move(archive, written)
+    for path in wanted:
+        if path == target:
+            continue
+        with atomic_path(path) as written:  # may lie on another disk
+            shutil.copyfile(made[path], written)
     if target in wanted:
         replace_folder(folder, target)
+
+
+def _is_the_same(path: Path, new: Path) -> bool:
+    if new.is_dir():
+        return _hashes(path) == _hashes(new)
+    return path.is_file() and sha256(path) == sha256(new)
+
+
+def cards_beside(file: PathLike) -> dict:
+    """Name of each file of a model card -> where it lies beside an exported model that is one file."""
+    return {i: Path(file).with_suffix(f".{i}") for i in (model_card.MARKDOWN, model_card.JSON)}
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:
@@ -198,19 +217,14 @@ def _without_own_key(content: Mapping[str, Any]) -> dict:
     return {k: v for k, v in content.items() if k != KEY}
 
 
-def _write_model(
-    folder: Path,
-    model: Path,
-    contents: Mapping[str, Mapping],
-    plans: Mapping[str, Any],
-    dataset_json: Mapping[str, Any],
-    trainer: str,
-) -> None:
+def _write_model(folder: Path, trained: Trained, card: Mapping[str, Any]) -> None:
     """The contract stays in dataset.json, as documentation; the run's settings, which name folders, leave plans.json."""
-    write_json(_without_own_key(plans), folder / "plans.json")
-    write_json({k: v for k, v in dataset_json.items() if k not in PRIVATE_DATASET_KEYS}, folder / "dataset.json")
+    model, contents = trained.folder, trained.checkpoints
+    write_json(_without_own_key(trained.plans), folder / "plans.json")
+    write_json({k: v for k, v in trained.dataset_json.items() if k not in PRIVATE_DATASET_KEYS}, folder / "dataset.json")
     if (model / "dataset_fingerprint.json").is_file():
         shutil.copyfile(model / "dataset_fingerprint.json", folder / "dataset_fingerprint.json")
+    write_card(card, {i: folder / i for i in (model_card.MARKDOWN, model_card.JSON)})
     trained_with = {fold: i["trainer_name"] for fold, i in contents.items()}
     write_json({"nnunet_partial": __version__, "trained_with": trained_with}, folder / "export.json")
     for fold, content in contents.items():
@@ -222,10 +236,29 @@ def _write_model(
                     "fold": content["init_args"].get("fold", fold),
                 },
                 "inference_allowed_mirroring_axes": content.get("inference_allowed_mirroring_axes"),
-                "trainer_name": trainer,
+                "trainer_name": trained.exported_as,
             },
             paths.fold_folder(folder, fold) / FINAL_CHECKPOINT,
         )
+
+
+def write_card(card: Mapping[str, Any], files: Mapping[str, Path]) -> None:
+    """Write a model card, both files or none; ``files``: where each of the two goes, by its name."""
+    write_texts({files[model_card.JSON]: json_text(card), files[model_card.MARKDOWN]: model_card.in_words(card)})
+
+
+def card_of(
+    model: PathLike, fold: Any, checkpoint: str = FINAL_CHECKPOINT, trusted: bool = False, evaluations: Sequence[PathLike] = ()
+) -> dict:
+    """The card of one fold of a model that is exported in another form than as nnU-Net's."""
+    file = find_checkpoint(Path(model), fold, checkpoint)
+    if file is None:
+        raise UserError(f"{model} holds no fold_{fold}/{checkpoint}. Train it with nnUNetv2_train, or name another fold.")
+    folder, fold = file.parent.parent, file.parent.name.removeprefix("fold_")
+    plans, dataset_json, _ = check_model(folder, trusted=trusted)
+    contents = {fold: load_checkpoint(file)}
+    trainer, configuration = _common_values(contents, {fold: file})
+    return model_card.make_card(Trained(folder, plans, dataset_json, contents, trainer, configuration, None), evaluations)
 
 
 def _write_zip(root: Path, name: str, zip_file: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunet_partial import __version__
 from nnunet_partial.commands import convert as convert_command
 from nnunet_partial.data.conversion import SourceFolder, command, convert
 from nnunet_partial.data.conversion.run import Report
@@ -137,6 +138,11 @@ def check_result(
                 }
                 for name, (_, _, annotated) in cases.items()
             },
+        },
+        "nnunet_partial_provenance": {
+            "written_by": f"nnunet_partial {__version__} convert",
+            "converter": json.loads((folder / "conversion.json").read_text())["settings"]["converter"],
+            "release": report.release,
         },
     }
     assert list(content["dataset"]) == list(cases)

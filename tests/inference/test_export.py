@@ -116,11 +116,13 @@ def test_files(model, tmp_path):
     assert files_of(tmp_path / "out") == [
         f"{NAME}/{i}"
         for i in (
+            "MODEL_CARD.md",
             "dataset.json",
             "dataset_fingerprint.json",
             "export.json",
             "fold_0/checkpoint_final.pth",
             "fold_1/checkpoint_final.pth",
+            "model_card.json",
             "plans.json",
         )
     ]
@@ -140,7 +142,10 @@ def test_zip_holds_the_folder(model, tmp_path):
     for file in (tmp_path / "model.zip", tmp_path / "alone" / "model.zip"):
         with zipfile.ZipFile(file) as archive:
             assert sorted(archive.namelist()) == files_of(tmp_path / "out")
-    assert os.listdir(tmp_path / "alone") == ["model.zip"]
+    beside = {"MODEL_CARD.md": "model.MODEL_CARD.md", "model_card.json": "model.model_card.json"}
+    assert sorted(os.listdir(tmp_path / "alone")) == sorted([*beside.values(), "model.zip"])
+    for within, name in beside.items():
+        assert (tmp_path / "alone" / name).read_text() == (tmp_path / "out" / NAME / within).read_text()
 
 
 def test_folds(model, tmp_path):

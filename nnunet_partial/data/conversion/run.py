@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from nnunet_partial import labels, paths
+from nnunet_partial import __version__, labels, paths
 from nnunet_partial.bars import Bar
 from nnunet_partial.data.conversion.cases import Case, Skip
 from nnunet_partial.data.conversion.dicom import UNSCALED_CT
@@ -419,6 +419,11 @@ def _publish(folder, final, so_far, names, download, organs, skipped, options, s
         "overwrite_image_reader_writer": download.reader,
         "dataset": references,
         labels.KEY: labels.Annotations(organs.classes, annotations).to_json(),
+        labels.PROVENANCE_KEY: {
+            "written_by": f"nnunet_partial {__version__} convert",
+            "converter": journal.settings["converter"],
+            "release": download.release,
+        },
     }
     for file, other in download.files.items():
         write_json(other, folder / file)

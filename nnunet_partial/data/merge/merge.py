@@ -30,9 +30,8 @@ from nnunet_partial.data.presence import ShownClasses, far_from_source, sparse_s
 from nnunet_partial.data.raw import RawDataset
 from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.files import write_json
-from nnunet_partial.labels import KEY, Annotations, CaseAnnotation, Union, members, settled, told_apart
+from nnunet_partial.labels import KEY, PROVENANCE_KEY, Annotations, CaseAnnotation, Union, members, settled, told_apart
 
-PROVENANCE_KEY = "nnunet_partial_provenance"
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 PICTURE_ENDINGS = (".png", ".bmp")
 NIBABEL_ENDINGS = (".nii.gz", ".nii")

@@ -224,11 +224,13 @@ class ProjectSteps:
                 trained = [i for i in steps if i.part == "training" and i.outputs[0].parent.parent == model]
                 folds = [i.outputs[0].parent.name.removeprefix("fold_") for i in trained]
                 target = plan.out / "export" / (f"s{seed}-{method}" + (f"-{number}" if number else "")) / "model.zip"
+                evaluated = plan.evaluation(method, seed)
                 argv = ["nnunet_partial", "export", model, "--zip", target, "--overwrite", "--folds", *folds]
+                argv += ["--evaluation", evaluated]
                 argv += ["--trust"] if self.trust else []
                 step = f"s{seed}-{method}-export" + (f"-{number}" if number else "")
-                inputs = tuple(paths.final_checkpoint(model, i) for i in folds)
-                needs = tuple(i.name for i in trained)
+                inputs = (*(paths.final_checkpoint(model, i) for i in folds), evaluated / "metrics.json")
+                needs = (*(i.name for i in trained), f"s{seed}-{method}-evaluate")
                 found.append(self._step(step, "export", argv, [target], needs=needs, inputs=inputs, light=True, whole=True))
         return found
 

@@ -22,6 +22,9 @@ def test_a_project_goes_from_downloads_to_exported_models(finished):
     assert started.index("pseudo-label") > max(n for n, i in enumerate(finished.started()) if "nnUNetTrainerIndividual" in i)
     assert (finished.out / "report.html").is_file()
     assert sorted(i.parent.name for i in finished.out.rglob("model.zip")) == ["s0-partial", "s0-selftraining"]
+    exported = next(i for i in finished.started() if i.startswith("export") and "s0-partial" in i)
+    assert f"--evaluation {finished.out / 'evaluation' / 'partial' / 's0'}" in exported  # for the figures of its card
+    assert started.index("export") > started.index("evaluate")
     converted = next(i for i in finished.started() if i.startswith("convert lits"))
     assert "--organs liver" in converted and "--dataset-id 101" in converted
     commands = json.loads((finished.out / "commands.json").read_text())
