@@ -174,6 +174,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self._nan_batches: list = []
         self._resume_rng = None
         progress.register_terms(self.logger, self.loss_terms)
+        self.curves = progress.Curves()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -567,6 +568,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             if not average.num_updates:  # weights may have been loaded since it was built
                 average.restart()
         super().on_train_start()
+        progress.describe(self.logger, self.loss_terms, self.structures)
         if self._resume_rng is not None:  # making the data loaders has drawn random numbers
             set_rng_state(self._resume_rng)
             self._resume_rng = None
@@ -778,13 +780,20 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", category=RuntimeWarning)  # a class that no sample annotates has no Dice
             super().on_validation_epoch_end(val_outputs)
+        progress.send_dice(self.logger, self.structures, self.current_epoch)
         progress.replace_nan(self.logger)
 
+    @property
+    def structures(self) -> tuple:
+        """What validation scores: the classes, then the unions."""
+        return (*self.annotations.classes, *self.annotations.unions)
+
     def on_epoch_end(self) -> None:
-        super().on_epoch_end()
-        if self.local_rank == 0:
-            structures = (*self.annotations.classes, *self.annotations.unions)
-            progress.plot_terms(self.logger, self.loss_terms, structures, self.output_folder)
+        last = self.current_epoch + 1 >= self.num_epochs
+        with self.curves.drawn_now(self.logger, last) as drawn:
+            super().on_epoch_end()
+        if self.local_rank == 0 and drawn:
+            progress.plot_terms(self.logger, self.loss_terms, self.structures, self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation, scored per class only where the class is annotated (see :mod:`.validation`)."""

@@ -1,14 +1,37 @@
 """Loss terms in nnU-Net's own logger, and their curves.
 
 nnU-Net's logger accepts known keys only and draws as many epochs as its shortest list has, so every key that is
-registered here must get one value per epoch.
+registered here must get one value per epoch. What is logged there also goes to Weights & Biases where the user has switched
+that on (``nnUNet_wandb_enabled=1``); nnU-Net numbers the classes there, so their Dice is sent by name too.
 """
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from unittest import mock
 
 from nnunet_partial.files import atomic_path
 from nnunet_partial.labels import drawn
+
+DRAWN_EVERY_S = 60.0  # drawing takes seconds, which epochs of seconds would spend most of their time on
+
+
+class Curves:
+    """When the curves are drawn: nnU-Net does it after every epoch."""
+
+    def __init__(self):
+        self._drawn = time.monotonic()
+
+    @contextmanager
+    def drawn_now(self, logger, last: bool) -> Iterator[bool]:
+        """Whether this epoch's end draws: once a minute, and at the ``last`` epoch. nnU-Net's own curves go with it."""
+        if last or time.monotonic() - self._drawn >= DRAWN_EVERY_S:
+            self._drawn = time.monotonic()
+            yield True
+            return
+        with mock.patch.object(logger, "plot_progress_png"):
+            yield False
 
 
 def key(term: str) -> str:
@@ -24,6 +47,22 @@ def register_terms(logger, terms: Sequence[str]) -> None:
     logging = logger.local_logger.my_fantastic_logging
     for term in terms:
         logging.setdefault(key(term), [math.nan] * len(logging["train_losses"]))
+
+
+def describe(logger, terms: Sequence[str], structures: Sequence[str]) -> None:
+    """Tell external loggers what the numbers of classes and the names of terms are; nnU-Net's own keeps no configuration."""
+    numbered = {f"class_{i}": str(name) for i, name in enumerate(structures, 1)}
+    logger.update_config({"nnunet_partial": {"structures": numbered, "loss_terms": list(terms)}})
+
+
+def send_dice(logger, structures: Sequence[str], epoch: int) -> None:
+    """The pseudo Dice of each class and union as ``dice/<name>``, to external loggers alone; a structure that the epoch's
+    validation patches do not annotate has none."""
+    values = logger.get_value("dice_per_class_or_region", step=-1)
+    for name, value in zip(structures, values, strict=True):
+        if math.isfinite(value):
+            for other in logger.loggers:
+                other.log(f"dice/{name}", float(value), epoch)
 
 
 def replace_nan(logger) -> None:

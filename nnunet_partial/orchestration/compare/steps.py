@@ -76,6 +76,11 @@ class CompareOptions:
         for name, given in (("--methods", self.methods), ("--seeds", self.seeds), ("--folds", self.folds)):
             if not given or len(set(given)) != len(given):
                 raise UserError(f"{name}: give each once, and at least one.")
+        if self.cross_validation and any(i.get("final_validation") is False for i in self._given_settings()):
+            raise UserError(
+                "final_validation=false leaves cross-validation nothing to evaluate: leave it out, or give a test set, "
+                "--test-images and --test-labels."
+            )
         if self.efficiency < 0:
             raise UserError(f"--efficiency {self.efficiency}: give a number of cases, or 0.")
         unknown = [i for i in self.own if i not in find_methods(self.methods)]
@@ -91,6 +96,10 @@ class CompareOptions:
                 "--folds all leaves no case to validate on. Name folds such as 0 1 2 3 4, or give --test-images and "
                 "--test-labels."
             )
+
+    def _given_settings(self) -> list:
+        """The settings of all methods, then those of single ones, as they are given."""
+        return [parse_assignments(i) for i in (self.settings, *(own for _, own in self.own.values()))]
 
     @property
     def cross_validation(self) -> bool:
@@ -330,7 +339,7 @@ class ComparisonSteps:
             f"{name}-fold{fold}",
             part,
             argv,
-            [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
+            _outputs_of_training(done, settings),
             needs=tuple(needs),
             taken=lambda: require_same_plans(model, self.plans_file(plans, dataset), o.configuration),
             cost=self._training_cost(trainer, settings),
@@ -571,7 +580,7 @@ class ComparisonSteps:
             f"s{seed}-{name}-loop-fold{fold}",
             "training",
             argv,
-            [done / paths.FINAL_CHECKPOINT, done / "validation" / "summary.json"],
+            _outputs_of_training(done, self._settings()),
             needs=needs,
         )
 
@@ -726,6 +735,12 @@ class _Atso:
     def model(self) -> Path:
         returned = atso_steps.AtsoSteps(self.options).returned_model
         return atso_layout.Layout(self.options).model(returned)
+
+
+def _outputs_of_training(fold: Path, settings: Mapping[str, Any]) -> list:
+    """What a training leaves, the last thing last."""
+    validation = [fold / "validation" / "summary.json"] if settings.get("final_validation", True) else []
+    return [fold / paths.FINAL_CHECKPOINT, *validation]
 
 
 def _words(recipe: str | None, settings: Sequence[str]) -> str:

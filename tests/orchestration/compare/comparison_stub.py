@@ -105,7 +105,8 @@ def train(argv):
     content = read(os.path.join(preprocessed(dataset), plans + ".json"))
     model = os.path.join(os.environ["nnUNet_results"], dataset, f"{trainer}__{plans}__{configuration}")
     folder = os.path.join(model, f"fold_{fold}")
-    labels = json.loads(content)["nnunet_partial"].get("labels", "")
+    settings = json.loads(content)["nnunet_partial"]
+    labels = settings.get("labels", "")
     given = read(os.path.join(labels.replace("{fold}", fold), "provenance.json")) if labels else ""
     latest, final = (os.path.join(folder, f"checkpoint_{i}.pth") for i in ("latest", "final"))
     if not os.path.exists(final):
@@ -118,6 +119,8 @@ def train(argv):
             state = [epoch + 1, digest(epoch, state[1])]
             write(json.dumps(state), latest)
         os.replace(latest, final)
+    if settings.get("final_validation") == "false":
+        return
     write(digest(read(final)), os.path.join(folder, "validation", "case.nii.gz"))
     write("{}", os.path.join(folder, "validation", "summary.json"))
 

@@ -575,6 +575,24 @@ def test_cross_validation_without_a_test_set(place):
     assert len((place.out / "report.html").read_text().splitlines()) == 2
 
 
+def test_trainings_without_final_validation_end_with_their_checkpoint(place):
+    place.compare("--set", "final_validation=false", methods=("partial", "individual"))
+    folds = list((place.folder / "nnUNet_results").rglob("fold_0"))
+    assert len(folds) == 3 and all((i / "checkpoint_final.pth").is_file() and not (i / "validation").exists() for i in folds)
+    before = len(place.started())
+    place.compare("--set", "final_validation=false", methods=("partial", "individual"))
+    assert [i.split()[0] for i in place.started()[before:]] == ["report"]
+
+
+@pytest.mark.parametrize(
+    "options", ({"settings": ("final_validation=false",)}, {"own": {"partial": (None, ("final_validation=false",))}})
+)
+def test_cross_validation_needs_the_final_validation(planned, options):
+    with pytest.raises(UserError, match="leaves cross-validation nothing to evaluate"):
+        planned(("partial",), test_images=None, test_labels=None, **options)
+    assert planned(("partial",), **options).steps()
+
+
 def test_the_fully_labelled_dataset_gets_the_same_splits(place):
     place.compare("--full-dataset", "778", methods=("partial", "full"))
     preprocessed = place.folder / "nnUNet_preprocessed"
