@@ -421,7 +421,7 @@ def _publish(folder, final, so_far, names, download, organs, skipped, options, s
         labels.KEY: labels.Annotations(organs.classes, annotations).to_json(),
         labels.PROVENANCE_KEY: {
             "written_by": f"nnunet_partial {__version__} convert",
-            "converter": journal.settings["converter"],
+            "converter": so_far.settings["converter"],
             "release": download.release,
         },
     }
