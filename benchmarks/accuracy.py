@@ -47,6 +47,7 @@ from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values, read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
+from nnunet_partial.labels import Annotations
 from nnunet_partial.orchestration.compare.comparison import Comparison
 from nnunet_partial.orchestration.compare.methods import METHODS, find_methods
 from nnunet_partial.orchestration.compare.steps import CompareOptions
@@ -400,7 +401,8 @@ class Budget:
     def _validation_rows(self, planner, method):
         """nnU-Net's own validation, with mirroring: of full supervision on all classes, of everything else on the classes that a
         case's source annotates, which are all that its files hold and all that a user of partial labels could choose by."""
-        truth, rows, known = paths.preprocessed_dataset(FULL) / "gt_segmentations", [], planner.annotations
+        known = Annotations.read(paths.preprocessed_dataset(PARTIAL))
+        truth, rows = paths.preprocessed_dataset(FULL) / "gt_segmentations", []
         for model in planner.models(method, self.seed):
             folder = paths.fold_folder(model, "0") / "validation"
             if any(folder.glob("*.nii.gz")):

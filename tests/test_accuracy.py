@@ -15,7 +15,6 @@ import SimpleITK as sitk
 
 from nnunet_partial import cli
 from nnunet_partial.errors import UserError
-from nnunet_partial.labels import Annotations, CaseAnnotation
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, CASES = ("liver", "kidney"), 12
@@ -231,8 +230,11 @@ def test_validation_is_of_the_classes_that_a_case_annotates(accuracy, monkeypatc
         monkeypatch.setenv(name, str(tmp_path / "pre"))
     budget = accuracy.Budget.__new__(accuracy.Budget)
     budget.seed = 0
-    annotations = Annotations(CLASSES, {"c": CaseAnnotation("lits", ("liver",))})
-    planner = SimpleNamespace(models=lambda *_: [model], annotations=annotations)
+    contract = {"version": 1, "cases": {"c": {"source": "lits", "annotated": ["liver"]}}}
+    (tmp_path / "pre" / "Dataset611_Partial").mkdir()
+    partial = {**content, "labels": labels, "nnunet_partial": contract}
+    (tmp_path / "pre" / "Dataset611_Partial" / "dataset.json").write_text(json.dumps(partial))
+    planner = SimpleNamespace(models=lambda *_: [model])
     rows = budget._validation_rows(planner, "individual")
     assert [(i["case"], i["class"], i["dice"]) for i in rows] == [("c", "liver", pytest.approx(2 * 4 / (4 + 8)))]
     if len(model_knows) == 2:  # with the labels of all classes, a class that was missed counts
