@@ -2,11 +2,14 @@
 
 import argparse
 import importlib
+import os
 import re
+import select
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TextIO
 
 from nnunet_partial import __version__
 from nnunet_partial.errors import did_you_mean, exit_on_user_error
@@ -40,6 +43,7 @@ VERBS = {
 
 
 STOPPED = 130  # exit code after Ctrl-C, as shells have it
+UNREAD = 141  # and of a program that writes to a pipe which nobody reads any more
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,7 +61,49 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Bad input ends with one line on stderr and exit code 2, Ctrl-C with one line and 130."""
+    """Entry point. Bad input ends with one line on stderr and exit code 2, Ctrl-C with one line and 130, and a pipe that is
+    closed (``| head``) with 141 and no word."""
+    with _quiet_when_nobody_reads():
+        return _main(argv)
+
+
+@contextmanager
+def _quiet_when_nobody_reads() -> Iterator[None]:
+    """Raises SystemExit where the output goes to a pipe whose reader has ended; other broken pipes are errors as before."""
+    try:
+        try:
+            yield
+        finally:  # what is held back must be written here, not when the interpreter ends, which would complain
+            with exit_on_user_error():
+                _flush()
+    except BrokenPipeError:
+        unread = [i for i in (sys.stdout, sys.stderr) if _is_unread(i)]
+        if not unread:
+            raise
+        for stream in unread:  # what is still held back goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        raise SystemExit(UNREAD) from None
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None and not stream.closed:
+            stream.flush()
+
+
+def _is_unread(stream: TextIO | None) -> bool:
+    """Whether ``stream`` is a pipe whose other end is closed."""
+    if stream is None or not hasattr(select, "poll"):  # no poll on Windows, where a closed pipe is another error
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+    except (OSError, ValueError):  # closed, or no file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = Parser(
         prog="nnunet_partial",

@@ -2,7 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nnunet_partial.errors import UserError, did_you_mean
 
@@ -97,6 +99,16 @@ def plans_file(dataset: int | str, plans: str = "nnUNetPlans") -> Path:
             f"{path} does not exist. {did_you_mean(plans, others)}Plans of this dataset: {', '.join(others) or 'none'}."
         )
     return path
+
+
+def require_configuration(plans: Mapping[str, Any], configuration: str) -> None:
+    """Raises :class:`UserError` that lists the configurations of ``plans`` unless they have this one."""
+    names = list(plans.get("configurations", {}))
+    if configuration not in names:
+        raise UserError(
+            f"plans {plans.get('plans_name')} have no configuration {configuration!r}. {did_you_mean(configuration, names)}"
+            f"They have: {', '.join(names)}."
+        )
 
 
 def model_folder(dataset: int | str, trainer: str, plans: str, configuration: str) -> Path:

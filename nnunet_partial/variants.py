@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_partial import paths
-from nnunet_partial.errors import UserError, did_you_mean
+from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, write_json
 from nnunet_partial.labels import Annotations, check_source_name
 from nnunet_partial.methods import find_trainer_source, trainers_with_block
@@ -196,10 +196,7 @@ def _target_configurations(plans: Mapping[str, Any], configuration: str | None) 
     names = list(plans["configurations"])
     if configuration is None:
         return [i for i in names if "inherits_from" not in plans["configurations"][i]]
-    if configuration not in names:
-        raise UserError(
-            f"plans {plans['plans_name']} have no configuration {configuration!r}. {did_you_mean(configuration, names)}They have: {', '.join(names)}."
-        )
+    paths.require_configuration(plans, configuration)
     return [configuration]
 
 

@@ -1,5 +1,10 @@
 """The one suggestion for misspelt names, and that every kind of name gets it."""
 
+import errno
+import os
+import subprocess
+import sys
+
 import pytest
 
 from nnunet_partial import api, cli, paths
@@ -112,3 +117,32 @@ def test_control_c_ends_with_one_line(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run_verb", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err.strip() == "nnunet_partial: stopped; the same command goes on"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["variant", "--help-settings"], ["--version"], ["compare", "--help"], ["variant", "501", "--pre-source"]],
+    ids=" ".join,
+)
+def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(command):
+    """As in ``nnunet_partial ... | head``; the reader is gone before the first word, whether that is written at once or held back."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = [sys.executable, "-m", "nnunet_partial.cli", *command]
+    # unbuffered, argparse itself overlooks that its words went nowhere
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    told = subprocess.run(program, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    both = subprocess.run(program, stdout=writing, stderr=writing, check=False, env=environment)
+    os.close(writing)
+    wrong = "501" in command  # says so on stderr, which is read
+    assert (told.returncode, both.returncode) == ((2, 141) if wrong else (141, 141)), told.stderr
+    assert "Traceback" not in told.stderr and bool(told.stderr) == wrong
+
+
+def test_a_broken_pipe_of_the_work_itself_is_not_silent(monkeypatch, capsys):
+    def work(verb, argv):
+        raise BrokenPipeError(errno.EPIPE, "a worker has ended")
+
+    monkeypatch.setattr(cli, "run_verb", work)
+    with pytest.raises(BrokenPipeError, match="a worker has ended"):
+        cli.main(["doctor"])

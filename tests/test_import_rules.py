@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "trainers": BASE | {"losses", "networks", "data", "training", "trainers"},
     "orchestration": BASE | {"orchestration"},
     "evaluation": BASE | {"data", "evaluation"},
-    "_ext": {"trainers"},
+    "_ext": {"trainers", "training"},
     "study": {"_moved"},
     "variants": BASE | {"variants"},
     "inference": BASE | {"networks", "data", "evaluation", "inference", "orchestration", "variants"},

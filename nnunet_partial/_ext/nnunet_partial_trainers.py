@@ -5,3 +5,6 @@ defined here would exist twice, once for each search.
 """
 
 from nnunet_partial.trainers import *  # noqa: F403
+from nnunet_partial.training.plans_there_are import name_what_there_is
+
+name_what_there_is()

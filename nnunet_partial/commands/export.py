@@ -43,13 +43,15 @@ def run(arguments):
     from pathlib import Path
 
     from nnunet_partial import api
+    from nnunet_partial.inference.export import find_checkpoints
 
     if arguments.onnx:
         _write_onnx(arguments)
         if not arguments.out and not arguments.zip:
             return
+    trained = model.folder(arguments)
     name = api.export(
-        model.folder(arguments),
+        trained,
         arguments.out,
         arguments.zip,
         folds=arguments.folds,
@@ -58,12 +60,19 @@ def run(arguments):
         trusted=arguments.trust,
         evaluations=arguments.evaluation,
     )
+    folds = " ".join(find_checkpoints(Path(trained), arguments.folds, arguments.checkpoint))
     if arguments.out:
         folder = Path(arguments.out) / name
-        folds = " ".join(sorted(i.name[len("fold_") :] for i in folder.glob("fold_*")))
         print(f"wrote {folder}\npredict with: nnUNetv2_predict_from_modelfolder -i IMAGES -o PREDICTIONS -m {folder} -f {folds}")
     if arguments.zip:
         print(f"wrote {arguments.zip}\ninstall with: nnUNetv2_install_pretrained_model_from_zip {arguments.zip}")
+        print(f"predict with: {_stock_command(Path(name), folds)}")
+
+
+def _stock_command(name, folds):
+    """What predicts with an installed model, whose trainer is nnU-Net's own whichever trained it."""
+    trainer, plans, configuration = name.name.split("__")
+    return f"nnUNetv2_predict -i IMAGES -o PREDICTIONS -d {name.parent} -tr {trainer} -p {plans} -c {configuration} -f {folds}"
 
 
 def _write_onnx(arguments):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nnunet_partial import paths
-from nnunet_partial.errors import UserError, did_you_mean
+from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.labels import check_file_name, foreground_classes, structure
 from nnunet_partial.networks.models import ModelFiles, find_checkpoint, load_network, preprocessing_pairs
@@ -31,10 +31,7 @@ def preprocessed_images(folder: Path, plans: Mapping[str, Any], configuration: s
 
     check_plans(plans, folder / f"{plans.get('plans_name', 'plans')}.json", networks=False)
     name = plans["plans_name"]
-    if plans["configurations"].get(configuration) is None:
-        raise UserError(
-            f"plans {name} have no configuration {configuration!r}. {did_you_mean(configuration, plans['configurations'])}They have: {', '.join(plans['configurations'])}."
-        )
+    paths.require_configuration(plans, configuration)
     images = folder / PlansManager(dict(plans)).get_configuration(configuration).data_identifier
     if not images.is_dir():
         raise UserError(

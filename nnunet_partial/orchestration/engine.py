@@ -4,8 +4,8 @@ A plan is a subclass of :class:`Engine`: it says which steps there are, when one
 begins. Everything else is here: one lock on the folder, one journal, one loop that waits, one place that starts executors.
 """
 
-import re
 import shlex
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,8 @@ from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
 from nnunet_partial.outputs import ExpectedPredictions, first_changed
 
-_TAIL_BYTES = 1 << 14  # of a log, in which the last epoch stands
+# how often is told how far the steps are that run, in seconds: of long work less often than of short
+_TELL_S, _TELL_SHARE, _TELL_SELDOM_S = 60.0, 0.05, 1800.0
 
 
 @dataclass(frozen=True)
@@ -147,27 +148,6 @@ class Engine:
             files = [i for i in files if i not in images]
         return first_changed(files, known)
 
-    def is_running(self, step: Step) -> bool:
-        """Whether its command runs now; one that is queued, on this machine or a cluster, does not."""
-        folder = self.job_folder(step)
-        if not folder.is_dir():
-            return False
-        lock = try_lock(folder / runner.LOCK)
-        if lock is not None:
-            lock.close()
-        return lock is None
-
-    def epoch(self, step: Step) -> str:
-        """The epoch that a training's log was last in; empty where it tells of none."""
-        try:
-            with open(self.log(step), "rb") as stream:
-                stream.seek(max(0, stream.seek(0, 2) - _TAIL_BYTES))
-                told = stream.read().decode(errors="replace")
-        except OSError:
-            return ""
-        found = re.findall(r"Epoch (\d+)\s*$", told, re.MULTILINE)
-        return found[-1] if found else ""
-
     def missing_output(self, step: Step) -> Path | None:
         return next((i for i in step.outputs if not i.is_file()), None)
 
@@ -185,13 +165,37 @@ class Engine:
         self._begun, self._ended, started = set(), set(), time.time()
         try:
             executor = self.executor or make_executor("local", self.folder)
-            executor.run(self._next(), self._after)
+            with self._telling():
+                executor.run(self._next(), self._after)
         except BaseException:
             for name in sorted(self._begun - self._ended):
                 self._note_failure(self._by_name[name])
             raise
         finally:
             self.journal.note_loop(time.time() - started, busy_seconds(map(self.job_folder, self.steps), started))
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Meanwhile say once in a while how far the steps are that run."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._tell, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _tell(self, ended: threading.Event) -> None:
+        from nnunet_partial.orchestration.status import running_lines
+
+        started = time.monotonic()
+        while not ended.wait(min(_TELL_SELDOM_S, max(_TELL_S, _TELL_SHARE * (time.monotonic() - started)))):
+            try:
+                for line in running_lines(self):
+                    print(f"  {line}", flush=True)
+            except OSError:  # nobody reads any more, which whoever waits for the steps notices as well
+                return
 
     def _next(self) -> list:
         """Jobs of the steps whose needs have ended, in the order of the plan. What is done already, and light

@@ -209,6 +209,16 @@ def read_result(folder: Path, token: str | None = None) -> dict | None:
     return result if token in (None, result.get("token")) else None
 
 
+def is_at_work(folder: Path) -> bool:
+    """Whether the job has started and not ended, as its files say: nothing is locked, which would keep others from it. One that
+    was killed is still at work by its files."""
+    try:
+        token = json.loads((folder / STARTED).read_text(encoding="utf-8"))["token"]
+        return token == json.loads((folder / JOB).read_text(encoding="utf-8"))["token"] and read_result(folder, token) is None
+    except (OSError, json.JSONDecodeError, KeyError):
+        return False
+
+
 def end(folder: Path, token: str, patience_s: float = 2.0) -> None:
     """Tell a job of this machine to end, or see to it that it never begins."""
     limit = time.monotonic() + patience_s

@@ -3,6 +3,7 @@
 import re
 import statistics
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from nnunet_partial.files import try_lock
 from nnunet_partial.orchestration import costs
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.engine import Engine, Step
-from nnunet_partial.orchestration.journal import DONE, RUNNING, Journal
+from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
 
+QUEUED, INTERRUPTED = "queued", "interrupted"  # of the journal's "running": no process is at it yet, or no longer
 _LAST_EPOCHS = 5  # the pace of a training is that of its last epochs
 _TAIL_BYTES = 1 << 16
 _EPOCH = re.compile(r"Epoch (\d+)\s*$", re.MULTILINE)
@@ -28,11 +30,23 @@ def status(engine: Engine, journal: Path, lock: Path) -> str:
     if handle is not None:
         handle.close()
     known, alive = costs.measured(), handle is None
-    rows = [("step", "state", "epoch", "took", "time left")]
-    rows += [_row(engine, step, known, alive) for step in engine.steps]
-    done = sum(row[1] == DONE for row in rows)
-    head = f"{engine.folder}: {done} of {len(engine.steps)} steps done, {'at work' if alive else 'nobody is at work'}"
-    return "\n".join([head, *table(rows)])
+    rows = [_row(engine, step, known, alive) for step in engine.steps]
+    states = Counter(row[1] for row in rows)
+    counts = "".join(f", {states[i]} {i}" for i in (RUNNING, QUEUED, INTERRUPTED, FAILED) if states[i])
+    at_work = "at work" if alive else "nobody is at work"
+    head = f"{engine.folder}: {states[DONE]} of {len(engine.steps)} steps done{counts}, {at_work}"
+    return "\n".join([head, *table([("step", "state", "epoch", "took", "time left", "log"), *rows])])
+
+
+def running_lines(engine: Engine) -> list:
+    """A line of each step that runs now: its epoch, the time that it has taken, the time left, and where its log lies."""
+    known, told = costs.measured(), []
+    for step in engine.steps:
+        if not step.light and engine.journal.state(step.name) == RUNNING and runner.is_at_work(engine.job_folder(step)):
+            epoch, took, left = _progress(engine, step, known)
+            words = [f"epoch {epoch}" if epoch else "", took, f"{left} left" if left else "", f"log {engine.log(step)}"]
+            told.append(f"{step.name}: {', '.join(i for i in words if i)}")
+    return told
 
 
 def costs_of(engine: Engine) -> str:
@@ -55,13 +69,21 @@ def _row(engine: Engine, step: Step, known: dict, alive: bool) -> tuple:
     entry = engine.journal.content["stages"].get(step.name, {})
     state = engine.journal.state(step.name)
     if state == RUNNING and not engine.lives(step):
-        state = "queued" if alive else "interrupted"
-    seconds = entry.get("seconds")
+        state = QUEUED if alive else INTERRUPTED
+    seconds, log = entry.get("seconds"), engine.log(step)
+    log = str(log) if log.is_file() else ""
     took = costs.in_words(seconds) if seconds and state == DONE else ""
     if state != RUNNING:
         expected = costs.estimate(step.cost, known) if state != DONE else None
-        return step.name, state, "", took, str(expected) if expected else ""
-    return step.name, state, *_progress(engine, step, known)
+        epoch = _epoch_in_words(step, epochs_of(engine.log(step))[0]) if state in (INTERRUPTED, FAILED) else ""
+        return step.name, state, epoch, took, str(expected) if expected else "", log
+    return step.name, state, *_progress(engine, step, known), log
+
+
+def _epoch_in_words(step: Step, epoch: int | None) -> str:
+    """``10 of 20``, ``10`` where it is not known how many there are, nothing before the first."""
+    total = step.cost.epochs if step.cost else None
+    return "" if epoch is None else f"{epoch} of {total}" if total else str(epoch)
 
 
 def _progress(engine: Engine, step: Step, known: dict) -> tuple:
@@ -69,9 +91,9 @@ def _progress(engine: Engine, step: Step, known: dict) -> tuple:
     elapsed = max(0.0, time.time() - _started(engine, step))
     epoch, times = epochs_of(engine.log(step))
     total = step.cost.epochs if step.cost else None
-    if epoch is not None and total:
-        left = (total - epoch) * statistics.median(times) if times else None
-        return f"{epoch} of {total}", costs.in_words(elapsed), costs.in_words(left) if left else ""
+    if epoch is not None:
+        left = (total - epoch) * statistics.median(times) if times and total else None
+        return _epoch_in_words(step, epoch), costs.in_words(elapsed), costs.in_words(left) if left else ""
     expected = costs.estimate(step.cost, known)
     if expected is None or expected.high < elapsed:
         return "", costs.in_words(elapsed), ""

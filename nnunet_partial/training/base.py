@@ -148,6 +148,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     ):
         with exit_on_user_error():
             finished = self.training_is_finished(plans, configuration, fold)
+            paths.require_configuration(plans, configuration)
             self.settings, self.own = self._read_settings(without_optimizer_paper(plans) if finished else plans)
             self.given_device = device.type
             self._check_mirroring(plans, configuration)

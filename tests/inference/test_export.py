@@ -307,7 +307,15 @@ def test_command(model, tmp_path, monkeypatch, capsys):
         )
         == 0
     )
-    assert "nnUNetv2_install_pretrained_model_from_zip" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"nnUNetv2_install_pretrained_model_from_zip {tmp_path}/a.zip" in told
+    dataset, stock = NAME.split("/")
+    trainer, plans, configuration = stock.split("__")
+    assert trainer == "nnUNetTrainer"
+    assert (
+        f"predict with: nnUNetv2_predict -i IMAGES -o PREDICTIONS -d {dataset} -tr {trainer} -p {plans} -c {configuration} -f 0\n"
+        in told
+    )
     assert cli.main(["export", str(model), "--out", str(tmp_path / "out")]) == 0
     assert f"-m {tmp_path}/out/{NAME} -f 0 1" in capsys.readouterr().out
     for arguments, message in (

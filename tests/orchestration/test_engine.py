@@ -1,10 +1,15 @@
 """The engine on plans of its own: order, what may run beside what, and what its journal says."""
 
+import shlex
+import threading
+import time
+
 import pytest
 
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import locked
-from nnunet_partial.orchestration.engine import Engine, Step, busy_seconds, waves
+from nnunet_partial.orchestration import engine
+from nnunet_partial.orchestration.engine import Cost, Engine, Step, busy_seconds, waves
 from nnunet_partial.orchestration.executors import Job, make_executor
 from nnunet_partial.orchestration.job import LOCK, RESULT
 from nnunet_partial.orchestration.journal import DONE, FAILED, Journal
@@ -126,9 +131,9 @@ def test_what_is_queued_is_not_said_to_run(tmp_path, capsys):
 
     class Looking(Recording):
         def run(self, jobs, more):
-            seen.extend((i.name, plan.is_running(plan._by_name[i.name])) for i in jobs)
+            seen.extend((i.name, plan.lives(plan._by_name[i.name])) for i in jobs)
             with locked(_job_folder(tmp_path, "first") / LOCK):
-                seen.append(("first", plan.is_running(plan._by_name["first"])))
+                seen.append(("first", plan.lives(plan._by_name["first"])))
             super().run(jobs, more)
 
     plan.executor = Looking(tmp_path)
@@ -140,7 +145,7 @@ def test_what_is_queued_is_not_said_to_run(tmp_path, capsys):
     }
     assert place["first: step 1 of 2, queued"] < told.index(f"  second: step 2 of 2, queued; log {tmp_path}/logs/second.log")
     assert place["first: started"] < told.index("  second: started")
-    assert not plan.is_running(plan._by_name["second"])
+    assert not plan.lives(plan._by_name["second"])
 
 
 def _job_folder(folder, name):
@@ -149,10 +154,28 @@ def _job_folder(folder, name):
     return made
 
 
-def test_the_epoch_is_read_from_the_end_of_the_log(tmp_path):
-    plan = Plan(tmp_path, {"train": ()}, None)
-    (step,) = plan.steps
-    assert plan.epoch(step) == ""
-    (tmp_path / "logs").mkdir()
-    plan.log(step).write_text("Epoch 0 \n" + "words\n" * 9000 + "2026-01-01 10:00:00: \nEpoch 12 \nCurrent learning rate: 0.01\n")
-    assert plan.epoch(step) == "12"
+def test_what_runs_is_told_of_meanwhile(tmp_path, monkeypatch, capsys):
+    """Its epoch and its log; before it has begun nothing is said of it, nor once it has ended."""
+    monkeypatch.setattr(engine, "_TELL_S", 0.05)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    go_on = tmp_path / "go on"
+    training = f"echo 2026-01-01: Epoch 7; until test -e {shlex.quote(str(go_on))}; do sleep 0.02; done; touch {tmp_path}/train"
+    step = Step("train", "part", ("sh", "-c", training), (tmp_path / "train",), cost=Cost("train", 100, 20))
+    plan = Plan(tmp_path, {}, make_executor("local", tmp_path, gpus=()))
+    plan.steps, plan._by_name = [step], {"train": step}
+    told = []
+
+    def listening():
+        while "epoch 7 of 20" not in "".join(told):
+            told.append(capsys.readouterr().out)
+            time.sleep(0.02)
+        go_on.touch()
+
+    listener = threading.Thread(target=listening, daemon=True)
+    listener.start()
+    plan.do()
+    listener.join(60)
+    lines = ("".join(told) + capsys.readouterr().out).splitlines()
+    running = [i for i in lines if "epoch" in i]
+    assert running and all(i.startswith("  train: epoch 7 of 20, ") and i.endswith(f", log {plan.log(step)}") for i in running)
+    assert lines.index("  train: started") < lines.index(running[0]) and lines[-1].startswith("train: done, ")

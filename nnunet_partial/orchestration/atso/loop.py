@@ -12,14 +12,15 @@ from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, sha256, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_super_classes
+from nnunet_partial.orchestration import costs
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.atso.layout import Layout
 from nnunet_partial.orchestration.atso.options import AtsoOptions
 from nnunet_partial.orchestration.atso.steps import AtsoSteps
 from nnunet_partial.orchestration.engine import Engine, Step
 from nnunet_partial.orchestration.executors import Executor
-from nnunet_partial.orchestration.journal import DISCARDED, DONE, RUNNING, WAITING, Journal, now
-from nnunet_partial.orchestration.status import table
+from nnunet_partial.orchestration.journal import DISCARDED, DONE, WAITING, Journal, now
+from nnunet_partial.orchestration.status import status
 from nnunet_partial.outputs import read_stamp
 from nnunet_partial.trust import check_model
 
@@ -34,6 +35,7 @@ class Loop(Engine):
         self.plan = AtsoSteps(self.options, device)
         self.layout = self.plan.layout
         super().__init__(self.layout.folder, self.plan.steps(), executor, light)
+        self._continued: set = set()  # trainings that go on from an earlier loop's checkpoint: their time says nothing
 
     # ---- what a person asks for
 
@@ -55,35 +57,14 @@ class Loop(Engine):
         return self.layout.model(self.plan.returned_model)
 
     def status(self) -> str:
-        """A table of all stages."""
-        if not self.layout.journal.is_file():
-            raise UserError(f"{self.layout.journal} does not exist: this run has not been started.")
-        self.journal = Journal.read(self.layout.journal)
-        handle = try_lock(self.layout.lock)
-        alive = handle is None
-        if handle is not None:
-            handle.close()
-        rows = [("stage", "generation", "state", "seconds", "epoch", "log")]
-        for step in self.steps:
-            entry = self.journal.content["stages"].get(step.name, {})
-            state = entry.get("state", WAITING)
-            if state == RUNNING:
-                state = "interrupted" if not alive else RUNNING if self.is_running(step) else "queued"
-            seconds = f"{entry['seconds']:.0f}" if entry.get("seconds") else ""
-            log, epoch = self.log(step), self.epoch(step) if state in (RUNNING, "interrupted") else ""
-            rows.append((step.name, str(step.part), state, seconds, epoch, str(log) if log.is_file() else ""))
-        done = sum(row[2] == DONE for row in rows)
-        head = (
-            f"{self.layout.folder}: {done} of {len(self.steps)} stages done, "
-            f"{'a loop is running' if alive else 'no loop is running'}"
-        )
-        return "\n".join([head, *table(rows)])
+        """A table of all stages. Raises :class:`UserError` if the run has not been started."""
+        return status(self, self.layout.journal, self.layout.lock)
 
     def check(self) -> dict:
         """Everything that can be wrong before the first stage; returns hashes of the files that the run depends on."""
         of_views = {i: paths.plans_file(self.options.dataset, i) for i in self.options.all_plans}
         for file in of_views.values():
-            self._require_configuration(file)
+            paths.require_configuration(read_json(file), self.options.configuration)
         plans_file = of_views.pop(self.options.plans)
         dataset_file = plans_file.with_name("dataset.json")
         annotations = Annotations.read(dataset_file.parent)
@@ -106,14 +87,6 @@ class Loop(Engine):
             if folder and not Path(folder).is_dir():
                 raise UserError(f"--{name.replace('_', '-')} {folder} is not a folder.")
         return {name: sha256(file) for name, file in files.items()}
-
-    def _require_configuration(self, plans_file: Path) -> None:
-        plans = read_json(plans_file)
-        if self.options.configuration not in plans.get("configurations", {}):
-            raise UserError(
-                f"{plans_file} has no configuration {self.options.configuration!r}. It has: "
-                f"{', '.join(plans.get('configurations', {}))}."
-            )
 
     # ---- one loop at a time
 
@@ -242,7 +215,13 @@ class Loop(Engine):
         if self._changed(step) is not None:
             self._require_untrained(step)
             self._make_room(step)
+        if _begun(step):
+            self._continued.add(step.name)
         self.journal.mark(step.name, WAITING, inputs={str(i): read_stamp(i) for i in self.files_read(step)})
+
+    def note_result(self, step: Step, seconds: float) -> None:
+        if step.cost is not None and step.name not in self._continued:
+            costs.note(step.cost, seconds)
 
     def _changed(self, step: Step) -> str | None:
         """The first file that is not as the step found it; None also where the journal, one of version 0.1, does not say."""
@@ -251,7 +230,7 @@ class Loop(Engine):
 
     def _require_untrained(self, step: Step) -> None:
         """What is trained is never removed unasked, and a training does not go on with something else."""
-        begun = [i for folder in step.owned if folder.is_dir() for i in folder.glob("fold_*/checkpoint_*.pth")]
+        begun = _begun(step)
         if begun:
             raise UserError(
                 f"{step.name}: {begun[0].parent} was trained before {self._changed(step)} changed. Do it anew with "
@@ -263,6 +242,11 @@ class Loop(Engine):
         self._refuse_if_alive(step)
         for path in (*step.owned, self.layout.report):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _begun(step: Step) -> list:
+    """The checkpoints that a training has left."""
+    return [i for folder in step.owned if folder.is_dir() for i in folder.glob("fold_*/checkpoint_*.pth")]
 
 
 def _settled(options: AtsoOptions) -> AtsoOptions:

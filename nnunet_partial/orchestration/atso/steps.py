@@ -1,6 +1,6 @@
 """Algorithm 1 as steps: commands that a person can type, with what they read, write, and when they are done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
 from nnunet_partial.orchestration.atso.options import RULES, AtsoOptions
-from nnunet_partial.orchestration.engine import Step
+from nnunet_partial.orchestration.engine import Cost, Step
 from nnunet_partial.outputs import ExpectedPredictions
 from nnunet_partial.settings import PLATEAU, RunSettings
 
@@ -84,7 +84,7 @@ class AtsoSteps:
         every = [(name, view) for name in names for view in self.options.all_plans]
         return [
             [self.plans(name, generation, settings(name, view), view) for name, view in every],
-            [self.train(name, generation, read(name, view), view) for name, view in every],
+            [self.train(name, generation, settings(name, view), read(name, view), view) for name, view in every],
         ]
 
     @property
@@ -137,7 +137,7 @@ class AtsoSteps:
         o = self.options
         if o.fine_tune_schedule != "constant" and o.stage == 1:
             return {"num_epochs": o.fine_tune_epochs, "initial_lr": o.fine_tune_lr}
-        m0 = RunSettings.from_plans(read_json(paths.plans_file(o.dataset, view)))
+        m0 = self._settings_of(view)
         stage = max(1, round(o.stage * m0.num_epochs))
         length = {"num_epochs": o.fine_tune_epochs or stage}
         if o.fine_tune_schedule != "constant":
@@ -219,8 +219,8 @@ class AtsoSteps:
         file = self.layout.plans_file(model, view)
         return _step(f"{self.layout.named(model, view)}-plans", generation, argv, [file], owned=[file], light=True)
 
-    def train(self, model: str, generation: int, more: Sequence[Path], view: str) -> Step:
-        """Train one model, or go on with it. ``more``: what it reads beside its plans."""
+    def train(self, model: str, generation: int, settings: Mapping[str, Any], more: Sequence[Path], view: str) -> Step:
+        """Train one model, or go on with it. ``settings``: of its plans; ``more``: what it reads beside them."""
         o, checkpoint = self.options, self.layout.checkpoint(model, view)
         # always --c: without a checkpoint it starts from the beginning, and a job that the cluster hands in again goes on
         argv = [
@@ -238,7 +238,21 @@ class AtsoSteps:
         ]
         outputs = [checkpoint, checkpoint.parent / "validation" / "summary.json"][: 1 + self._validates(model)]
         read, own = [self.layout.plans_file(model, view), *more], [self.layout.model(model, view)]
-        return _step(f"{self.layout.named(model, view)}-train", generation, argv, outputs, read, own)
+        cost = self._training_cost(settings, view)
+        return _step(f"{self.layout.named(model, view)}-train", generation, argv, outputs, read, own, cost=cost)
+
+    def _training_cost(self, settings: Mapping[str, Any], view: str) -> Cost | None:
+        """Iterations of the plans' network on a device; None without plans, of which a start of the loop tells."""
+        try:
+            m0 = self._settings_of(view)
+        except UserError:
+            return None
+        epochs = int(settings.get("num_epochs", m0.num_epochs))
+        kind = f"train {TRAINER} {self.options.configuration} {self.device}: {self.layout.dataset}, {view}"
+        return Cost(kind, epochs * m0.num_iterations_per_epoch, epochs)
+
+    def _settings_of(self, view: str) -> RunSettings:
+        return RunSettings.from_plans(read_json(paths.plans_file(self.options.dataset, view)))
 
     def label(self, generation: int, subset: int, view: str) -> Step:
         """Pseudo labels of one subset, on the voxels of one view, by the model that was not trained on it."""

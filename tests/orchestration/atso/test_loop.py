@@ -399,11 +399,13 @@ def test_one_loop_at_a_time(place):
         result = place.loop(check=False)
         assert result.returncode == 2 and f"process {process.pid}" in result.stderr
         status = place.loop("--status").stdout
-        assert "a loop is running" in status and " epoch " in status.splitlines()[1]
+        assert status.splitlines()[0].endswith(", at work") and " epoch " in status.splitlines()[1]
+        (row,) = [i for i in status.splitlines() if i.startswith("m0-train ")]
+        assert row.split()[1] == "running" and row.endswith("logs/m0-train.log")
     finally:
         place.kill(process, whole_tree=True)
     status = place.loop("--status").stdout
-    assert "no loop is running" in status and "interrupted" in status
+    assert "1 interrupted, nobody is at work" in status
 
 
 def test_status_and_dry_run_run_nothing(place):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from nnunet_partial.files import locked, write_json
 from nnunet_partial.orchestration import costs, status
 from nnunet_partial.orchestration.engine import Cost, Engine, Step
 from nnunet_partial.orchestration.journal import RUNNING, Journal
@@ -71,11 +72,55 @@ def test_a_running_training_shows_its_epoch_and_the_time_left(results):
     (engine.job_folder(engine.steps[0])).mkdir(parents=True)
     (engine.job_folder(engine.steps[0]) / "started.json").write_text("{}")
     engine.lives = lambda step: True
-    row = status.status(engine, file, results / "out" / "lock").splitlines()[2].split()
+    head, _, line = status.status(engine, file, results / "out" / "lock").splitlines()
+    row = line.split()
     assert row[:2] == ["train", "running"] and row[2:5] == ["10", "of", "20"]
-    assert row[-2:] == ["5", "min"]  # 10 epochs of 30 s, the median of its last run
+    assert row[-3:-1] == ["5", "min"]  # 10 epochs of 30 s, the median of its last run
+    assert row[-1] == str(engine.log(engine.steps[0]))
+    assert head.endswith("out: 0 of 1 steps done, 1 running, nobody is at work")
     engine.lives = lambda step: False
-    assert "interrupted" in status.status(engine, file, results / "out" / "lock")
+    interrupted = status.status(engine, file, results / "out" / "lock")
+    assert "1 interrupted" in interrupted and "interrupted  10 of 20" in interrupted.splitlines()[2]
+    with locked(results / "out" / "lock"):
+        assert "1 queued, at work" in status.status(engine, file, results / "out" / "lock")
+
+
+def test_an_epoch_of_a_training_of_unknown_length_is_told_too(results):
+    engine = Plan(results / "out", [Step("train", "training", ("x",), ())])
+    engine.log(engine.steps[0]).parent.mkdir(parents=True)
+    engine.log(engine.steps[0]).write_text(LOG)
+    Journal.open(results / "out" / "run.json", {}, {}, str).mark("train", RUNNING)
+    engine.lives = lambda step: True
+    row = status.status(engine, results / "out" / "run.json", results / "out" / "lock").splitlines()[2].split()
+    assert row[:3] == ["train", "running", "10"] and "left" not in row
+
+
+def test_lines_of_what_runs_come_from_files_alone(results):
+    """A job is at work from its start to its result; its lock is left alone, for who starts it tries that lock."""
+    engine = Plan(results / "out", [Step("train", "training", ("x",), (), cost=Cost("train", 100, 20))])
+    (step,) = engine.steps
+    engine.log(step).parent.mkdir(parents=True)
+    engine.log(step).write_text(LOG)
+    engine.journal = Journal.open(results / "out" / "run.json", {}, {}, str)
+    engine.journal.mark("train", RUNNING)
+    folder = engine.job_folder(step)
+    write_json({"token": "a", "argv": ["x"]}, folder / "job.json")
+    assert status.running_lines(engine) == []
+    write_json({"token": "a"}, folder / "started.json")
+    (line,) = status.running_lines(engine)
+    assert line == f"train: epoch 10 of 20, 1 s, 5 min left, log {engine.log(step)}"
+    write_json({"token": "b", "argv": ["x"]}, folder / "job.json")  # to be started again
+    assert status.running_lines(engine) == []
+    write_json({"token": "b"}, folder / "started.json")
+    write_json({"token": "b", "exit_code": 0}, folder / "result.json")
+    assert status.running_lines(engine) == []
+
+
+def test_the_epoch_is_read_from_the_end_of_the_log(tmp_path):
+    log = tmp_path / "train.log"
+    assert status.epochs_of(log) == (None, [])
+    log.write_text("Epoch 0 \n" + "words\n" * 9000 + "2026-01-01 10:00:00: \nEpoch 12 \nCurrent learning rate: 0.01\n")
+    assert status.epochs_of(log) == (12, [])
 
 
 def test_a_running_step_without_epochs_is_told_by_what_was_measured(results):
