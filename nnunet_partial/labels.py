@@ -24,6 +24,7 @@ from nnunet_partial.files import PathLike, read_json
 
 KEY = "nnunet_partial"
 PROVENANCE_KEY = "nnunet_partial_provenance"  # of dataset.json: what wrote it, from which sources
+UNIONS = "unions"  # said instead of a file of super-classes: those that the dataset's cases annotate
 VERSION, VERSION_OF_UNIONS = 1, 2
 FULLY_LABELLED_SOURCE = "all"
 _SOURCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9.-]|_(?!_))*")
@@ -453,6 +454,21 @@ def check_super_classes(super_classes: Mapping[str, Sequence[str]], classes: Seq
                 raise UserError(f"class {member!r} is in two super-classes. Keep it in one.")
             seen.add(member)
     return dict(super_classes)
+
+
+def read_super_classes(given: PathLike, annotations: Annotations) -> dict:
+    """Super-class -> classes, as a JSON file says, or for the word ``unions`` those that the dataset's cases annotate as one.
+
+    Raises :class:`UserError` for a dataset without unions, and for unions that share a class, which no partition has.
+    """
+    if str(given) != UNIONS:
+        return check_super_classes(read_json(given), annotations.classes)
+    if not annotations.unions:
+        raise UserError(
+            f"--super-classes {UNIONS}: no case of the dataset annotates a union of classes. Name a JSON file, super-class to list "
+            "of classes."
+        )
+    return check_super_classes({str(i): list(members(i)) for i in annotations.unions}, annotations.classes)
 
 
 def super_structures(super_classes: Mapping[str, Sequence[str]], classes: Sequence[str]) -> tuple:

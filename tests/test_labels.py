@@ -12,6 +12,7 @@ from nnunet_partial.labels import (
     check_source_name,
     foreground_classes,
     members,
+    read_super_classes,
     settled,
     structure,
     super_structures,
@@ -348,3 +349,24 @@ def test_a_union_across_super_classes_is_refused():
     annotations = Annotations(("a", "b", "c"), {"x": CaseAnnotation("s", (Union(("a", "b")),))})
     with pytest.raises(UserError, match="case x annotates a\\+b as one, and its classes are of different super-classes"):
         annotations.coarsened(super_structures({"s": ["b", "c"]}, ("a", "b", "c")))
+
+
+def test_super_classes_are_read_from_a_file_or_are_the_unions_of_the_dataset(tmp_path):
+    def of(*annotated):
+        cases = {f"a_{i}": {"source": "a", "annotated": list(items)} for i, items in enumerate(annotated)}
+        labels = {"background": 0, "left": 1, "right": 2, "liver": 3}
+        return Annotations.from_dataset_json({"labels": labels, "nnunet_partial": {"version": 2, "cases": cases}})
+
+    file = tmp_path / "classes.json"
+    file.write_text('{"organs": ["liver", "left"]}')
+    assert read_super_classes(file, of(["liver"])) == {"organs": ["liver", "left"]}
+    assert read_super_classes("unions", of([["left", "right"]], ["liver"], [["left", "right"], "liver"])) == {
+        "left+right": ["left", "right"]
+    }
+    with pytest.raises(UserError, match="no case of the dataset annotates a union"):
+        read_super_classes("unions", of(["liver"]))
+    with pytest.raises(UserError, match="class 'left' is in two super-classes"):
+        read_super_classes("unions", of([["left", "right"]], [["left", "liver"]]))
+    file.write_text('{"organs": ["livr"]}')
+    with pytest.raises(UserError, match="'livr', which is no class of this dataset"):
+        read_super_classes(file, of(["liver"]))

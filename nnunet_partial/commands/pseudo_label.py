@@ -74,7 +74,9 @@ def add_arguments(parser):
         "--cases", metavar="FILE", help="label the cases that this text file names, one a line, instead of those of the fold"
     )
     parser.add_argument(
-        "--super-classes", metavar="FILE", help="JSON, super-class to list of classes: the most probable super-class wins a voxel"
+        "--super-classes",
+        metavar="FILE",
+        help="JSON, super-class to list of classes, or the word unions for those of the dataset: the most probable wins a voxel",
     )
     parser.add_argument(
         "--soft",
@@ -171,9 +173,12 @@ def _cases(arguments):
 
 
 def _super_classes(arguments):
-    from nnunet_partial.files import read_json
+    from nnunet_partial import paths
+    from nnunet_partial.labels import Annotations, read_super_classes
 
-    return {} if arguments.super_classes is None else read_json(arguments.super_classes)
+    if arguments.super_classes is None:
+        return {}
+    return read_super_classes(arguments.super_classes, Annotations.read(paths.preprocessed_dataset(arguments.dataset)))
 
 
 def _devices(arguments):

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.labels import UNIONS
 from nnunet_partial.orchestration.atso.loop import Loop
 from nnunet_partial.orchestration.atso.options import FILTERS, RULES, SCHEDULES, STARTS, STRATEGIES, VALIDATIONS, AtsoOptions
 from nnunet_partial.orchestration.executor_options import add_executor_options, device_of, executor_of
@@ -106,8 +107,8 @@ def _add_what(group) -> None:
     group.add_argument(
         "--super-classes",
         metavar="FILE",
-        help="JSON, super-class to list of classes: pseudo labels are "
-        "trusted at that level; a fine-tuning at full class level follows",
+        help="JSON, super-class to list of classes, or the word unions for those that the dataset annotates as one: pseudo labels "
+        "are trusted at that level; a fine-tuning at full class level follows",
     )
     group.add_argument(
         "--super-class-task",
@@ -185,10 +186,13 @@ def read_options(arguments: argparse.Namespace) -> AtsoOptions:
     given |= {"initial_model": next(iter(models), None), "initial_models": models[1:]}
     given["run"] = given["run"] or arguments.strategy
     given["subsets"] = given["subsets"] or (2 if arguments.strategy == "atso" else 1)
+    of_dataset = given["super_classes"] == UNIONS  # the word, no file
     for name in _FOLDERS:
         given[name] = str(Path(given[name]).absolute()) if given[name] else None
-    if given["super_classes"] and not Path(given["super_classes"]).is_file():
-        raise UserError(f"--super-classes {given['super_classes']} does not exist.")
+    if of_dataset:
+        given["super_classes"] = UNIONS
+    elif given["super_classes"] and not Path(given["super_classes"]).is_file():
+        raise UserError(f"--super-classes {given['super_classes']} does not exist. Name a JSON file, or the word {UNIONS}.")
     return AtsoOptions(**given)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from nnunet_partial import paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json, sha256, try_lock, write_json
-from nnunet_partial.labels import Annotations, check_super_classes
+from nnunet_partial.labels import UNIONS, Annotations, read_super_classes
 from nnunet_partial.orchestration import costs
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.atso.layout import Layout
@@ -75,7 +75,8 @@ class Loop(Engine):
             )
         files = {"plans": plans_file, "dataset.json": dataset_file, **{f"plans {k}": v for k, v in of_views.items()}}
         if self.options.super_classes:
-            check_super_classes(read_json(self.options.super_classes), annotations.classes)
+            read_super_classes(self.options.super_classes, annotations)
+        if self.options.super_classes not in (None, UNIONS):
             files["super_classes"] = Path(self.options.super_classes)
         for view in self.options.all_plans if self.options.initial_model else ():
             folder, checkpoint = self.layout.model("m0", view), self.layout.checkpoint("m0", view)

@@ -36,7 +36,7 @@ class AtsoOptions:
     ``fine_tune_epochs``, ``fine_tune_lr``  given outright instead
     ``final_from``        the last model starts from M0, or from scratch; None: from scratch if students do
     ``initial_model``     model folder that stands for M0, which is then not trained
-    ``super_classes``     JSON file, super-class -> classes
+    ``super_classes``     JSON file, super-class -> classes; or ``unions``, those that the dataset's cases annotate as one
     ``super_class_task``  M0 and all generations are models of the super-classes alone; their labels, unions of classes, then
                           supervise a network of all classes for one generation (section 5.3 of the paper)
     ``filter``            leave out ``filter_share`` of the cases: those whose pseudo labels changed most since the last

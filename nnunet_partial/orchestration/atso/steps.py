@@ -1,5 +1,6 @@
 """Algorithm 1 as steps: commands that a person can type, with what they read, write, and when they are done."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from nnunet_partial import _moved, paths
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import read_json
+from nnunet_partial.labels import UNIONS, Annotations, read_super_classes
 from nnunet_partial.orchestration.atso.layout import TRAINER, Layout
 from nnunet_partial.orchestration.atso.options import RULES, AtsoOptions
 from nnunet_partial.orchestration.engine import Cost, Step
@@ -126,7 +128,10 @@ class AtsoSteps:
         return {"atso.super_classes": self._super_classes(), "atso.task": "super_classes"}
 
     def _super_classes(self) -> str:
-        return Path(self.options.super_classes or "").read_text(encoding="utf-8").strip()
+        given = self.options.super_classes or ""
+        if given != UNIONS:
+            return Path(given).read_text(encoding="utf-8").strip()
+        return json.dumps(read_super_classes(given, Annotations.read(paths.preprocessed_dataset(self.options.dataset))))
 
     def _fine_tuning(self, start: str, view: str) -> dict:
         settings = {**self._length_and_rate(view), "atso.initial_weights": self.layout.checkpoint(start, view)}

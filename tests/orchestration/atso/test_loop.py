@@ -100,6 +100,32 @@ def test_students_may_start_from_the_model_before_which_never_saw_what_they_will
             assert not {Path(stages[k].argv[stages[k].argv.index("--out") + 1]).name for k in labelled} & seen
 
 
+def test_unions_of_the_dataset_are_super_classes_without_a_file(planner, plans, tmp_path):
+    """The word goes to what labels, the classes to what learns; with and without a task of their own."""
+    labels = {"background": 0, "left": 1, "right": 2, "liver": 3}
+    contract = {"a_1": {"source": "a", "annotated": [["left", "right"]]}, "b_1": {"source": "b", "annotated": ["liver"]}}
+    plans(num_epochs=9)
+    (tmp_path / "Dataset777_X" / "dataset.json").write_text(
+        json.dumps({"labels": labels, "nnunet_partial": {"version": 2, "cases": contract}})
+    )
+    made = planner(generations=1, super_classes="unions")
+    stages = stages_of(made)
+    argv = stages["g1s1-label"].argv
+    assert argv[argv.index("--super-classes") + 1] == "unions"
+    for name in ("g1s1", "g1s2", "final"):
+        assert json.loads(settings_of(stages[f"{name}-plans"])["atso.super_classes"]) == {"left+right": ["left", "right"]}
+    assert made.returned_model == "final-full" and "atso.super_classes" not in settings_of(stages["final-full-plans"])
+    task = stages_of(planner(generations=1, super_classes="unions", super_class_task=True))
+    assert json.loads(settings_of(task["m0-plans"])["atso.super_classes"]) == {"left+right": ["left", "right"]}
+
+
+def test_a_training_tells_its_epochs(planner, plans):
+    plans(num_epochs=9, num_iterations_per_epoch=5)
+    stages = stages_of(planner(generations=1, fine_tune_epochs=4))
+    assert [stages[f"{i}-train"].cost.epochs for i in ("m0", "g1s1", "final")] == [9, 4, 4]
+    assert stages["m0-train"].cost.units == 45
+
+
 def test_students_of_the_earlier_version_start_from_scratch_and_so_does_the_last_model(planner):
     stages = stages_of(planner(generations=2, students_from="scratch"))
     for name in ("g1s1", "g1s2", "g2s1", "g2s2", "final"):
