@@ -85,6 +85,9 @@ def add_arguments(parser):
         "them, and no teacher has to be in memory",
     )
     parser.add_argument("--disable-tta", action="store_true", help="no mirroring: up to eight times faster")
+    parser.add_argument(
+        "--nifti", metavar="DIR", help="write the labels there too, as images on the scans' own voxels in the dataset's format"
+    )
     parser.add_argument("--gpus", nargs="+", type=int, metavar="ID", help="one process on each of these GPUs")
     parser.add_argument("--processes", type=int, default=1, help="processes on the CPU, without --gpus")
     device.add_argument(parser)
@@ -94,6 +97,7 @@ def add_arguments(parser):
 
 def run(arguments):
     from nnunet_partial import api
+    from nnunet_partial.data.check.audit import audit, by_class
 
     written = api.pseudo_label(
         arguments.dataset,
@@ -116,8 +120,15 @@ def run(arguments):
         min_confidence=arguments.min_confidence,
         rule=arguments.rule,
     )
+    if arguments.nifti:
+        from nnunet_partial.inference.label_images import write_label_images
+
+        write_label_images(written.parent, arguments.nifti, arguments.configuration, arguments.plans, arguments.overwrite)
+        print(f"images of the labels: {arguments.nifti}")
+    print("\n".join(by_class(audit(written.parent))))
     print(
-        f"wrote {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
+        f"wrote {written.parent}; {written.name} there says how each case was made\nlook at it with: nnunet_partial check "
+        f"--labels {written.parent}\nuse it with: nnunet_partial variant {arguments.dataset} --base {arguments.plans} "
         f"--name NAME --set labels={written.parent.absolute()}"
     )
 

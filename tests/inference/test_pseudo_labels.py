@@ -382,3 +382,40 @@ def test_soft_labels_are_of_every_model_on_every_case(tiny, results, models, dra
         label(tiny, out, cases=cases)
     label(tiny, out, cases=cases, overwrite=True)
     assert not (out / "lits_000_soft.b2nd").exists()
+
+
+def test_labels_can_be_looked_at_as_images_and_are_told_by_class(tiny, results, drawn, tmp_path, capsys):
+    """On the scans' voxels, which here are those of the preprocessed images, and in their geometry."""
+    out, images = tmp_path / "labels", tmp_path / "images"
+    argv = [
+        "pseudo-label",
+        str(tiny.id),
+        "--configuration",
+        "3d_fullres",
+        "--plans",
+        tiny.plans,
+        "--fold",
+        "0",
+        "--out",
+        str(out),
+    ]
+    argv += ["--from", "teachers", "--device", "cpu", "--nifti", str(images)]
+    assert main(argv) == 0
+    told = capsys.readouterr().out
+    cases = label_directory.LabelDirectory.read(out).known
+    for case in cases:
+        scan = sitk.ReadImage(str(tiny.folders.raw / tiny.name / "imagesTr" / f"{case}_0000.nii.gz"))
+        mask = sitk.ReadImage(str(images / f"{case}.nii.gz"))
+        for part in ("GetSize", "GetSpacing", "GetOrigin", "GetDirection"):
+            assert getattr(mask, part)() == getattr(scan, part)()
+        assert np.array_equal(sitk.GetArrayFromImage(mask), labels_of(out, case)[0])
+    lacking = sum(not case.startswith("kits") for case in cases)
+    (line,) = [i for i in told.splitlines() if i.startswith("kidney: ")]
+    assert line.startswith(f"kidney: found on {lacking} of {lacking} cases, median ")
+    assert " ml, outlined by hand " in line and ", confidence 0." in line and "provenance.json" in told
+    before = {i: i.stat().st_mtime_ns for i in images.iterdir() if i.suffix == ".gz"}
+    assert main(argv) == 0 and before == {i: i.stat().st_mtime_ns for i in before}
+    other = argv[: argv.index("--out")] + ["--out", str(tmp_path / "others"), *argv[argv.index("--from") :]]
+    with pytest.raises(SystemExit):
+        main(other)
+    assert "predictions made from something else" in capsys.readouterr().err

@@ -193,6 +193,22 @@ def in_words(audit: Audit, worst: int = 20) -> list:
     return lines
 
 
+def by_class(audit: Audit) -> list:
+    """One line a class that was pseudo-labelled: on how many cases, its volume and confidence there, and its volume by hand."""
+    lines = []
+    for name in dict.fromkeys(i.name for i in audit.rows if not i.annotated):
+        pseudo, manual = ([i for i in audit.rows if i.name == name and i.annotated == hand] for hand in (False, True))
+        shown = [i.volume_ml for i in pseudo if i.volume_ml > 0]
+        words = [f"{name}: found on {len(shown)} of {len(pseudo)} cases"]
+        words += [f"median {_middle(shown)} ml"] if shown else []
+        by_hand = [i.volume_ml for i in manual if i.volume_ml > 0]
+        words += [f"outlined by hand {_middle(by_hand)} ml"] if by_hand else []
+        confidence = [i.confidence for i in pseudo if i.confidence is not None]
+        words += [f"confidence {_middle(confidence)}"] if confidence else []
+        lines.append(", ".join(words))
+    return lines
+
+
 def _table(rows: Sequence[AuditedCase]) -> list:
     found = []
     for name, source in dict.fromkeys((i.name, i.source) for i in sorted(rows, key=lambda i: (i.name, i.source))):
