@@ -104,6 +104,19 @@ def test_what_taught_it(trained):
     assert (sources["kits"]["release"], sources["kits"]["converter"]) == ("KiTS23", "kits")
     assert sum(i["cases"] for i in card["sources"]) == len(DATASET_JSON["nnunet_partial"]["cases"])
     assert any("spleen is annotated nowhere" in i for i in card["limits"])
+    assert not any("alone" in i and "liver" in i for i in card["limits"])  # two sources annotate it
+
+
+def test_classes_of_one_source_are_named(tmp_path):
+    cases = {"a": {"source": "lits", "annotated": ["liver"]}, "b": {"source": "nih", "annotated": ["pancreas"]}}
+    labels = {"background": 0, "liver": 1, "pancreas": 2}
+    dataset_json = {"channel_names": {"0": "MR"}, "labels": labels, "nnunet_partial": {"version": 1, "cases": cases}}
+    plans = {"dataset_name": "Dataset007_X", "plans_name": "nnUNetPlans", "configurations": {}}
+    limits = make_card(Trained(tmp_path, plans, dataset_json, {"0": {}}, "nnUNetTrainerPartial", "2d", None))["limits"]
+    assert (
+        "liver: annotated on images of source lits alone." in limits
+        and "pancreas: annotated on images of source nih alone." in limits
+    )
 
 
 def test_how_it_was_trained(trained):

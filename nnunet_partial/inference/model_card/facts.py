@@ -428,6 +428,5 @@ def _limits_of_classes(classes: Sequence[Mapping[str, Any]], completed: bool) ->
         if len(one["cases"]) == 1 and not one["in_unions"]:
             single.setdefault(next(iter(one["cases"])), []).append(one["name"])
     many = len({j for i in known for j in i["cases"]}) > 1
-    return said + [
-        f"Only source {k} annotates {', '.join(v)}: on other images they were never checked." for k, v in single.items() if many
-    ]
+    where = "annotated on images of source {} alone."
+    return said + [f"{', '.join(v)}: {where.format(k)}" for k, v in single.items() if many]

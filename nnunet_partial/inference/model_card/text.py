@@ -21,7 +21,7 @@ def in_words(card: Mapping[str, Any]) -> str:
         "Licences of the sources": _licences(card["sources"]),
         "How it was trained": _training(card["training"]),
         "Figures": [line for i in card["figures"] for line in _figures(i)] or ["No evaluation is recorded."],
-        "Versions": _points(f"{k.replace('_', ' ')}: {_listed(v)}" for k, v in card["versions"].items() if v),
+        "Versions": _points(f"{k}: {_listed(v)}" for k, v in card["versions"].items() if v),
     }
     return "\n".join("\n".join([*([] if name is None else [f"## {name}", ""]), *lines, ""]) for name, lines in parts.items())
 
