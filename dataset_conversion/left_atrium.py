@@ -5,9 +5,11 @@ Three downloads are in use: the challenge's ``CASE/lgemri.nrrd`` with ``CASE/lae
 normalised); and NIfTI, ``images/CASE.nii.gz`` with ``labels/CASE.nii.gz``.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
@@ -15,6 +17,9 @@ import SimpleITK as sitk
 from nnunet_partial.data.conversion import Case, Converter, Download, ImageFile, LabelFile, Placed, main, pair, voxels
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 STRUCTURES = {"left_atrium": (1, 255)}
 H5_SPACING_MM = (0.625, 0.625, 0.625)
@@ -94,15 +99,15 @@ def h5_geometry(path: Path, key: str) -> Geometry:
 
 
 @contextmanager
-def _dataset(path: Path, key: str):
+def _dataset(path: Path, key: str) -> Iterator["h5py.Dataset"]:
     """An h5 dataset in 3D whose values lie in this very file: links and external storage could lead anywhere."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get(key, getlink=True), h5py.HardLink) or not isinstance(file[key], h5py.Dataset):
+            dataset = file[key] if isinstance(file.get(key, getlink=True), h5py.HardLink) else None
+            if not isinstance(dataset, h5py.Dataset):
                 raise UserError(f"{path} holds no dataset {key!r} of its own")
-            dataset = file[key]
             if dataset.external or dataset.is_virtual:
                 raise UserError(f"{path} keeps {key!r} in other files, which are not read")
             if dataset.ndim != 3:

@@ -44,7 +44,7 @@ def load_npz(path: PathLike, names: Sequence[str] | None = None, remedy: str = "
     return _read(path, read, remedy)
 
 
-def open_array(urlpath: PathLike, mode: str = "r", **how):
+def open_array(urlpath: PathLike, mode: str = "r", **how) -> Any:
     """The array of numbers of a ``.b2nd`` file, left on disk until it is indexed; opened as nnU-Net opens its own.
 
     Raises :class:`UserError` for a file that cannot be read or holds anything but numbers.

@@ -30,7 +30,7 @@ def flip_labels(dataset: PathLike, cases: Sequence[str], directions: Sequence[st
         label, geometry = images.read_label(file)
         if geometry.dimensions != 3:
             raise UserError(f"{file} is an image in 2D, whose directions in the patient are unknown. Mirror it by hand.")
-        images.write_label(np.ascontiguousarray(np.flip(label, [_array_axis(geometry, i) for i in axes])), geometry, file)
+        images.write_label(np.ascontiguousarray(np.flip(label, tuple(_array_axis(geometry, i) for i in axes))), geometry, file)
         _note(raw.folder / RECORD, case, directions)
     return list(files.values())
 

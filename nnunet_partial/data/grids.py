@@ -52,6 +52,7 @@ def require_on_grid(own: Geometry, path: PathLike, geometry: Geometry, file: Pat
     found = _turned(own, geometry)
     if found is None or found[1].size_xyz != geometry.size_xyz:
         require_same_geometry(geometry, file, own, path)
+    assert found is not None  # the same geometry would have been found
     require_same_geometry(geometry, file, found[1], path)  # told along the axes of the image
     return found[0]
 

@@ -368,9 +368,9 @@ def _voxels(path: str) -> Iterator[np.ndarray]:
 
 def _nifti_voxels(path: str) -> Iterator[np.ndarray]:
     """The voxels of a NIfTI file in pieces, in the order of the file, scaled as the header says; all must be there."""
-    import nibabel
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
+    from nibabel.volumeutils import apply_read_scaling
 
     opener = gzip.open if path.lower().endswith(".gz") else open
     try:
@@ -384,7 +384,7 @@ def _nifti_voxels(path: str) -> Iterator[np.ndarray]:
                 piece = _read_exactly(stream, min(missing, _CHUNK_BYTES - _CHUNK_BYTES % dtype.itemsize))
                 missing -= len(piece)
                 voxels = np.frombuffer(piece, dtype)
-                yield nibabel.volumeutils.apply_read_scaling(voxels, 1.0 if slope is None else slope, intercept or 0.0)
+                yield apply_read_scaling(voxels, 1.0 if slope is None else slope, intercept or 0.0)
             while stream.read(_CHUNK_BYTES):  # gzip compares its checksum at the very end
                 pass
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

@@ -173,7 +173,9 @@ def outside_body(ct: np.ndarray, mask: np.ndarray) -> float:
 
     step = tuple(slice(None, None, max(1, n // _BODY_GRID)) for n in ct.shape)
     inside = mask[step]
-    regions, _ = ndimage.label(ct[step] <= AIR_HU, structure=[[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3])
+    beside = [[[0] * 3] * 3, [[0, 1, 0], [1, 1, 1], [0, 1, 0]], [[0] * 3] * 3]
+    labelled: Any = ndimage.label(ct[step] <= AIR_HU, structure=beside)
+    regions = labelled[0]
     edges = np.concatenate([i.ravel() for i in (regions[:, 0], regions[:, -1], regions[:, :, 0], regions[:, :, -1])])
     around = np.zeros(regions.max() + 1, bool)
     around[edges] = True
@@ -221,8 +223,7 @@ def _values(folder: Path) -> dict:
         return {}
     content = read_json(file)
     labels = content.get("labels") if isinstance(content, dict) else None
-    wrong = not isinstance(labels, dict) or not all(isinstance(i, int | str) and str(i).isdigit() for i in labels.values())
-    if wrong:
+    if not isinstance(labels, dict) or not all(isinstance(i, int | str) and str(i).isdigit() for i in labels.values()):
         raise UserError(f"{file}: 'labels' must map every name to one value, found {str(labels)[:80]}. Predict without regions.")
     return {name: int(value) for name, value in labels.items() if int(value) and name != "ignore"}
 

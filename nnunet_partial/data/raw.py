@@ -55,7 +55,7 @@ class RawDataset:
         annotations = Annotations.from_dataset_json(self.content, self.json_file)
         for case in self.cases:
             annotations.of(case)
-        surplus = sorted(set(annotations.cases) - set(self.cases))
+        surplus = sorted(set(annotations.cases or ()) - set(self.cases))
         if surplus:
             raise UserError(
                 f"{self.json_file}: case {surplus[0]} is listed under 'nnunet_partial.cases' but has no "

@@ -10,9 +10,10 @@ The patient's frame is DICOM's: x towards the left, y towards the back, z toward
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,6 +21,9 @@ from scipy import ndimage
 
 from nnunet_partial.data.images import write_image
 from nnunet_partial.files import PathLike, write_json
+
+if TYPE_CHECKING:
+    from pydicom.uid import UID
 
 LIVER, LIVER_TUMOUR, KIDNEY, KIDNEY_TUMOUR, PANCREAS = 1, 2, 3, 4, 5
 TEST_LABELS = {"background": 0, "liver": 1, "kidney": 2, "pancreas": 3}
@@ -92,7 +96,7 @@ class Patient:
         return image
 
 
-def make_patient(seed: int, style: Style = PORTAL_VENOUS) -> Patient:
+def make_patient(seed: int | Sequence[int], style: Style = PORTAL_VENOUS) -> Patient:
     """One patient. The same seed and style give the same patient."""
     rng = np.random.default_rng(seed)
     spacing = tuple(s * rng.uniform(0.97, 1.03) for s in style.spacing_mm)
@@ -167,10 +171,10 @@ class _Painter:
         """Inside a tube along the polyline ``path``; ``radius`` (start, end) in mm."""
         path = np.asarray(path, float) + self.rng.uniform(-jitter_mm, jitter_mm, 3)
         path[1:-1] += self.rng.uniform(-jitter_mm, jitter_mm, path[1:-1].shape)
-        fine = np.stack([np.interp(np.linspace(0, len(path) - 1, 40), range(len(path)), path[:, i]) for i in range(3)], 1)
-        fine = ndimage.gaussian_filter1d(fine, 3, axis=0, mode="nearest")
+        points = np.stack([np.interp(np.linspace(0, len(path) - 1, 40), range(len(path)), path[:, i]) for i in range(3)], 1)
+        fine: Any = ndimage.gaussian_filter1d(points, 3, axis=0, mode="nearest")
         inside = np.zeros(self.tissue.shape, bool)
-        for centre, r in zip(fine, np.linspace(*radius, len(fine)) * self.rng.uniform(0.88, 1.15)):
+        for centre, r in zip(fine, np.linspace(radius[0], radius[1], len(fine)) * self.rng.uniform(0.88, 1.15)):
             inside |= sum((p - c) ** 2 for p, c in zip(self.points, centre)) < r * r
         return inside
 
@@ -349,18 +353,18 @@ def write_dicom_series(
     return folder
 
 
-def _uid(*parts) -> str:
+def _uid(*parts) -> "UID":
     from pydicom.uid import generate_uid
 
     return generate_uid(entropy_srcs=[json.dumps(parts)])
 
 
 def _dicom_slice(image: "sitk.Image", pixels: np.ndarray, index: int, intercept: float, slope: float):
-    import pydicom
+    from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
-    dataset = pydicom.Dataset()
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
     dataset.Modality, dataset.PatientSex, dataset.StudyDate, dataset.StudyTime = "CT", "O", "20151124", "000000"

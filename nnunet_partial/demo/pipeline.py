@@ -236,6 +236,7 @@ def draw(demo: Demo, plan: ComparisonSteps) -> Path:
     matplotlib.use("agg")
     import matplotlib.pyplot as plt
     import SimpleITK as sitk
+    from matplotlib.lines import Line2D
 
     def read(file):
         return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
@@ -261,7 +262,7 @@ def draw(demo: Demo, plan: ComparisonSteps) -> Path:
             axis.set_axis_off()
     for axis, name in zip(axes[0], columns):
         axis.set_title(name)
-    figure.legend(handles=[plt.Line2D([], [], color=c, label=o) for o, c in COLOURS.items()], ncols=3, loc="outside lower center")
+    figure.legend(handles=[Line2D([], [], color=c, label=o) for o, c in COLOURS.items()], ncols=3, loc="outside lower center")
     target = demo.folder / "overlays.png"
     with atomic_path(target) as temporary:
         figure.savefig(temporary, dpi=160)

@@ -29,7 +29,7 @@ from nnunet_partial.errors import UserError, did_you_mean
 from nnunet_partial.evaluation.metrics import DEFAULT_TOLERANCE_MM, METRICS, all_metrics
 from nnunet_partial.evaluation.results import write_results
 from nnunet_partial.files import PathLike, read_json
-from nnunet_partial.labels import FULLY_LABELLED_SOURCE, KEY, Annotations, Union, members
+from nnunet_partial.labels import FULLY_LABELLED_SOURCE, KEY, Annotations, CaseAnnotation, Union, members
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".png", ".bmp", ".tif", ".tiff")
 SOURCE_OF_UNLISTED = "unlisted"  # source of a case that the contract does not list
@@ -127,7 +127,7 @@ class LabelMap:
         if not self.closed:
             return
         allowed = {0, self.ignore, *(v for values in self.values.values() for v in values)}
-        if case is not None and self.lists(case):
+        if case is not None and self.annotations is not None and self.lists(case):
             allowed = set(self.annotations.values(case))
         surplus = [i for i in present_values(label) if i not in allowed]
         if surplus:
@@ -164,7 +164,11 @@ class LabelMap:
 
     def lists(self, case: str) -> bool:
         """Whether the contract lists this case."""
-        return self.annotations is not None and case in self.annotations.cases
+        return self.annotations is not None and case in (self.annotations.cases or {})
+
+    def annotation(self, case: str) -> CaseAnnotation | None:
+        """What the contract says of a case; None for one that it does not list."""
+        return self.annotations.of(case) if self.annotations is not None and self.lists(case) else None
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,9 @@ def evaluate_folder(
     tolerances = {i: _tolerance_mm(i, tolerances) for _, _, _, names in plan.cases for i in names}
     names = check_metrics(metrics)
     jobs = [
-        CaseToScore(case, source, *files, evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances)
+        CaseToScore(
+            case, source, files[0], files[1], evaluated, known_pred.of_case(case), known_truth.of_case(case), names, tolerances
+        )
         for case, source, files, evaluated in plan.cases
     ]
     rows = [row for result in map_cases(evaluate_case, jobs, processes, "evaluating", progress) for row in result]
@@ -447,7 +453,7 @@ def plan_cases(
     unlabelled = {  # in order, and quick to look into
         i: None
         for i in truths
-        if annotated in ("auto", "contract") and known_truth.lists(i) and not known_truth.annotations.of(i).annotated
+        if annotated in ("auto", "contract") and (entry := known_truth.annotation(i)) is not None and not entry.annotated
     }
     missing = [i for i in truths if i not in predictions and i not in unlabelled]
     if missing and not allow_missing:
@@ -523,8 +529,9 @@ def _annotated_classes(case: str, annotated: str | Sequence[str], chosen: Sequen
         return tuple(chosen)
     if annotated not in ("auto", "contract"):
         raise UserError(f"--annotated {annotated}: write auto, contract, all, or names of classes.")
-    if known_truth.lists(case):
-        return tuple(i for i in known_truth.annotations.of(case).annotated if set(members(i)) <= set(chosen))
+    entry = known_truth.annotation(case)
+    if entry is not None:
+        return tuple(i for i in entry.annotated if set(members(i)) <= set(chosen))
     if annotated == "auto" and known_truth.annotations is None:
         return tuple(chosen)
     raise UserError(
@@ -569,7 +576,7 @@ def evaluate_case(job: CaseToScore) -> list:
         values = job.pred_labels.values_of(name), job.truth_labels.values_of(name)
         box = _joint_box([*_boxes_of(values[0], boxes[0]), *_boxes_of(values[1], boxes[1])], truth.shape)
         masks = [np.isin(label[box], i) for label, i in zip((pred, truth), values)]
-        result = all_metrics(*masks, spacing_mm, job.tolerance_mm[name], job.metrics)
+        result = all_metrics(masks[0], masks[1], spacing_mm, job.tolerance_mm[name], job.metrics)
         rows.append({"case": job.case, "source": job.source, "class": str(name), **result})
     return rows
 

@@ -33,7 +33,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial import cKDTree  # pyright: ignore[reportAttributeAccessIssue]  # the stubs lack it
 
 DEFAULT_TOLERANCE_MM = 2.0
 
@@ -270,7 +270,7 @@ def _directed_hausdorff_mm(from_mask: np.ndarray, to_mask: np.ndarray, spacing_m
     if len(outside) == 0:
         return 0.0
     # the nearest voxel of a mask always has a neighbour outside of it
-    tree = _tree(np.argwhere(to_mask & ~ndimage.binary_erosion(to_mask)) * spacing_mm)
+    tree = _tree(np.argwhere(to_mask & np.logical_not(ndimage.binary_erosion(to_mask))) * spacing_mm)
     blocks = np.ravel_multi_index((outside // _BLOCK).T, from_mask.shape)
     _, first, block = np.unique(blocks, return_index=True, return_inverse=True)
     distance = tree.query(outside[first] * spacing_mm)[0]

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def _compare_case(job: tuple) -> dict[int, tuple]:
 def _metrics(truth: np.ndarray, prediction: np.ndarray, ignored: np.ndarray | None) -> dict[str, float]:
     from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
 
-    tp, fp, fn, tn = (int(i) for i in compute_tp_fp_fn_tn(truth, prediction, ignored))
+    tp, fp, fn, tn = (int(i) for i in compute_tp_fp_fn_tn(truth, prediction, cast(np.ndarray, ignored)))  # None, too
     union = tp + fp + fn
     return {
         "Dice": 2 * tp / (tp + union) if union else float("nan"),
@@ -221,10 +221,9 @@ def _reader(plans: PathLike | Mapping[str, Any] | None, folder: PathLike) -> Any
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     file = Path(folder) / "plans.json" if plans is None or isinstance(plans, Mapping) else plans
-    if not isinstance(plans, Mapping):
-        plans = read_json(file, "Give the plans.json of the model.")
-    check_plans(plans, file, networks=False)  # nothing but the reader is taken from them
-    return PlansManager(dict(plans)).image_reader_writer_class()
+    content = plans if isinstance(plans, Mapping) else read_json(file, "Give the plans.json of the model.")
+    check_plans(content, file, networks=False)  # nothing but the reader is taken from them
+    return PlansManager(dict(content)).image_reader_writer_class()
 
 
 def _nnunet() -> Any:
@@ -254,8 +253,9 @@ def determine_for_model(model: PathLike, folds: Sequence[int | str], num_process
         validation = model / f"fold_{fold}" / "validation"
         if not validation.is_dir() or not any(i.name.endswith(content["file_ending"]) for i in validation.iterdir()):
             raise UserError(f"{validation} holds no predictions. Train the fold to its end, or run nnUNetv2_train with --val.")
-    merged = model / f"crossval_results_folds_{folds_tuple_to_string(folds)}"
-    accumulate_cv_results(str(model), str(merged), folds, num_processes, True)
+    for_nnunet = cast(tuple[int, ...], folds)  # it takes "all", too
+    merged = model / f"crossval_results_folds_{folds_tuple_to_string(for_nnunet)}"
+    accumulate_cv_results(str(model), str(merged), for_nnunet, num_processes, True)
     _decide_as_fits(merged, truth_folder(model), num_processes)
     return merged / FILE
 

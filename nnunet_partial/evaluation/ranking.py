@@ -146,9 +146,9 @@ def _pair(name_a: str, name_b: str, a: np.ndarray, b: np.ndarray, interval: tupl
     a, b = finite_pairs(a, b)
     if not len(a):
         return Pair(name_a, name_b, 0, *[float("nan")] * 5)
-    return Pair(
-        name_a, name_b, len(a), float(np.mean(a - b)), *interval, paired_permutation_test(a, b, seed=seed), paired_wilcoxon(a, b)
-    )
+    difference, (low, high) = float(np.mean(a - b)), interval
+    p_permutation, p_wilcoxon = paired_permutation_test(a, b, seed=seed), paired_wilcoxon(a, b)
+    return Pair(name_a, name_b, len(a), difference, low, high, p_permutation, p_wilcoxon)
 
 
 def check_metric(metric: str) -> None:

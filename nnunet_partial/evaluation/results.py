@@ -4,7 +4,7 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def _describe(values: np.ndarray, interval: tuple) -> dict:
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Iterable[float]) -> float:
     finite = [i for i in values if math.isfinite(i)]
     return float(np.mean(finite)) if finite else math.nan
 

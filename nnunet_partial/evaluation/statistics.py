@@ -8,15 +8,17 @@ All functions are deterministic for a seed.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nnunet_partial import _moved
 
 _CHUNK = 500  # resamples at a time: bounds memory to chunk x cases
 
 
-def bootstrap_ci(values: Sequence, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0) -> tuple:
+def bootstrap_ci(values: ArrayLike, confidence: float = 0.95, n_resamples: int = 9999, seed: int = 0) -> tuple:
     """:func:`bootstrap_cis` of one array."""
     return bootstrap_cis([values], confidence, n_resamples, seed)[0]
 
@@ -42,12 +44,12 @@ def bootstrap_cis(arrays: Sequence, confidence: float = 0.95, n_resamples: int =
     return intervals
 
 
-def _measured(values: Sequence) -> np.ndarray:
+def _measured(values: ArrayLike) -> np.ndarray:
     """(cases, classes) of the cases with a finite value; NaN for what is not finite."""
-    values = np.asarray(values, dtype=np.float64)
-    values = values[:, None] if values.ndim == 1 else values
-    values = np.where(np.isfinite(values), values, np.nan)
-    return values[~np.isnan(values).all(axis=1)]
+    table = np.asarray(values, dtype=np.float64)
+    table = table[:, None] if table.ndim == 1 else table
+    table = np.where(np.isfinite(table), table, np.nan)
+    return table[~np.isnan(table).all(axis=1)]
 
 
 def _resampled_means(arrays: Sequence[np.ndarray], n: int, n_resamples: int, seed: int) -> np.ndarray:
@@ -69,17 +71,20 @@ def _resampled_means(arrays: Sequence[np.ndarray], n: int, n_resamples: int, see
     return means
 
 
-def paired_wilcoxon(a: Sequence, b: Sequence) -> float:
+def paired_wilcoxon(a: ArrayLike, b: ArrayLike) -> float:
     """Two-sided p value of the Wilcoxon signed-rank test on ``a[i], b[i]``; NaN without a pair, 1 if all are equal."""
     from scipy.stats import wilcoxon
 
     a, b = finite_pairs(a, b)
     if len(a) == 0:
         return float("nan")
-    return 1.0 if np.array_equal(a, b) else float(wilcoxon(a, b).pvalue)
+    if np.array_equal(a, b):
+        return 1.0
+    test: Any = wilcoxon(a, b)
+    return float(test.pvalue)
 
 
-def paired_permutation_test(a: Sequence, b: Sequence, n_resamples: int = 9999, seed: int = 0) -> float:
+def paired_permutation_test(a: ArrayLike, b: ArrayLike, n_resamples: int = 9999, seed: int = 0) -> float:
     """Two-sided p value of the mean difference when ``a[i]`` and ``b[i]`` may be exchanged; exact for few pairs."""
     from scipy.stats import permutation_test
 
@@ -97,7 +102,7 @@ def paired_permutation_test(a: Sequence, b: Sequence, n_resamples: int = 9999, s
             vectorized=True,
             n_resamples=n_resamples,
             batch=_CHUNK,
-            random_state=rng,
+            random_state=rng,  # pyright: ignore[reportCallIssue]  # the stubs know its newer name, rng, alone
         ).pvalue
     )
 
@@ -106,23 +111,23 @@ def _mean_difference(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
     return np.mean(a - b, axis=axis)
 
 
-def finite_pairs(a: Sequence, b: Sequence) -> tuple:
+def finite_pairs(a: ArrayLike, b: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The pairs of which both values are finite."""
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(f"paired values must be two lists of one length, found shapes {a.shape} and {b.shape}")
-    known = np.isfinite(a) & np.isfinite(b)
-    return a[known], b[known]
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if first.shape != second.shape or first.ndim != 1:
+        raise ValueError(f"paired values must be two lists of one length, found shapes {first.shape} and {second.shape}")
+    known = np.isfinite(first) & np.isfinite(second)
+    return first[known], second[known]
 
 
 def holm(p_values: Sequence) -> list:
     """p values adjusted for testing all of them (Holm 1979); NaN stays NaN and does not count."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    adjusted = np.full(len(p_values), np.nan)
-    order = [i for i in np.argsort(p_values) if np.isfinite(p_values[i])]
+    given = np.asarray(p_values, dtype=np.float64)
+    adjusted = np.full(len(given), np.nan)
+    order = [i for i in np.argsort(given) if np.isfinite(given[i])]
     largest = 0.0
     for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p_values[i]))
+        largest = max(largest, min(1.0, (len(order) - rank) * given[i]))
         adjusted[i] = largest
     return [float(i) for i in adjusted]
 
@@ -161,7 +166,7 @@ def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = 
         by_class.setdefault(key[1], []).append(key)
     pairs = {name: tuple(np.array([values[i] for i in ours]) for values in (a, b)) for name, ours in by_class.items()}
     intervals = bootstrap_cis([ours - theirs for ours, theirs in pairs.values()], seed=seed)
-    result = {name: _compare(*pair, interval, seed) for (name, pair), interval in zip(pairs.items(), intervals)}
+    result = {name: _compare(pair[0], pair[1], interval, seed) for (name, pair), interval in zip(pairs.items(), intervals)}
     adjusted = holm([i.p_permutation for i in result.values()])
     result = {name: PairedDifference(**{**vars(i), "p_holm": p}) for (name, i), p in zip(result.items(), adjusted)}
     if keys:
@@ -173,7 +178,7 @@ def compare(rows_a: Iterable[Mapping], rows_b: Iterable[Mapping], metric: str = 
 def _compare(a: np.ndarray, b: np.ndarray, interval: tuple, seed: int) -> PairedDifference:
     """``a``, ``b`` (pairs,), all finite; ``interval`` of the mean of ``a - b``."""
     tests = paired_wilcoxon(a, b), paired_permutation_test(a, b, seed=seed)
-    return PairedDifference(len(a), float(np.mean(a - b)), *interval, *tests)
+    return PairedDifference(len(a), float(np.mean(a - b)), interval[0], interval[1], *tests)
 
 
 __getattr__ = _moved.renamed(__name__, {"Comparison": "PairedDifference"})

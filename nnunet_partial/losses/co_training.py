@@ -128,7 +128,8 @@ def region_mask(
     if mode not in ("equation", "dilated"):
         raise ValueError(f"mode is {mode!r}, expected 'equation' or 'dilated'")
     counts = True if valid is None else valid
-    target, pseudo = (i if i is None or valid is None else torch.where(valid, i, 0) for i in (target, pseudo))
+    if valid is not None:
+        target, pseudo = torch.where(valid, target, 0), None if pseudo is None else torch.where(valid, pseudo, 0)
     truth = _organ_of(target, annotated.bool())
     if mode == "equation":
         return ~truth & counts

@@ -20,6 +20,7 @@ these alone; None for all.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def dice_focal(
     gamma: float = 2.0,
     weight_focal: float = 1.0,
     valid: Tensor | None = None,
-    **dice: object,
+    **dice: Any,
 ) -> Tensor:
     """The supervised loss of all three networks.
 
@@ -65,7 +66,7 @@ def cross_teaching(
     groups: Tensor | None = None,
     valid: Tensor | None = None,
     possible: Tensor | None = None,
-    **dice: object,
+    **dice: Any,
 ) -> Tensor:
     """Each teacher is taught by what the other one says.
 
@@ -87,7 +88,7 @@ def pseudo_supervision(
     groups: Tensor | None = None,
     valid: Tensor | None = None,
     possible: Tensor | None = None,
-    **dice: object,
+    **dice: Any,
 ) -> Tensor:
     """The student is taught by what the teachers say together.
 

@@ -167,7 +167,8 @@ class MarginalDiceCELoss(nn.Module):
         lowest = lowest_class(groups)
         telling = (lowest != 0).any(1)  # a sample of one group says nothing, and need not be computed
         if not telling.all():
-            logits, labels, lowest, valid = _samples(telling, logits, labels, lowest, valid)
+            logits, labels, lowest = _samples(telling, logits, labels, lowest)
+            valid = None if valid is None else _samples(telling, valid)[0]
         log_likelihood, intersect, predicted, present, is_group = _sums(logits, labels, lowest, valid)
 
         loss = self.weight_ce * -log_likelihood.sum() / voxels
@@ -207,10 +208,10 @@ class MarginalDiceCELoss(nn.Module):
         return ((float(self.one_minus_dice) - dice) * weight).sum() / torch.where(pairs > 0, pairs, 1)
 
 
-def _samples(wanted: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
-    """The samples for which ``wanted`` (B,) bool on the CPU is true, of tensors (B, ...) or None."""
+def _samples(wanted: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The samples for which ``wanted`` (B,) bool on the CPU is true, of tensors (B, ...)."""
     index = wanted.nonzero()[:, 0]
-    return [None if x is None else x.index_select(0, index.to(x.device)) for x in tensors]
+    return [x.index_select(0, index.to(x.device)) for x in tensors]
 
 
 def _sums(logits: Tensor, labels: Tensor, lowest: Tensor, valid: Tensor | None) -> tuple[Tensor, ...]:
@@ -272,7 +273,9 @@ class _GroupSums(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_log_likelihood: Tensor, grad_intersect: Tensor, grad_predicted: Tensor, _):
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # once_differentiable is declared to hide its names
+        ctx, grad_log_likelihood: Tensor, grad_intersect: Tensor, grad_predicted: Tensor, _
+    ):
         probs, label_prob, labels, valid, *shares = ctx.saved_tensors
         pull = grad_intersect.gather(1, labels[:, 0])[:, None]
         pull.mul_(label_prob).add_(grad_log_likelihood[:, None, None])

@@ -34,6 +34,9 @@ class ConditionCNN(nn.Module):
     a class from 0, ``pairs`` (P, 2) int64; with deep supervision a list of these, full resolution first.
     """
 
+    values: torch.Tensor
+    masked: torch.Tensor
+
     def __init__(self, unet: Any, num_classes: int):
         super().__init__()
         self.encoder, self.decoder, self.num_classes = unet.encoder, unet.decoder, num_classes

@@ -30,6 +30,8 @@ class DoDNet(nn.Module):
     list is returned, full resolution first. Encoder and decoder run once in either case.
     """
 
+    masked: torch.Tensor
+
     def __init__(self, unet: Any, num_classes: int):
         super().__init__()
         self.encoder, self.decoder, self.num_classes = unet.encoder, unet.decoder, num_classes

@@ -35,4 +35,5 @@ class FeatureTap:
     def take(self) -> torch.Tensor:
         """Features (B, F, *S_level) of the last forward pass; they are handed over once, so that no graph is kept alive."""
         features, self._features = self._features, None
+        assert features is not None  # there was a pass since
         return features

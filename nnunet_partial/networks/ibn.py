@@ -85,7 +85,7 @@ def _norms(module: nn.Module) -> list:
     return [i for i in module.modules() if isinstance(i, (_InstanceNorm, _BatchNorm))]
 
 
-def _replace(parts: Sequence[nn.Module], norms: Collection[nn.Module]) -> None:
+def _replace(parts: Sequence[nn.Module], norms: Collection[Any]) -> None:
     # nnU-Net's blocks hold a norm twice, by name and in the sequence that runs: both places must get the same new module
     new = {i: InstanceBatchNorm(i.num_features, _dimension(i), i.eps).to(_device(i)) for i in norms}
     for module in [j for i in parts for j in i.modules()]:

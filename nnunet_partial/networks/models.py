@@ -102,7 +102,7 @@ def build_network(
         network = build(
             manager,
             planned,
-            determine_num_input_channels(manager, planned, dataset_json),
+            determine_num_input_channels(manager, planned, dict(dataset_json)),
             manager.get_label_manager(dict(dataset_json)).num_segmentation_heads,
             enable_deep_supervision=False,
         )

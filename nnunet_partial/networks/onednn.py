@@ -25,9 +25,10 @@ def use_onednn_convolutions(network: nn.Module) -> nn.Module:
     """
     if torch.backends.mkldnn.is_available():
         for module in network.modules():
-            covered = type(module) is nn.Conv3d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-            if covered and max(module.kernel_size) > 1:  # without neighbours torch multiplies matrices, which needs less memory
-                module.forward = partial(_convolve, module)
+            if type(module) is not nn.Conv3d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+                continue
+            if max(module.kernel_size) > 1:  # without neighbours torch multiplies matrices, which needs less memory
+                vars(module)["forward"] = partial(_convolve, module)
     return network
 
 
@@ -62,6 +63,7 @@ def _convolve(module: nn.Conv3d, x: torch.Tensor) -> torch.Tensor:
 
 
 def _onednn(module: nn.Conv3d, x: torch.Tensor, channels: slice, groups: int) -> torch.Tensor:
+    assert not isinstance(module.padding, str)  # such are left to torch
     bias = None if module.bias is None else module.bias[channels]
     return torch.mkldnn_convolution(
         x[:, channels], module.weight[channels], bias, module.padding, module.stride, module.dilation, groups

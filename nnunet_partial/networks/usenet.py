@@ -5,7 +5,7 @@ CT", 2022 (https://arxiv.org/abs/2211.05942), figures 3 and 4. Teacher 1 is ``Re
 teacher 2 ``ResidualUSENet(..., "trilinear")``, the student ``ResidualUSENet(..., "transposed", mobile=True)``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -62,12 +62,12 @@ class ResidualBlock(nn.Module):
 
     def __init__(
         self,
-        conv: Callable,
+        conv: Any,
         conv_op: type,
         in_channels: int,
         out_channels: int,
-        kernel_size: Sequence[int],
-        stride: Sequence[int],
+        kernel_size: list[int],
+        stride: list[int],
         layers: dict,
     ):
         super().__init__()
@@ -139,7 +139,7 @@ class USENetEncoder(nn.Module):
     def __init__(
         self,
         in_channels: int,
-        conv: Callable,
+        conv: Any,
         conv_op: type,
         features: Sequence[int],
         strides: PerStage,
@@ -182,7 +182,7 @@ class USENetDecoder(nn.Module):
         self,
         encoder: USENetEncoder,
         num_classes: int,
-        conv: Callable,
+        conv: Any,
         upsampling: str,
         reduction: int,
         deep_supervision: bool,
@@ -321,7 +321,8 @@ class ResidualUSENet(nn.Module):
 
 def _upsampling(name: str, conv_op: type, in_channels: int, out_channels: int, stride: Sequence[int]) -> nn.Module:
     if name == "transposed":
-        return get_matching_convtransp(conv_op)(in_channels, out_channels, tuple(stride), tuple(stride), bias=False)
+        make: Any = get_matching_convtransp(conv_op)  # declared as torch's base class of convolutions
+        return make(in_channels, out_channels, tuple(stride), tuple(stride), bias=False)
     if name == "trilinear":
         return LinearUpsampling(conv_op, in_channels, out_channels, stride)
     raise ValueError(f"upsampling must be one of {', '.join(UPSAMPLINGS)}, found {name!r}.")

@@ -191,7 +191,7 @@ def raw_of(seen: Survey, source: str) -> RawDataset:
         KEY: Annotations(seen.organs.classes, annotations).to_json(),
     }
     cases = {
-        c.name: RawCase(c.name, tuple(str(f) for i in c.images for f in i.files[:1]), str(c.label and c.label.files[0]))
+        c.name: RawCase(c.name, tuple(str(f) for i in c.images for f in i.files[:1]), str(c.label.files[0] if c.label else None))
         for c in seen.cases
     }
     values = {name: (value,) for name, value in labels.items()}

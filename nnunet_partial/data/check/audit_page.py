@@ -1,5 +1,7 @@
 """One page of pictures of pseudo labels: volumes against the manual ones, confidence, disagreement, and the worst cases."""
 
+from typing import Any
+
 import numpy as np
 
 from nnunet_partial import palette
@@ -17,7 +19,8 @@ def draw(audit: Audit, path: PathLike) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.7, 8.3), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.7))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1, 1.7))  # the stubs know a single one alone
+    top, bottom = panels
     figure.suptitle(drawn(f"{audit.labels.dataset}: pseudo labels of {len(audit.ranking)} cases"), fontsize=12)
     volumes, confidence, disagreement = top.subplots(1, 3, width_ratios=(2, 1, 1))
     _draw_volumes(audit, volumes)

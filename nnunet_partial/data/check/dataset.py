@@ -73,6 +73,7 @@ def _check_case(job: _CaseToCheck) -> None:
 
 def _label(job: _CaseToCheck, geometry: images.Geometry, image: str) -> np.ndarray:
     """The label map. The order of its axes may differ from the image's only where nnU-Net's reader brings both together."""
+    assert job.case.label is not None  # cases without a label file are not read
     label = read_label_on(job.case.label, geometry, image)
     own = images.read_geometry(job.case.label)
     if not job.reorients and geometry.difference(own):

@@ -2,6 +2,7 @@
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -22,7 +23,8 @@ def draw(inspection: Inspection, raw: RawDataset, path: PathLike) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.7, 8.3), dpi=110, layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.9))
+    panels: Any = figure.subfigures(2, 1, height_ratios=(1, 1.9))  # the stubs know a single one alone
+    top, bottom = panels
     figure.suptitle(f"{drawn(inspection.name)}: {len(inspection.facts)} cases", fontsize=12)
     matrix, volumes, spacings = top.subplots(1, 3)
     _draw_matrix(inspection, matrix)

@@ -45,7 +45,7 @@ def find_mirror(
     shares = {mirror: uniformities(ct, samples, mirror) for mirror in mirrors}
     worst = {mirror: min(_of_large(samples, i)) for mirror, i in shares.items()}
     likely = [mirrors[0], *([claimed] if claimed in mirrors else [])]
-    chosen, best = max(likely, key=worst.get), max(mirrors, key=worst.get)
+    chosen, best = max(likely, key=worst.__getitem__), max(mirrors, key=worst.__getitem__)
     if worst[best] - worst[chosen] > CLEARLY:
         chosen = best
     if np.mean(shares[chosen]) < PLAUSIBLE:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import SimpleITK as sitk
@@ -27,6 +28,18 @@ from nnunet_partial.errors import UserError
 IN_PLACE = "in place"
 # mirrors: as the voxels are stored, or else any other
 AS_STORED = ((), (1,), (0,), (0, 1), (2,), (2, 1), (2, 0), (2, 1, 0))
+
+
+class Label(Protocol):
+    """What a label has, wherever it is stored."""
+
+    @property
+    def files(self) -> tuple: ...
+
+    @property
+    def mirrors(self) -> tuple: ...
+
+    def read(self, organs: OrganMap, available: frozenset | None, geometry: Geometry) -> tuple: ...
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,7 @@ class Case:
 
     name: str
     images: tuple
-    label: object = None
+    label: Label | None = None
     available: frozenset | None = None
     notes: tuple = ()
     present: bool = False
@@ -70,7 +83,7 @@ class Case:
 
 
 def pair(
-    images_: Mapping[str, tuple], labels: Mapping[str, object], unlabelled: Callable[[str], bool] = lambda name: False, **facts
+    images_: Mapping[str, tuple], labels: Mapping[str, Label], unlabelled: Callable[[str], bool] = lambda name: False, **facts
 ) -> Iterator:
     """Cases from images and labels of the same name; :class:`Skip` where one of them is missing.
 

@@ -303,14 +303,14 @@ def _notes(series: Series, doubtful) -> tuple:
 
 def _stored_values(slices: Sequence[Slice]) -> Iterator[tuple]:
     """``(index, stored values (y, x))`` of every slice, file by file; through the modality lookup table if there is one."""
-    import pydicom
+    from pydicom.pixels.utils import iter_pixels
 
     places: dict = {}
     for index, part in enumerate(slices):
         places.setdefault(part.file, []).append(index)
     for file, indices in places.items():
         try:
-            frames = pydicom.pixels.iter_pixels(file, indices=[slices[i].frame for i in indices])
+            frames = iter_pixels(file, indices=[slices[i].frame for i in indices])
             for index, frame in zip(indices, frames, strict=True):
                 if frame.shape != slices[index].size_xy[::-1]:
                     raise ValueError(f"{frame.shape} voxels where the header promises {slices[index].size_xy[::-1]}")
@@ -324,8 +324,9 @@ def _stored_values(slices: Sequence[Slice]) -> Iterator[tuple]:
 
 def _through_table(frame: np.ndarray, file: str) -> np.ndarray:
     import pydicom
+    from pydicom.pixels.processing import apply_modality_lut
 
-    return pydicom.pixels.apply_modality_lut(frame, pydicom.dcmread(file, stop_before_pixels=True))
+    return apply_modality_lut(frame, pydicom.dcmread(file, stop_before_pixels=True))
 
 
 def _rescaled(stored: np.ndarray, rescale: tuple) -> np.ndarray:
@@ -350,7 +351,7 @@ def _like_its_neighbour(stored: np.ndarray, index: int, volume: np.ndarray, slic
     is nearer to that slice's values."""
     known = [i for i, s in enumerate(slices) if s.rescale]
     neighbour = min(known, key=lambda i: abs(i - index))
-    candidates = [_rescaled(stored, i) for i in (_NO_RESCALE, slices[neighbour].rescale)]
+    candidates = [_rescaled(stored, i) for i in (_NO_RESCALE, slices[neighbour].rescale or _NO_RESCALE)]
     return min(candidates, key=lambda values: float(np.abs(values - volume[neighbour].astype(np.float64)).mean()))
 
 

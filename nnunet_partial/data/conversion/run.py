@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nnunet_partial import __version__, labels, paths
 from nnunet_partial.bars import Bar
-from nnunet_partial.data.conversion.cases import Case, Skip
+from nnunet_partial.data.conversion.cases import Case, MaskFiles, Skip
 from nnunet_partial.data.conversion.dicom import UNSCALED_CT
 from nnunet_partial.data.conversion.finished import RECORD, FinishedCases, fingerprint
 from nnunet_partial.data.conversion.organs import OrganMap, choose_organs
@@ -72,7 +72,7 @@ class Converter:
 
     name: str
     dataset_name: str
-    description: str
+    description: str | None
     read: Callable[[SourceFolder, argparse.Namespace], Download]
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     names_are_guessed: bool = False
@@ -215,7 +215,7 @@ def convert(converter: Converter, source: SourceFolder, options: argparse.Namesp
 
 def _expected(converter: Converter) -> str:
     """The names that a converter looks for, as its description begins to tell them."""
-    told = re.search(r"Download: (.*?)(?:\. |\.?\n\n|\.?$)", converter.description, re.DOTALL)
+    told = re.search(r"Download: (.*?)(?:\. |\.?\n\n|\.?$)", converter.description or "", re.DOTALL)
     names = f"expected are {told[1]}; " if told else ""
     return f"{names}nnunet_partial convert {converter.name} --help says more"
 
@@ -281,8 +281,7 @@ def _as_needed(case: Case, organs: OrganMap) -> Case:
     """The case with those of its label files that the chosen classes need; unlabelled if it annotates none of them."""
     if case.label is not None and not case.classes(organs):
         return replace(case, label=None)
-    restricted = hasattr(case.label, "restricted")
-    return replace(case, label=case.label.restricted(organs)) if restricted else case
+    return replace(case, label=case.label.restricted(organs)) if isinstance(case.label, MaskFiles) else case
 
 
 def _problem(case: Case, source: SourceFolder, options) -> str | None:
@@ -372,7 +371,7 @@ def _results(jobs: Sequence[CaseToConvert], processes: int) -> Iterator[Converte
 
 
 def _record(result: Converted, print_: str, folder: Path) -> dict:
-    own = [i for i in (*result.images, result.label) if not os.path.isabs(i)]
+    own = [i for i in (*result.images, result.label) if i is not None and not os.path.isabs(i)]
     return {
         "fingerprint": print_,
         "images": list(result.images),

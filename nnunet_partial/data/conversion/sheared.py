@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_partial.data import images
-from nnunet_partial.data.conversion.voxels import is_nifti
+from nnunet_partial.data.conversion.voxels import is_nifti, nifti_image
 from nnunet_partial.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,19 +57,20 @@ def _straight(path: Path, folder: Path, order: int) -> Path:
         return path
     for _ in images._voxels(str(path)):  # nibabel would fill what is missing of a truncated file
         pass
-    image = nibabel.load(path)
+    image = nifti_image(path)
     if image.ndim != 3:
         raise UserError(f"{path} has sheared axes and {image.ndim} dimensions; only volumes are resampled")
-    if not np.isfinite(image.affine).all() or abs(np.linalg.det(image.affine[:3, :3])) < 1e-9:
+    affine = np.asarray(image.affine)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         raise UserError(f"{path} has axes that span no volume. Mend the affine in its header")
     voxels = np.asanyarray(image.dataobj)
-    plain = nibabel.Nifti1Image(voxels.astype(np.float32) if order else voxels, image.affine)
-    result = resample_from_to(plain, right_angled_grid(image.shape, image.affine), order, "constant", float(voxels.min()))
+    plain = nibabel.Nifti1Image(voxels.astype(np.float32) if order else voxels, affine)
+    result = resample_from_to(plain, right_angled_grid(image.shape, affine), order, "constant", float(voxels.min()))
     target = folder / f"{len(list(folder.iterdir()))}_{path.name}"
     resampled = np.asanyarray(result.dataobj)
     if voxels.dtype.kind in "iu":
         resampled = np.rint(resampled).astype(voxels.dtype)
-    images.write_image(_as_image(resampled, result.affine), target)
+    images.write_image(_as_image(resampled, np.asarray(result.affine)), target)
     return target
 
 

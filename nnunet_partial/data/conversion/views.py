@@ -8,11 +8,12 @@ of a file in 4D, costs a text file. Format: https://teem.sourceforge.net/nrrd/fo
 import gzip
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from nnunet_partial.data import images
-from nnunet_partial.data.conversion.voxels import is_nifti, write
+from nnunet_partial.data.conversion.voxels import is_nifti, nifti_image, write
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import write_text
@@ -30,7 +31,7 @@ _TYPES = {
 }
 
 
-def write_view(path: Path, volume: int, geometry: Geometry, target: Path) -> tuple:
+def write_view(path: Path, volume: int, geometry: Geometry, target: Path) -> tuple[Path, str]:
     """Make volume number ``volume`` of a file available with ``geometry``. ``target``: the new file without ending.
 
     Returns ``(path of the new file, VIEW or COPY)``. Only files that are not NIfTI, or that hold scale factors, which a
@@ -46,7 +47,7 @@ def write_view(path: Path, volume: int, geometry: Geometry, target: Path) -> tup
     return view, VIEW
 
 
-def write_copy(path: Path, volume: int | None, geometry: Geometry, target: Path) -> tuple:
+def write_copy(path: Path, volume: int | None, geometry: Geometry, target: Path) -> tuple[Path, str]:
     """Write volume number ``volume`` of a file as ``.nii.gz`` with ``geometry``. Returns ``(path, COPY)``."""
     image = images.read_image(path)
     if image.GetDimension() == 4:
@@ -62,11 +63,9 @@ def header_conflict(path: Path, geometry: Geometry) -> tuple:
     ``geometry``: what ITK reads. Other programs may place such an image differently. Raises :class:`UserError` for
     voxel sizes of 0, which ITK silently replaces by 1.
     """
-    import nibabel
-
     if not is_nifti(path):
         return ()
-    image = nibabel.load(path)
+    image = nifti_image(path)
     if geometry.dimensions != 3 or image.ndim < 3:
         return ()
     if (_stored_voxel_size(path) <= 0).any():
@@ -92,11 +91,9 @@ def _stored_voxel_size(path: Path) -> np.ndarray:
 
 def _layout(path: Path) -> tuple | None:
     """``(dtype with byte order, byte of the first voxel)`` of a NIfTI file whose values need no scaling, else None."""
-    import nibabel
-
     if not is_nifti(path):
         return None
-    proxy = nibabel.load(path).dataobj  # its header object would say offset 0 and no scaling
+    proxy: Any = nifti_image(path).dataobj  # its header object would say offset 0 and no scaling
     if proxy.slope != 1 or proxy.inter != 0 or proxy.dtype.str[1:] not in _TYPES:
         return None
     return proxy.dtype, proxy.offset

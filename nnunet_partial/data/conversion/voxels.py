@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import SimpleITK as sitk
@@ -9,6 +10,9 @@ import SimpleITK as sitk
 from nnunet_partial.data import images
 from nnunet_partial.data.images import Geometry
 from nnunet_partial.errors import UserError
+
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Pair
 
 _PIECE_VOXELS = 1 << 22
 
@@ -48,6 +52,13 @@ def value_range(parts: Iterator[np.ndarray], name) -> tuple:
     return float(low), float(high)
 
 
+def nifti_image(path: Path) -> "Nifti1Pair":
+    """A NIfTI file, of which nibabel has read the header alone."""
+    import nibabel
+
+    return cast("Nifti1Pair", nibabel.load(path))  # load is declared to give any of nibabel's images
+
+
 def mapped_label(path: Path, apply: Callable[[np.ndarray], np.ndarray]) -> tuple:
     """``(apply(label map), geometry)`` of a label file, read and mapped in pieces; ``apply`` works voxel by voxel."""
     if not is_nifti(path):
@@ -58,10 +69,10 @@ def mapped_label(path: Path, apply: Callable[[np.ndarray], np.ndarray]) -> tuple
         geometry = geometry.spatial()
     if geometry.dimensions > 3:
         raise UserError(f"label file {path} has {geometry.dimensions} dimensions, size {geometry.size_xyz}")
-    result, end = None, 0
+    result, end = np.empty(0), 0
     for part in pieces(path):
         mapped = apply(images._as_labels(part, str(path)))
-        if result is None:
+        if not end:
             result = np.empty(int(np.prod(geometry.size_xyz)), mapped.dtype)
         result[end : end + part.size] = mapped
         end += part.size

@@ -9,7 +9,7 @@ import numpy as np
 from nnunet_partial import _moved
 from nnunet_partial.data import grids, images
 from nnunet_partial.data.conversion import alignment, sheared, voxels
-from nnunet_partial.data.conversion.cases import Case, forget
+from nnunet_partial.data.conversion.cases import Case, LabelFile, forget
 from nnunet_partial.data.conversion.organs import OrganMap
 from nnunet_partial.data.conversion.views import header_conflict
 from nnunet_partial.data.images import Geometry
@@ -104,6 +104,7 @@ def _annotated(job: CaseToConvert) -> tuple:
     case, organs = job.case, job.organs
     if case.label is None or not case.present:
         return case.classes(organs), ()
+    assert isinstance(case.label, LabelFile)  # those that the option --annotated-from is about
     shown = case.label.values()
     annotated = organs.annotated(shown)
     if not annotated and not job.unlabelled:
@@ -133,7 +134,7 @@ def _label(job: CaseToConvert, geometry: Geometry) -> tuple:
     stored = case.images[0].stored_geometry()
     order = grids.reordering(claimed, stored if case.label.mirrors else geometry)
     reordered = order is not None and not order.only_flips
-    if reordered:
+    if order is not None and reordered:
         label, claimed, order = order.apply(label), geometry, None
     if claimed.size_xyz != geometry.size_xyz:
         raise UserError(
@@ -162,9 +163,10 @@ def _few_classes(case: Case, organs: OrganMap, shown: tuple) -> tuple:
 def _onto_the_organs(job: CaseToConvert, label: np.ndarray, header_differs: bool, claimed: tuple | None) -> tuple:
     """``(label, notes)`` for a label whose header is not to be trusted. ``claimed``: axes to flip by that header."""
     case = job.case
+    assert case.label is not None
     if not header_differs and case.label.mirrors[0] == ():
         return label, ()
-    claimed = claimed if case.label.own_header else None
+    claimed = claimed if isinstance(case.label, LabelFile) and case.label.own_header else None
     try:
         choice = alignment.find_mirror(
             case.images[0].array(), label, case.label.mirrors, job.organs.labels().get("ignore"), claimed

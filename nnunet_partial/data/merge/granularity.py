@@ -42,7 +42,7 @@ _NO_PARTS = tuple(  # whole, word of what is named after it but lies outside
 
 def words(name: str) -> frozenset:
     """The words of the name of a structure, in any order, in one spelling: ``Kidneys_Left`` -> kidney, left."""
-    parts = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+|[^\W\d_a-zA-Z]+", name)
+    parts: list[str] = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+|[^\W\d_a-zA-Z]+", name)
     spelled = [_SAME.get(i.lower(), i.lower()) for i in parts]
     found = {j for i in spelled for j in _SHORT.get(i, (i,))}
     if found & _LESIONS:

@@ -138,7 +138,7 @@ def _planned(
 
 def _with_patients(annotations: Annotations, known: Mapping[str, str], done: Mapping[str, "_Done"]) -> tuple:
     patients, warnings = joined(known, {k: v.keys for k, v in done.items()})
-    cases = {k: replace(v, patient=patients.get(k)) for k, v in annotations.cases.items()}
+    cases = {k: replace(v, patient=patients.get(k)) for k, v in (annotations.cases or {}).items()}
     return Annotations(annotations.classes, cases, annotations.ignore_label, annotations.file), warnings
 
 
@@ -268,6 +268,7 @@ def _merged_label(case: MergedCase, values: Mapping[str, int], geometry: images.
     dtype = np.uint8 if max(values.values()) < 256 else np.uint16
     if not case.targets:
         return np.zeros(geometry.shape_zyx, dtype)
+    assert case.raw.label is not None  # a case with targets is of a labelled source
     label = read_label_on(case.raw.label, geometry, case.raw.images[0])
     present = images.present_values(label)
     unknown = [i for i in present if i not in case.targets]
@@ -362,7 +363,7 @@ def _check_taught(loaded: Sequence[Source], taught: Sequence[str]) -> None:
 
 def _ordered(case: MergedCase, classes: Sequence[str]) -> MergedCase:
     """The case with the members of its unions in the order of ``classes``."""
-    made = {i: Union(sorted(i.members, key=classes.index)) for i in case.annotated if isinstance(i, Union)}
+    made: dict[str, Union] = {i: Union(sorted(i.members, key=classes.index)) for i in case.annotated if isinstance(i, Union)}
     if not made:
         return case
     annotated = frozenset(made.get(i, i) for i in case.annotated)

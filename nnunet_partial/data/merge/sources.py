@@ -91,8 +91,11 @@ class Source:
     def split_classes(self) -> dict:
         """Class -> number of cases that annotate some but not all of its labels; they count as not annotating it."""
         counts: dict = {}
-        for case in self.cases if self.annotations else ():
-            known = {i for item in self.annotations.of(case.raw.name).annotated for i in members(item)}
+        annotations = self.annotations
+        if annotations is None:
+            return counts
+        for case in self.cases:
+            known = {i for item in annotations.of(case.raw.name).annotated for i in members(item)}
             for name in self.classes:
                 if known & self._parts(name) and not _covers(case, name):
                     counts[name] = counts.get(name, 0) + 1
@@ -165,7 +168,8 @@ class Source:
                 source = f"{source}-{entry.source}"
         if own not in self._became:  # cases by the thousand annotate the same
             self._became[own] = self._merged(own)
-        return MergedCase(name, source, *self._became[own], case)
+        annotated, targets = self._became[own]
+        return MergedCase(name, source, annotated, targets, case)
 
     def _merged(self, own: Sequence[str]) -> tuple:
         """``(annotated, targets)`` of a merged case whose label file distinguishes the labels and unions ``own``."""
@@ -303,6 +307,7 @@ def _check_accounted_for(spec: SourceSpec, targets: Mapping[str, str | None], ra
             )
     left_out = [label for label, target in targets.items() if target is None]
     if left_out:
+        assert spec.classes is not None  # without them every label is kept
         raise UserError(
             f"source {spec.name}: label {left_out[0]!r} of {raw.folder.name} (labels: {labels}) is neither "
             "listed nor mapped. If it is part of an organ, say so: --map "

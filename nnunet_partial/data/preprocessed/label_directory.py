@@ -138,7 +138,7 @@ def read_record(folder: PathLike, case: str) -> dict | None:
 def finish(folder: PathLike, header: Mapping[str, Any], cases: Sequence[str]) -> Path:
     """Write provenance.json: ``header`` (dataset, data_identifier, classes, models, ...) and each case's record."""
     file = Path(folder) / PROVENANCE
-    records = {i: {k: v for k, v in read_record(folder, i).items() if k != "outputs"} for i in sorted(cases)}
+    records = {i: {k: v for k, v in read_json(_record_file(folder, i)).items() if k != "outputs"} for i in sorted(cases)}
     write_json({"version": VERSION, **header, "cases": records}, file)
     return file
 
@@ -281,7 +281,7 @@ class LabelDirectory:
     def annotations(self, truth: Annotations) -> Annotations:
         """The annotated sets of ``truth``, with the pseudo classes added where this directory has them; a union that they
         divide gives way to its members."""
-        if not truth.is_partial:
+        if truth.cases is None:
             return truth
         cases = {k: replace(v, annotated=self._union(truth, k)) for k, v in truth.cases.items()}
         return Annotations(truth.classes, cases, truth.ignore_label, truth.file)
@@ -314,9 +314,9 @@ class LabelledDataset:
     It has what nnU-Net's data loader uses of a dataset: ``identifiers`` and ``load_case``.
     """
 
-    def __init__(self, images, folder: PathLike, parts: Mapping[str, Path] = (), own: Collection[str] = ()):
+    def __init__(self, images, folder: PathLike, parts: Mapping[str, Path] | None = None, own: Collection[str] = ()):
         self.images, self.folder = images, Path(folder)
-        self.parts, self.own = dict(parts), frozenset(own)
+        self.parts, self.own = dict(parts or {}), frozenset(own)
         self.identifiers = images.identifiers
         self.source_folder = images.source_folder
 

@@ -1,6 +1,7 @@
 """A network that knows some of the dataset's classes sees labels numbered anew."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import SegOnlyTransform
@@ -28,7 +29,7 @@ def relabel_locations(dataset: nnUNetBaseDataset, label_map: Mapping[int, int], 
 
     With an ignore label nnU-Net also keeps a key for "anything annotated", a tuple of all labels.
     """
-    load_case = dataset.load_case
+    load_case: Any = dataset.load_case  # of the abstract class, which is declared to give nothing
 
     def load_relabelled(identifier):
         data, seg, previous, properties = load_case(identifier)
@@ -39,5 +40,5 @@ def relabel_locations(dataset: nnUNetBaseDataset, label_map: Mapping[int, int], 
                 locations[new] = voxels
         return data, seg, previous, {**properties, "class_locations": locations}
 
-    dataset.load_case = load_relabelled
+    dataset.load_case = load_relabelled  # pyright: ignore[reportAttributeAccessIssue]  # of this dataset alone
     return dataset

@@ -58,6 +58,7 @@ class SoftLabels:
         """Raises :class:`UserError` with ``remedy`` for a directory without soft labels."""
         if not directory.soft:
             raise UserError(f"label directory {directory.folder} has no soft labels. {remedy}")
+        models: tuple = ()
         try:
             models = tuple(items_from_json(i) for i in directory.soft)
             known = all(models) and {c for i in models for item in i for c in members(item)} <= set(directory.classes)

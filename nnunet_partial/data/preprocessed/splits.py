@@ -140,7 +140,7 @@ def validation_cases(folder: Path, annotations: Annotations, fold: int | str) ->
 
 def all_cases(folder: Path, annotations: Annotations) -> list:
     """Every case of a preprocessed dataset."""
-    if annotations.is_partial:
+    if annotations.cases is not None:
         return list(annotations.cases)
     ending = read_json(folder / "dataset.json")["file_ending"]
     files = (folder / "gt_segmentations").glob(f"*{ending}")
@@ -156,7 +156,7 @@ def all_cases(folder: Path, annotations: Annotations) -> list:
 def _split(folder: Path, annotations: Annotations, fold: int | str) -> dict:
     file = folder / "splits_final.json"
     if not file.is_file():
-        if not annotations.is_partial:
+        if annotations.cases is None:
             raise UserError(f"{file} does not exist. Train any model on this dataset first, or label all cases: --fold all")
         write_json(stratified_splits(annotations, list(annotations.cases)), file)
     splits = read_json(file)

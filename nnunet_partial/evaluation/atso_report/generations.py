@@ -56,10 +56,11 @@ def exclude_cases(labels: PathLike, by: str, share: float, out: PathLike, previo
     """
     current = LabelDirectory.read(labels)
     if by == "disagreement":
+        assert previous is not None  # the command asks for them
         before = LabelDirectory.read(previous)
         scores = {i: mean(agreement(current, before, i).values()) for i in sorted(current.known)}
     else:
-        scores = {i: mean(read_record(current.folder_of(i), i)["mean_confidence"].values()) for i in sorted(current.known)}
+        scores = {i: mean(_record(current, i)["mean_confidence"].values()) for i in sorted(current.known)}
     # nothing labelled, now or before, is no disagreement
     ranked = sorted(scores, key=lambda i: (1.0 if scores[i] is None else scores[i], i))
     excluded = sorted(ranked[: int(share * len(ranked))])
@@ -76,9 +77,15 @@ def agreement(labels: LabelDirectory, others: LabelDirectory, case: str) -> dict
 
 def compare(labels: LabelDirectory, seg: np.ndarray, other: np.ndarray, case: str) -> dict:
     """Structure -> Dice of two label maps, of the classes and unions that ``labels`` has pseudo labels of on ``case``."""
-    pseudo = items_from_json(read_record(labels.folder_of(case), case)["pseudo"])
+    pseudo = items_from_json(_record(labels, case)["pseudo"])
     values = {i: [labels.classes.index(c) + 1 for c in members(i)] for i in pseudo}
-    return {name: dice(*(np.isin(i, own) for i in (seg, other))) for name, own in values.items()}
+    return {name: dice(np.isin(seg, own), np.isin(other, own)) for name, own in values.items()}
+
+
+def _record(labels: LabelDirectory, case: str) -> dict:
+    record = read_record(labels.folder_of(case), case)
+    assert record is not None  # its provenance, which was read, lists finished cases alone
+    return record
 
 
 def read_seg(labels: LabelDirectory, case: str) -> np.ndarray:
@@ -245,7 +252,7 @@ class PreprocessedSpace:
         if seg.shape[1:] != tuple(shape):
             spacing = [own["spacing"][i] for i in self.transpose]
             target = [*([spacing[0]] if len(self.configuration.spacing) == 2 else []), *self.configuration.spacing]
-            seg = self.configuration.resampling_fn_seg(seg, shape, spacing, target)
+            seg = self.configuration.resampling_fn_seg(seg, tuple(shape), spacing, target)
         return np.asarray(seg)[0]
 
 

@@ -89,9 +89,10 @@ def write_page(
 
 def table(caption: str, rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], percent: bool = False) -> Table | None:
     """Rows as a table of a page; columns that are empty throughout are left out. None without rows."""
-    first, *others = [i for i in titles if any(row[i] is not None for row in rows)] or [None]
-    if first is None:
+    filled = [i for i in titles if any(row[i] is not None for row in rows)]
+    if not filled:
         return None
+    first, *others = filled
     cells = [(_text(row[first], percent), [Cell(_text(row[i], percent)) for i in others]) for row in rows]
     return Table(caption, [titles[i] for i in others], cells, titles[first])
 

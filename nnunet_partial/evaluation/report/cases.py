@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from nnunet_partial import palette
 from nnunet_partial.bars import bar
-from nnunet_partial.data.check.inspection import patient_axes
+from nnunet_partial.data.fingerprint import patient_axes
 from nnunet_partial.data.images import read_image, read_label
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.ranking import HIGHER_IS_BETTER
@@ -96,14 +96,15 @@ class View:
 
 def read_view(inputs: Inputs, evaluation: Evaluation, case: str, name: str) -> View:
     """Read what is drawn. A missing image leaves the masks; a missing mask is a :class:`UserError`."""
-    files = {"truth": evaluation.truth(case), "pred": evaluation.prediction(case)}
-    for side, file in files.items():
+    masks = {}
+    for side, file in (("truth", evaluation.truth(case)), ("pred", evaluation.prediction(case))):
         if file is None or not evaluation.values(side, name):
             where = evaluation.about.get(side, "nowhere")
             raise UserError(
                 f"no picture: {case} is no longer in {where}, or metrics.json does not say its values; evaluate again."
             )
-    masks = {side: _mask(*read_label(file), evaluation.values(side, name)) for side, file in files.items()}
+        label, geometry = read_label(file)
+        masks[side] = _mask(label, geometry, evaluation.values(side, name))
     truth, pred = (sitk.GetArrayFromImage(i) > 0 for i in (masks["truth"], masks["pred"]))
     image_file = inputs.image(case, evaluation)
     image = None if image_file is None else _first_channel(patient_axes(read_image(image_file)))
@@ -188,7 +189,8 @@ def _slice(view: View, axis: int | None, box: Sequence[slice]) -> dict:
     parts = [None if i is None else i[tuple(box)] for i in (view.image, view.truth, view.pred)]
     if axis is None:
         return dict(zip(("image", "truth", "pred"), parts), aspect=view.spacing_mm[0] / view.spacing_mm[1])
-    counted = parts[1] if parts[1].any() else parts[2]
+    truth, pred = view.truth[tuple(box)], view.pred[tuple(box)]
+    counted = truth if truth.any() else pred
     amount = counted.sum(tuple(i for i in range(3) if i != axis))
     most = np.flatnonzero(amount == amount.max())
     index = int(most[len(most) // 2])  # of equal ones the middle, where both masks are most likely to be

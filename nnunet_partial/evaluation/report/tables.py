@@ -46,7 +46,7 @@ def annotated_matrix(dataset: Mapping[str, Any], file: str) -> Table:
         annotations = Annotations.from_dataset_json(dataset, file)
     except UserError:  # regions: fully labelled, since the contract does not know them
         annotations = None
-    if annotations is None or not annotations.is_partial:
+    if annotations is None or annotations.cases is None:
         count = dataset.get("numTraining", len(dataset.get("dataset", {})))
         return Table(
             caption, ["cases", *classes], [("all", [Cell(str(count)), *[Cell(str(count), 1.0)] * len(classes)])], "source"
@@ -111,7 +111,7 @@ def _best(summaries: Mapping[str, Mapping], name: str, metric: str) -> str | Non
         for m, s in summaries.items()
         if name in s["classes"] and math.isfinite(s["classes"][name][metric]["mean"])
     }
-    return max(means, key=means.get) if means else None
+    return max(means, key=means.__getitem__) if means else None
 
 
 def _result_cell(values: Mapping | None, metric: str, strong: bool = False) -> Cell:
