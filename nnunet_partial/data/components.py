@@ -61,11 +61,11 @@ def _components(mask: np.ndarray) -> tuple:
 
 
 def one_piece_classes(
-    annotations: Annotations, label_files: Mapping[str, PathLike], processes: int | None = 1, progress: bool = True
+    annotations: Annotations, label_files: Mapping[str, PathLike | None], processes: int | None = 1, progress: bool = True
 ) -> tuple:
     """The classes whose manual labels are one piece in at least 95 % of the cases that annotate and show them.
 
-    ``label_files``: case -> label file. A class counts by itself alone: where it is not annotated, or not told apart
+    ``label_files``: case -> label file; None for one that annotates nothing. A class counts by itself alone: where it is not annotated, or not told apart
     from another one, the case says nothing. A class that no case shows is not among the result. Raises
     :class:`UserError` for a label file that cannot be read.
     """

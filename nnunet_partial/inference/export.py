@@ -77,11 +77,13 @@ def export_model(
     _check_weights({files[fold]: i for fold, i in contents.items()}, plans, dataset_json, configuration, exported_trainer)
     name = os.path.join(plans["dataset_name"], f"{exported_trainer}__{plans['plans_name']}__{configuration}")
     target, zip_file = (Path(out) / name if out else None), (Path(zip_file) if zip_file else None)
-    new_folders = [i for i in (target or zip_file).absolute().parents if not i.exists()]
+    place = target or zip_file
+    assert place is not None
+    new_folders = [i for i in place.absolute().parents if not i.exists()]
     try:
         if target:
             restore_folder(target)
-        with temporary_folder(target or zip_file) as temporary:
+        with temporary_folder(place) as temporary:
             trained = Trained(model, plans, dataset_json, contents, trainer, configuration, exported_trainer)
             _write_model(temporary / name, trained, model_card.make_card(trained, evaluations))
             _move_into_place(temporary, name, target, zip_file, overwrite)
@@ -91,7 +93,7 @@ def export_model(
     except OSError as error:
         _remove_empty(new_folders)
         raise UserError(
-            f"{target or zip_file} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
+            f"{place} cannot be written: {error.strerror or error}. Free some space there, or choose another place."
         ) from error
     return name
 

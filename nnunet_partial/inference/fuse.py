@@ -188,6 +188,7 @@ def _merged(models: Sequence[ModelPredictions], case: str) -> np.ndarray:
         if labels is not None:
             _check_shape(model, case, claim[0].shape, labels.shape)
         labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
+    assert labels is not None  # there is a model at least
     return labels
 
 

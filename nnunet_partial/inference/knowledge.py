@@ -15,7 +15,7 @@ from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json
 from nnunet_partial.inference.image_space import ToPreprocessed
 from nnunet_partial.inference.preprocessed import differing_preprocessing, model_content
-from nnunet_partial.labels import structure
+from nnunet_partial.labels import Union, structure
 from nnunet_partial.networks.models import ModelFiles
 
 CERTAIN = np.inf  # in the place of a probability, where a mask is just there
@@ -98,7 +98,9 @@ def find_predictions(
 
 def check_geometry(predictions: Sequence[Predictions], cases: Sequence[str], raw: RawDataset | None) -> None:
     """Raise :class:`UserError` unless all files lie on the grids of their images. Reads headers alone."""
-    for case in cases if predictions and raw is not None else ():
+    if not predictions or raw is None:
+        return
+    for case in cases:
         image = raw_case(raw, case).images[0]
         geometry = images.read_geometry(image).spatial()
         for those in predictions:
@@ -146,13 +148,18 @@ class PlacedPrediction:
         """Number (*S) of the structure that each voxel most probably is, 0 for background."""
         if self.numbers is not None:
             return self.numbers
-        return np.concatenate([self._background[None], self.probabilities]).argmax(0)
+        return np.concatenate([self._background[None], self._shares]).argmax(0)
+
+    @property
+    def _shares(self) -> np.ndarray:
+        assert self.probabilities is not None  # one of the two is there
+        return self.probabilities
 
     @property
     def _background(self) -> np.ndarray:
-        return np.maximum(1 - self.probabilities.sum(0), 0)
+        return np.maximum(1 - self._shares.sum(0), 0)
 
-    def claim(self, lacking: Sequence[str], outlines: Mapping[str, np.ndarray], value: Callable[[str], int]) -> tuple:
+    def claim(self, lacking: Sequence[str], outlines: Mapping[Union, np.ndarray], value: Callable[[str], int]) -> tuple:
         """(labels (*S) int16 in the dataset's values, probability (*S) float32, ``CERTAIN`` where a mask tells none).
 
         ``lacking``  the structures that may be anywhere; within ``outlines``, union -> (*S) bool, only members of the union may
@@ -172,7 +179,7 @@ class PlacedPrediction:
             labels = np.where(np.array([False, *allowed]), values, 0).astype(np.int16)[self.numbers]
             return labels, np.full(labels.shape, CERTAIN, np.float32)
         rows = [i for i, possible in enumerate(allowed) if possible]
-        chosen = np.concatenate([self._background[None], self.probabilities[rows]])
+        chosen = np.concatenate([self._background[None], self._shares[rows]])
         best = chosen.argmax(0)
         share = chosen.max(0) / np.maximum(chosen.sum(0), np.finfo(np.float32).tiny)
         return values[[0, *(i + 1 for i in rows)]][best], share.astype(np.float32)
@@ -181,6 +188,7 @@ class PlacedPrediction:
         """Probabilities (n, *S) uint8, 255 = 1."""
         if self.probabilities is not None:
             return np.rint(255 * self.probabilities).astype(np.uint8)
+        assert self.numbers is not None
         return np.stack([255 * (self.numbers == n + 1).astype(np.uint8) for n in range(len(self.predictions.structures))])
 
 
@@ -194,6 +202,7 @@ def place_predictions(
     image = raw_case(raw, case).images[0]
     read = predictions.read(case, place.geometry, image, place.values)
     if read.labels is None:
+        assert read.probabilities is not None
         return PlacedPrediction(predictions, None, np.clip(read.probabilities, 0, 1))
     if check_body and raw.is_ct and place.geometry.dimensions == 3:
         _require_body(predictions, case, image, read.labels)

@@ -44,8 +44,9 @@ def export_onnx(
     """
     _require_packages()
     network = copy.deepcopy(unwrap(network)).cpu().float().eval()
-    if hasattr(getattr(network, "decoder", None), "deep_supervision"):
-        network.decoder.deep_supervision = False
+    decoder: Any = getattr(network, "decoder", None)
+    if hasattr(decoder, "deep_supervision"):
+        decoder.deep_supervision = False
     shortest = min(range(len(patch_size)), key=lambda i: patch_size[i])
     other_size = [2 * length if i == shortest else length for i, length in enumerate(patch_size)]
     generator = torch.Generator().manual_seed(0)
@@ -112,7 +113,7 @@ def _write(network: nn.Module, image: torch.Tensor, path: str, metadata: Mapping
     import onnx
 
     dynamic = torch.export.Dim.DYNAMIC
-    program = torch.onnx.export(
+    program: Any = torch.onnx.export(
         network,
         (image,),
         input_names=[INPUT],

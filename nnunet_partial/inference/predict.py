@@ -141,12 +141,14 @@ def labels_of_logits(predictor: Any, logits: torch.Tensor, properties: Mapping[s
     """
     from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
 
-    configuration, labels = predictor.configuration_manager, predictor.label_manager
+    configuration: Any = predictor.configuration_manager
+    labels: Any = predictor.label_manager
     if not labels.has_regions:
         configuration, labels = _LabelsForLogits(configuration), _LabelsStay(labels)
-    return convert_predicted_logits_to_segmentation_with_correct_shape(
-        logits, predictor.plans_manager, configuration, labels, properties, num_threads_torch=torch.get_num_threads()
+    found: Any = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits, predictor.plans_manager, configuration, labels, dict(properties), num_threads_torch=torch.get_num_threads()
     )
+    return found  # without probabilities, which were not asked for
 
 
 def resampled_labels(resample: Callable, logits: torch.Tensor, *geometry: Any) -> np.ndarray:

@@ -56,7 +56,8 @@ def load_case(images: Path, case: str) -> tuple:
     """Preprocessed image (channels, *S) float32, labels (1, *S) int and properties."""
     from nnunet_partial.data.preprocessed.cases import SafeDatasetBlosc2
 
-    data, seg, _, properties = SafeDatasetBlosc2(str(images), [case]).load_case(case)
+    images_of: Any = SafeDatasetBlosc2(str(images), [case])
+    data, seg, _, properties = images_of.load_case(case)
     return np.asarray(data[:]), np.array(seg[:]), properties
 
 

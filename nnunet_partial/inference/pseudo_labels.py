@@ -195,7 +195,7 @@ def pseudo_label(
     devices: Sequence[str] = ("cpu",),
     overwrite: bool = False,
     cases: Sequence[str] | None = None,
-    super_classes: Mapping[str, Sequence[str]] = (),
+    super_classes: Mapping[str, Sequence[str]] = MappingProxyType({}),
     trusted: bool = False,
     soft: bool = False,
     predictions: Mapping[str, PathLike] = MappingProxyType({}),
@@ -468,6 +468,7 @@ def _start_labelling(number: int, task: Task, devices: Sequence[str]) -> None:
 
 
 def _label_in_worker(case: str) -> None:
+    assert _worker is not None  # the process began with one
     _worker(case)
 
 
@@ -543,7 +544,7 @@ class Labeller:
         case: str,
         image: np.ndarray,
         wanted: Wanted,
-        outlines: Mapping[str, np.ndarray],
+        outlines: Mapping[Union, np.ndarray],
         properties: Mapping[str, Any],
         tools: Sequence[PlacedPrediction],
         soft: list,
@@ -592,12 +593,17 @@ class Labeller:
         values = {i: self._value(i) for i in self.annotations.of(case).annotated}
         found = []
         for predictions in self.task.predictions:
-            placed = place_predictions(predictions, case, self.task.raw, self._place(case, properties, seg.shape))
+            placed = place_predictions(predictions, case, self._raw, self._place(case, properties, seg.shape))
             found.append((placed, agreement(placed, case, seg, values)))
         return found
 
+    @property
+    def _raw(self) -> RawDataset:
+        assert self.task.raw is not None  # it is there where scans or files of tools are read
+        return self.task.raw
+
     def _place(self, case: str, properties: Mapping[str, Any], shape: Sequence[int]) -> ToPreprocessed:
-        image = raw_case(self.task.raw, case).images[0]
+        image = raw_case(self._raw, case).images[0]
         return ToPreprocessed(self.plans, self.configuration, image, properties, shape)
 
     def _logits(self, model: Model, case: str, image: np.ndarray, properties: Mapping[str, Any]) -> torch.Tensor:
@@ -606,10 +612,12 @@ class Labeller:
         outputs = range(len(model.files.classes) + 1) if model.outputs is None else model.outputs
         if model.difference is None:
             return collapsed(predict_logits(predictor, image), outputs)
-        scan = raw_case(self.task.raw, case)
+        scan = raw_case(self._raw, case)
         return ScanPredictor(predictor, outputs).logits(scan, self._place(case, properties, image.shape[1:]))
 
-    def _claim(self, model: Model, logits: torch.Tensor, wanted: Wanted, outlines: Mapping[str, np.ndarray], soft: list) -> tuple:
+    def _claim(
+        self, model: Model, logits: torch.Tensor, wanted: Wanted, outlines: Mapping[Union, np.ndarray], soft: list
+    ) -> tuple:
         """One model's labels and probabilities, both (*S). Its logits, the largest array there is, are gone on return; its soft
         labels are added to ``soft``."""
         lacking = [i for i in model.files.classes if i in wanted.lacking]

@@ -117,9 +117,15 @@ class nnUNetTrainerATSO(PartialTrainer):
     # ------------------------------------------------------------------ where it starts
 
     def on_networks_built(self) -> None:
-        if self.own.initial_weights and not any(Path(self.output_folder).glob("checkpoint_*.pth")):
+        if self.own.initial_weights and not any(self._folder.glob("checkpoint_*.pth")):
             with exit_on_user_error():
                 self._load_initial_weights(Path(self.own.initial_weights))
+
+    @property
+    def _folder(self) -> Path:
+        """Of the checkpoints."""
+        assert self.output_folder is not None  # of a trainer that trains
+        return Path(self.output_folder)
 
     def _load_initial_weights(self, file: Path) -> None:
         """All weights, those of the segmentation layers too, which nnU-Net's ``-pretrained_weights`` leaves out."""
@@ -172,7 +178,7 @@ class nnUNetTrainerATSO(PartialTrainer):
         return [i for i in cases if not self._is_pseudo_labelled(i)]
 
     def on_train_start(self) -> None:
-        for leftover in Path(self.output_folder).glob(".tmp-*"):  # of a run that was killed while it wrote
+        for leftover in self._folder.glob(".tmp-*"):  # of a run that was killed while it wrote
             leftover.unlink(missing_ok=True)
         super().on_train_start()
         if self.local_rank == 0 and not self.training_is_over:
@@ -186,7 +192,7 @@ class nnUNetTrainerATSO(PartialTrainer):
                     "pseudo_labelled": sorted(pseudo),
                     "excluded": sorted(self.excluded if self.labels else ()),
                 },
-                Path(self.output_folder) / TRAINING_CASES,
+                self._folder / TRAINING_CASES,
             )
 
     # ------------------------------------------------------------------ super-classes

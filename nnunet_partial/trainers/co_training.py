@@ -1,7 +1,7 @@
 """Co-training of weight-averaged models (Huang et al. 2020; METHODS section 1), and the rows of its Table 1."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             "peer": self.build_network_architecture(
                 self.plans_manager,
                 self.configuration_manager,
-                self.num_input_channels,
+                cast(int, self.num_input_channels),  # known once networks are built
                 self.label_manager.num_segmentation_heads,
                 self.enable_deep_supervision,
             )
@@ -115,6 +115,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     def prepare_losses(self, cases: Sequence[str]) -> None:
         """Class weights of the focal loss, those of the settings or inverse to the mean volumes in the labels."""
         if self.own.class_weights is None:
+            assert self.labels is not None  # the method needs them
             volumes = self.labels.mean_volumes_mm3(cases)
             weights = co_training.class_weights_from_volumes(volumes, self.own.background_weight)
         else:
@@ -159,6 +160,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         if not self.region_masked:
             return torch.ones_like(target, dtype=torch.bool) if valid is None else valid
         own = self.own
+        assert batch.truth is not None  # every batch of a training has it
         return co_training.region_mask(target.long(), batch.truth, own.region, iterations=own.region_dilation, valid=valid)
 
     def soft_loss(
@@ -193,8 +195,8 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def validation_step(self, batch: dict) -> dict:
         """nnU-Net's figures for each candidate: arrays get a first axis of candidates."""
-        batch = self.to_device(batch, training=False)
-        results = [self.validate_network(network, batch) for network in self.candidates.values()]
+        made = self.to_device(batch, training=False)
+        results = [self.validate_network(network, made) for network in self.candidates.values()]
         return {key: np.stack([i[key] for i in results]) for key in results[0]}
 
     def on_validation_epoch_end(self, val_outputs: list) -> None:
@@ -204,9 +206,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     def _dice_of_candidates(self, val_outputs: list) -> np.ndarray:
         """Mean Dice over annotated classes of each candidate; NaN where no annotated class was seen."""
-        counts = np.stack([sum(i[key].astype(np.float64) for i in val_outputs) for key in COUNTS])
+        counts: Any = np.stack([sum(i[key].astype(np.float64) for i in val_outputs) for key in COUNTS])
         if self.is_ddp:
-            gathered = [None] * distributed.get_world_size()
+            gathered: list[Any] = [None] * distributed.get_world_size()
             distributed.all_gather_object(gathered, counts)
             counts = sum(gathered)
         tp, fp, fn = counts
@@ -222,7 +224,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
                 self.running_dice[name] = float(smoothed)
         known = {name: value for name, value in self.running_dice.items() if value is not None}
         if known:
-            self.deployed = max(known, key=known.get)  # of equal ones the first
+            self.deployed = max(known, key=known.__getitem__)  # of equal ones the first
         figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
         self.print_to_log_file(f"Running pseudo Dice: {figures or 'nothing annotated seen'}; deployed: {self.deployed}")
 
@@ -289,7 +291,7 @@ class nnUNetTrainerCoTrainingIBN(nnUNetTrainerCoTraining):
     def build_network_architecture(
         plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision=True
     ) -> nn.Module:
-        network = nnUNetTrainer.build_network_architecture(
+        network: Any = nnUNetTrainer.build_network_architecture(
             plans_manager, configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
         return use_instance_batch_norm(network, min(3, max(1, len(network.encoder.stages) - 1)))

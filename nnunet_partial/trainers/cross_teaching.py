@@ -2,7 +2,7 @@
 Table 3."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from nnunetv2.utilities.ddp_allgather import AllGatherGrad
@@ -81,7 +81,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
             name: usenet(
                 self.plans_manager,
                 self.configuration_manager,
-                self.num_input_channels,
+                cast(int, self.num_input_channels),  # known once networks are built
                 self.label_manager.num_segmentation_heads,
                 self.enable_deep_supervision,
                 upsampling,
@@ -100,7 +100,8 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """Those of the network, which at the paper's size is not the planned one."""
         if not self.enable_deep_supervision:
             return None
-        strides = torch.tensor(unwrap(self.network).encoder.strides, dtype=torch.float64)
+        network: Any = unwrap(self.network)
+        strides = torch.tensor(network.encoder.strides, dtype=torch.float64)
         return (1 / strides.cumprod(0))[:-1].tolist()
 
     # ------------------------------------------------------------------ data
@@ -151,7 +152,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         """Number of this device's first sample in the batch of all devices."""
         if not self.is_ddp:
             return 0
-        sizes = [None] * distributed.get_world_size()
+        sizes: list[Any] = [None] * distributed.get_world_size()
         distributed.all_gather_object(sizes, self.batch_size)
         return sum(sizes[: distributed.get_rank()])
 
@@ -180,17 +181,22 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         valid = self.valid(batch.full_resolution_target)
         semi = self.own.lambda_ssl * self.ramp()
         if "cross_teaching" in self.loss_terms:
-            pair = [logits[i] for i in self.cross_teachers]
-            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(*pair, lacking, valid, possible, **self._dice)
-        taught = [logits[i] for i in (self.teachers[0], self.teachers[-1])] if self.teachers else None
+            first, second = (logits[i] for i in self.cross_teachers)
+            losses["cross_teaching"] = semi * cross_teaching.cross_teaching(first, second, lacking, valid, possible, **self._dice)
+
+        def teacher(i: int) -> torch.Tensor:
+            return logits[self.teachers[i]]
+
         if "pseudo_supervision" in self.loss_terms:
             losses["pseudo_supervision"] = semi * cross_teaching.pseudo_supervision(
-                logits["network"], *taught, lacking, valid, possible, **self._dice
+                logits["network"], teacher(0), teacher(-1), lacking, valid, possible, **self._dice
             )
         if "distillation" in self.loss_terms:
             of_labelled, of_unlabelled = self.distillation_weights()
             weights = of_labelled * share_labelled * labelled + of_unlabelled * share_unlabelled * unlabelled
-            losses["distillation"] = cross_teaching.distillation(logits["network"], *taught, weights, valid, possible)
+            losses["distillation"] = cross_teaching.distillation(
+                logits["network"], teacher(0), teacher(-1), weights, valid, possible
+            )
         return losses
 
     def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, weight_focal: float) -> torch.Tensor:
@@ -303,7 +309,7 @@ def usenet(
 ) -> ResidualUSENet:
     """A network of the size that the plans ask for (``cross_teaching.size``, ``cross_teaching.blocks_per_stage``)."""
     own = read_block(plans_manager.plans, "cross_teaching", CrossTeachingSettings)
-    changes = {} if own.blocks_per_stage is None else {"blocks_per_stage": own.blocks_per_stage}
+    changes: dict[str, Any] = {} if own.blocks_per_stage is None else {"blocks_per_stage": own.blocks_per_stage}
     if own.size == "paper":
         return ResidualUSENet(
             num_input_channels, num_output_channels, upsampling, mobile, deep_supervision=deep_supervision, **changes

@@ -34,6 +34,7 @@ class nnUNetTrainerIndividual(PartialTrainer):
         atoms = complete.classes_of_source(self.settings.source)  # what is not told apart is one output
         self.label_map = {value: i for i, atom in enumerate(atoms, 1) for value in complete.values_of(atom)}
         if complete.ignore_label is not None:
+            assert self.annotations.ignore_label is not None  # a restriction to a source keeps it
             self.label_map[complete.ignore_label] = self.annotations.ignore_label
         own = {**dataset_json, "labels": self.annotations.labels()}
         if self.annotations.is_partial:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.nn.functional import interpolate
 
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
@@ -99,7 +100,7 @@ class nnUNetTrainerMSKD(PartialTrainer):
             )
         if self._do_i_compile():
             for teacher in self.teachers:
-                teacher.network = torch.compile(teacher.network)
+                teacher.network = cast(nn.Module, torch.compile(teacher.network))
 
     def compute_losses(self, batch: Batch) -> dict:
         taught = self.teach(batch)
@@ -128,7 +129,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
     def teach(self, batch: Batch) -> list:
         """(logits, features or None) of each teacher. In a cascade they see the image alone, not the previous stage."""
         if self.soft is not None:
+            assert batch.soft is not None  # the data loader of soft labels gives it
             return [(log_probabilities(i), None) for i in self.soft.split(batch.soft)]
+        assert self.teachers is not None  # loaded before the first step
         return [teacher(batch.image) for teacher in self.teachers]
 
     def by_region(self) -> float:
@@ -140,7 +143,8 @@ class nnUNetTrainerMSKD(PartialTrainer):
         """The terms of Eq. 8, weighted; ``taught`` as :meth:`teach` returns it."""
         teacher_logits, teacher_features = [i for i, _ in taught], [i for _, i in taught]
         outputs = output if isinstance(output, (list, tuple)) else [output]
-        organ = background = 0
+        organ: Any = 0
+        background: Any = 0
         weights = self.deep_supervision_weights() if self.own.scales == "all" else (1.0,)
         by_region = self.by_region()
         for weight, logits, target in zip(weights, outputs, batch.targets):

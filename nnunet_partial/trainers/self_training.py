@@ -67,6 +67,7 @@ class nnUNetTrainerSelfTrainingSoft(nnUNetTrainerSelfTraining):
     @torch.no_grad()
     def completed_distribution(self, batch: Batch) -> torch.Tensor:
         """(B, K + 1, *S) at full resolution."""
+        assert self.soft is not None and batch.soft is not None  # the labels were read as soft ones
         probabilities = [log_probabilities(i).exp() for i in self.soft.split(batch.soft)]
         labels = batch.full_resolution_target[:, 0]
         outputs = [self.annotations.outputs(i) for i in self.soft.models]

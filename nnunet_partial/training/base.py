@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -81,7 +81,7 @@ class Batch:
     cases: Sequence[str]
     truth: torch.Tensor | None = None
     image_channels: int | None = None
-    truth_groups: torch.Tensor | None = None
+    truth_groups: torch.Tensor = None  # pyright: ignore[reportAssignmentType]  # the groups, where there are no pseudo labels
     soft: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -257,7 +257,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
                 f"axes {', '.join(map(str, range(axes)))}."
             )
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self):
+    # nnU-Net declares axes alone, and takes None
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
         rotation, dummy_2d, patch_size, axes = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if self.settings.mirroring is not None:
             axes = tuple(sorted(self.settings.mirroring)) or None  # nnU-Net takes None for none
@@ -298,6 +299,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.is_ddp = is_ddp
         if self.is_ddp:
             self._set_batch_size_and_oversample()
+        assert self.optimizer is not None  # nnU-Net has just made it
         self.members = {"network": Member(self.network, self.optimizer, self.lr_scheduler)}
         for name, network in self.build_peers().items():
             self.members[name] = self._new_member(network)
@@ -385,7 +387,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def _new_member(self, network: nn.Module) -> Member:
         network = network.to(self.device)
         if self._do_i_compile():
-            network = torch.compile(network)
+            network = cast(nn.Module, torch.compile(network))
         return Member(network, *self._optimizer_for(network))
 
     @property
@@ -413,9 +415,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             optimizer = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[settings.optimizer](network.parameters(), **given)
         return optimizer, make_schedule(settings.schedule, optimizer, self.initial_lr, self.num_epochs, settings.plateau)
 
-    def _build_loss(self) -> nn.Module:
+    def _build_loss(self) -> Any:
         """nnU-Net's deep supervision around the loss of one resolution instead of around Dice + CE."""
-        loss = super()._build_loss()
+        loss: Any = super()._build_loss()
         own = self.loss_class(
             batch_dice=self.configuration_manager.batch_dice,
             ignore_label=self.ignored_value,
@@ -453,7 +455,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     ) -> torch.Tensor:
         """``loss(output, target)`` at each resolution, full resolution first, with nnU-Net's weights of deep supervision."""
         weights = self.deep_supervision_weights()
-        return sum(weight * loss(i, j) for weight, i, j in zip(weights, outputs, targets) if weight)
+        return cast(torch.Tensor, sum(weight * loss(i, j) for weight, i, j in zip(weights, outputs, targets) if weight))
 
     def compute_losses(self, batch: Batch) -> dict:
         """The weighted loss terms of one step, name -> 0-dim tensor. Their sum is minimised."""
@@ -462,16 +464,18 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """nnU-Net switches it back on after validation whatever the trainer wants; this heeds the setting."""
         if can_switch_deep_supervision(self.network):
-            unwrap(self.network).decoder.deep_supervision = enabled and self.enable_deep_supervision
+            decoder: Any = unwrap(self.network).decoder
+            decoder.deep_supervision = enabled and self.enable_deep_supervision
 
     # ------------------------------------------------------------------ data
 
     def do_split(self) -> tuple:
-        splits_file = join(self.preprocessed_dataset_folder_base, "splits_final.json")
-        if self.fold != "all" and self.dataset_annotations.is_partial and not isfile(splits_file) and self.local_rank == 0:
+        assert self.preprocessed_dataset_folder_base is not None  # of a trainer that trains
+        splits_file, known = join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.dataset_annotations.cases
+        if self.fold != "all" and known is not None and not isfile(splits_file) and self.local_rank == 0:
             with exit_on_user_error():
-                write_json(stratified_splits(self.dataset_annotations, list(self.dataset_annotations.cases)), splits_file)
-        training, validating = super().do_split()
+                write_json(stratified_splits(self.dataset_annotations, list(known)), splits_file)
+        training, validating = cast(tuple[list[str], list[str]], super().do_split())
         training = [i for i in training if i not in self.left_out or self._learns_without_pseudo_labels(i)]
         if self.learns_from_unlabelled:
             return training, validating
@@ -500,9 +504,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             return super().get_dataloaders()
 
     def get_tr_and_val_datasets(self) -> tuple:
-        training, validating = super().get_tr_and_val_datasets()
+        training, validating = cast(tuple[Any, Any], super().get_tr_and_val_datasets())
         if self.labels is not None:
-            training = self.labels.over(training, self.cases_with_own_labels(training.identifiers))
+            training = cast(Any, self.labels.over(training, self.cases_with_own_labels(training.identifiers)))
         weights = self.case_weights()
         if weights is not None:
             training.pools = Pools([list(training.identifiers)], self.batch_size, weights=weights)
@@ -555,6 +559,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     @property
     def image_channels(self) -> int:
         """Channels of the images themselves; a cascade's network also takes the previous stage's classes."""
+        assert self.num_input_channels is not None  # of a trainer with networks
         return self.num_input_channels - (len(self.label_manager.foreground_labels) if self.is_cascaded else 0)
 
     # ------------------------------------------------------------------ the step
@@ -579,6 +584,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if self.labels is None:
             self.labels = self._find_labels()
         cases, validating = self.do_split()
+        assert self.preprocessed_dataset_folder is not None
         require_readable(self.preprocessed_dataset_folder, sorted({*cases, *validating}))
         self.check_cases(cases)
         self.untaught = self._find_untaught(cases)
@@ -642,11 +648,11 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         return autocast(self.device.type, enabled=True) if self.device.type == "cuda" else dummy_context()
 
     def train_step(self, batch: dict) -> dict:
-        batch = self.to_device(batch)
+        made = self.to_device(batch)
         for member in self.members.values():
             member.optimizer.zero_grad(set_to_none=True)
         with self.autocast():
-            losses = self.compute_losses(batch)
+            losses = self.compute_losses(made)
             total = torch.stack([i.float() for i in losses.values()]).sum()
         self._backward_and_step(total)
         self._mask_untaught()
@@ -655,7 +661,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self.steps_of_epoch += 1
         self.after_step()
         values = torch.stack([total.detach(), *(losses[i].detach().float() for i in self.loss_terms)]).cpu().numpy()
-        self._stop_at_nan(dict(zip(self.loss_terms, values[1:])), values[0], batch.cases)
+        self._stop_at_nan(dict(zip(self.loss_terms, values[1:])), values[0], made.cases)
         return {"loss": values[0], **{progress.key(name): value for name, value in zip(self.loss_terms, values[1:])}}
 
     def _stop_at_nan(self, terms: Mapping[str, float], total: float, cases: Sequence[str]) -> None:
@@ -712,7 +718,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.logger.log(
                 progress.key(name), float(np.mean([i[progress.key(name)] for i in train_outputs])), self.current_epoch
             )
-        loss = float(self.logger.get_value("train_losses", step=-1))  # of all devices
+        logged: Any = self.logger.get_value("train_losses", step=-1)  # of all devices
+        loss = float(logged)
         for schedule in self.plateaus.values():
             schedule.observe(loss)
 
@@ -726,7 +733,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     @property
     def deployed_network(self) -> nn.Module:
         """The network whose weights a checkpoint's ``network_weights`` are, and that validates."""
-        return self.network if self.deployed_average is None else self.average_networks[self.deployed_average]
+        deployed = self.network if self.deployed_average is None else self.average_networks[self.deployed_average]
+        return cast(nn.Module, deployed)  # torch.compile is declared to give a function
 
     @property
     def deploys_another(self) -> bool:
@@ -744,7 +752,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if deployed is trained:
             yield trained
             return
-        decoder = unwrap(deployed).decoder if can_switch_deep_supervision(deployed) else None
+        decoder: Any = unwrap(deployed).decoder if can_switch_deep_supervision(deployed) else None
         flag = None if decoder is None else decoder.deep_supervision
         self.network = deployed
         try:
@@ -794,6 +802,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         with self.curves.drawn_now(self.logger, last) as drawn:
             super().on_epoch_end()
         if self.local_rank == 0 and drawn:
+            assert self.output_folder is not None
             progress.plot_terms(self.logger, self.loss_terms, self.structures, self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -822,7 +831,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint plus a key of our own, plain values only, written atomically."""
         buffer = io.BytesIO()
-        super().save_checkpoint(buffer)
+        super().save_checkpoint(cast(str, buffer))  # torch takes either
         if buffer.tell() == 0:  # another rank writes it, or checkpointing is disabled
             return
         buffer.seek(0)
@@ -849,7 +858,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             state["trained_weights"] = unwrap(self.network).state_dict()
         return state
 
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+    # nnU-Net's own signature, whose annotation takes dicts that its commands never give
+    def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
         """Restore everything. The file is read safely first; nnU-Net then reads its own part of it."""
         if not self.was_initialized:
             self.initialize()
@@ -914,7 +924,8 @@ def seed_everything(seed: int) -> None:
 
 def rng_state() -> dict:
     """The state of every random generator that a step draws from."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    name, keys, position, has_gauss, gauss = legacy
     state = {
         "python": random.getstate(),
         "numpy": [name, keys.tolist(), position, has_gauss, gauss],

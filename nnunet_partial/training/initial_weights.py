@@ -128,12 +128,12 @@ def _fitted(given: Tensor | None, own: Tensor, spread: bool) -> Tensor | None:
 def _require_encoder(own: Mapping[str, Tensor], fitting: Mapping[str, Any], source: SourceModel) -> None:
     encoder = [i for i in own if i.startswith(ENCODER)]
     wrong = next((i for i in encoder if fitting[i] is None), None)
-    if encoder and wrong is None:
-        return
     if not encoder:
         raise UserError(
             f"initial_weights {source.file}: this network has no encoder that weights could be taken for. Leave it out."
         )
+    if wrong is None:
+        return
     given = source.weights.get(wrong)
     found = f"has no {wrong}" if given is None else f"has {wrong} of shape {list(given.shape)}"
     raise UserError(

@@ -63,4 +63,5 @@ class OneAgainstRestTrainer(PartialTrainer):
         return self.at_every_scale(lambda s, target: loss(s, target, pairs, known), outputs, batch.targets)
 
     def mask_classes(self, network: nn.Module, classes: Sequence[int]) -> None:
-        unwrap(network).mask(classes)
+        conditional: Any = unwrap(network)
+        conditional.mask(classes)

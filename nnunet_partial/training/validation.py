@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,7 @@ def annotated_counts(
     foreground = annotated[:, 1:].to(tp.dtype)
     counts = [(value[:, 1:] * foreground).sum(0) for value in (tp, fp, fn)]
     for union in unions:
+        assert groups is not None  # who names unions says which samples outline them
         rows = _annotating(groups, union).to(logits.device)
         own = _union_counts(onehot[rows], target[rows], union, None if mask is None else mask[rows])
         counts = [torch.cat((i, j[None].to(i.dtype))) for i, j in zip(counts, own)]
@@ -114,7 +116,8 @@ def metrics_on_annotated(
             labels = [*labels, *values.values()]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=RuntimeWarning)  # classes without an annotated case have no mean
-            result = compute_metrics_on_folder(
+            compare: Any = compute_metrics_on_folder  # which is declared to take no None
+            result = compare(
                 folder_truth, folder_predicted, None, image_reader_writer, file_ending, labels, ignore_label, num_processes, chill
             )
             _name_unions(result, annotations, values)
@@ -165,7 +168,8 @@ def _relabelled(
 ) -> None:
     """Write the label files of ``cases`` to the folder ``copy`` under other values."""
     for case in cases:
-        _relabel(*(os.path.join(i, case + file_ending) for i in (folder, copy)), image_reader_writer, label_map)
+        source, target = (os.path.join(i, case + file_ending) for i in (folder, copy))
+        _relabel(source, target, image_reader_writer, label_map)
 
 
 def _keep_annotated(folder: Path, file_ending: str, image_reader_writer, case: str, groups: Sequence[int]) -> None:

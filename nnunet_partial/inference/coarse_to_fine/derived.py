@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,8 @@ from nnunet_partial.networks.usenet import PAPER_STRIDE
 from nnunet_partial.orchestration.foreground import run
 from nnunet_partial.outputs import Records
 from nnunet_partial.recipes import read_recipe
-from nnunet_partial.settings import merged, read_run_settings, read_settings
-from nnunet_partial.variants import NETWORK_CHANGES, write_variant
+from nnunet_partial.settings import NETWORK_CHANGES, merged, read_run_settings, read_settings
+from nnunet_partial.variants import write_variant
 
 ENDING = ".nii.gz"
 RECIPE = "choi2022"  # the paper that has the two stages
@@ -63,7 +64,7 @@ def prepare(
     dataset: int | str,
     dataset_id: int,
     name: str | None = None,
-    changes: Mapping[str, Any] = (),
+    changes: Mapping[str, Any] = MappingProxyType({}),
     coarse: Stage | None = None,
     overwrite: bool = False,
     processes: int = 1,
@@ -260,6 +261,7 @@ def _read_labels(derivation: Derivation, case: RawCase, channels_of: str) -> sit
     geometry = images.read_geometry(channels_of)
     annotated = derivation.annotations.of(case.name).annotated
     if annotated:
+        assert case.label is not None  # what annotates has labels
         array, own = images.read_label(case.label)
         images.require_same_geometry(geometry, channels_of, own, case.label)
         unknown = [i for i in images.present_values(array) if i not in derivation.annotations.values(case.name)]
@@ -282,12 +284,14 @@ def fine_box(derivation: Derivation, case: RawCase, channels: Sequence[sitk.Imag
     known = set(derivation.annotations.values(case.name))
     masks = [sitk.GetArrayViewFromImage(labels)]
     if not known >= set(range(len(derivation.annotations.classes) + 1)):
+        stage = derivation.coarse
+        assert stage is not None  # boxes are those of the fine stage, which has one
         coarse = c2f.predict_coarse(
             channels,
-            derivation.coarse,
+            stage,
             derivation.settings,
             derivation.description.normalise,
-            derivation.coarse.device,
+            stage.device,
             [derivation.annotations.classes.index(i) + 1 for i in derivation.settings.largest_components or ()],
         )
         masks.append(np.where(np.isin(coarse, list(known)), 0, coarse))
@@ -318,7 +322,9 @@ def _hash_of_volumes(derivation: Derivation) -> str:
     """Hash of dataset.json and of what the records say of every volume and label map."""
     records, digest = Records(derivation.folder), hashlib.sha256(sha256(derivation.folder / "dataset.json").encode())
     for case in sorted(derivation.source.cases):
-        outputs = records.read(case)["outputs"]
+        record = records.read(case)
+        assert record is not None  # every case has just been written
+        outputs = record["outputs"]
         digest.update("".join(f"{name} {outputs[name]['sha256']}\n" for name in sorted(outputs)).encode())
     return digest.hexdigest()
 

@@ -143,11 +143,11 @@ def resample_to_size(image: sitk.Image, size_zyx: Sequence[int], interpolator: i
 
 def resample_labels_to_size(labels: sitk.Image, size_zyx: Sequence[int]) -> sitk.Image:
     """Label map of ``size_zyx`` voxels: each takes the label whose indicator, resampled linearly, is highest there."""
-    best, winner = None, None
+    resampled, best, winner = labels, np.empty(0), np.empty(0)
     for value in fastremap.unique(sitk.GetArrayViewFromImage(labels)):
         resampled = resample_to_size(labels == int(value), size_zyx)
         share = sitk.GetArrayViewFromImage(resampled)
-        if best is None:
+        if not best.size:
             best, winner = share.copy(), np.full(share.shape, value)
         else:
             winner[share > best] = value
@@ -220,10 +220,11 @@ def central_box(shape: Sequence[int], spacing_mm: Sequence[float], size_mm: Sequ
 def _voxels(bounds: Sequence[tuple[float, float]], shape: Sequence[int]) -> Box:
     """Slices of the voxels touched by ``bounds``, which are fractions of the volume's extent."""
     slack = 1e-6  # of a voxel: a bound that is a face but for rounding touches nothing beyond it
-    return tuple(
+    z, y, x = (
         slice(max(0, int(np.floor(low * size + slack))), min(size, int(np.ceil(high * size - slack))))
         for (low, high), size in zip(bounds, shape)
     )
+    return z, y, x
 
 
 def _size_of(box: Box) -> tuple[int, ...]:
@@ -261,6 +262,7 @@ def sliding_window(volume: torch.Tensor, network: Network, patch_size: Sequence[
                 total = probabilities.new_zeros((len(probabilities), *volume.shape[1:]))
             total[(slice(None), *window)] += probabilities * weight
             weights[window] += weight
+    assert total is not None  # there is a window at least
     return total / weights
 
 

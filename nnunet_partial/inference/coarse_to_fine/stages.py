@@ -207,7 +207,7 @@ def predict_folder(
     joint_settings(coarse, fine)
     ending, out = fine.description.file_ending, Path(out)
     cases, records = cases_of(folder, ending), Records(out)
-    request = {"coarse": sha256(coarse.checkpoint), "fine": sha256(fine.checkpoint)}
+    request: dict[str, Any] = {"coarse": sha256(coarse.checkpoint), "fine": sha256(fine.checkpoint)}
     request["largest_components"] = list(fine.one_piece_values)
     if overwrite:
         for file in (REQUEST, *(f"{i}{ending}" for i in cases)):

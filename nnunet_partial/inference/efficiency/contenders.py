@@ -69,16 +69,16 @@ def compare(contenders: Sequence[Contender], images: PathLike, device: str = "cp
 
 def measure(contender: Contender, images: str, device: str, limit: int | None = None) -> Measured:
     """Segment the cases of ``images`` with one contender, in this process."""
-    device = torch.device(device)
+    run_on = torch.device(device)
     segment, networks, ending = (
-        _coarse_to_fine(contender, device) if len(contender.models) == 2 else _sliding_window(contender, device)
+        _coarse_to_fine(contender, run_on) if len(contender.models) == 2 else _sliding_window(contender, run_on)
     )
     cases = list(cases_of(images, ending).items())[:limit]
     costs = [efficiency.cost(network, channels, patch) for network, channels, patch in networks]
     results, arithmetic = [], []
     with tempfile.TemporaryDirectory() as out:
         for case, files in bar(cases, contender.name):
-            with _passes([i[0] for i in networks]) as passes, Measurement(case, device) as measurement:
+            with _passes([i[0] for i in networks]) as passes, Measurement(case, run_on) as measurement:
                 segment(files, os.path.join(out, case))
             results.append(measurement.result)
             arithmetic.append(sum(n * cost.multiply_accumulates for n, cost in zip(passes, costs)))
@@ -121,7 +121,7 @@ def _sliding_window(contender: Contender, device: torch.device) -> tuple:
     dataset_json = read_json(folder / "dataset.json", "A model folder holds it.")
     classes, _ = foreground_classes(dataset_json, str(folder / "dataset.json"))
     files = ModelFiles(contender.name, folder, checkpoint, classes, contender.trusted)
-    predictor = load_predictor(files, device, contender.mirroring)
+    predictor: Any = load_predictor(files, device, contender.mirroring)
     predictor.list_of_parameters = [predictor.network.state_dict()]  # of each fold; nnU-Net loads them before each case
     networks = [(predictor.network, len(dataset_json["channel_names"]), predictor.configuration_manager.patch_size)]
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import psutil
@@ -140,8 +141,8 @@ def summarise(case: str, samples: Sequence[Sample], num_cpus: int | None = None)
     times = np.array([i.time_s for i in samples])
     # a child's time is missing between its end and its parent's wait, so the sum may fall for a moment
     cpu_s = max(i.cpu_s for i in samples) - samples[0].cpu_s
-    gpu = [i.gpu_memory_mb for i in samples]
-    on_gpu = None not in gpu
+    gpu = [i.gpu_memory_mb for i in samples if i.gpu_memory_mb is not None]
+    on_gpu = len(gpu) == len(samples)
     return Efficiency(
         case,
         float(times[-1] - times[0]),
@@ -158,14 +159,16 @@ def _area(times: np.ndarray, values: np.ndarray) -> float:
 
 def total(cases: Sequence[Efficiency]) -> Efficiency:
     """All cases one after the other: times and areas are sums, peaks the highest."""
-    on_gpu = all(i.peak_gpu_memory_mb is not None for i in cases)
+    peaks = [i.peak_gpu_memory_mb for i in cases if i.peak_gpu_memory_mb is not None]
+    areas = [i.gpu_memory_time_area_mb_s for i in cases if i.gpu_memory_time_area_mb_s is not None]
+    on_gpu = len(peaks) == len(cases)
     return Efficiency(
         "total",
         sum(i.wall_time_s for i in cases),
         max(i.peak_memory_mb for i in cases),
         sum(i.cpu_time_area_percent_s for i in cases),
-        max(i.peak_gpu_memory_mb for i in cases) if on_gpu else None,
-        sum(i.gpu_memory_time_area_mb_s for i in cases) if on_gpu else None,
+        max(peaks) if on_gpu else None,
+        sum(areas) if on_gpu else None,
     )
 
 
@@ -176,7 +179,7 @@ def cost(network: nn.Module, in_channels: int, patch_size: Sequence[int]) -> Net
     """
     network = meta_copy(network)
     unused = 0
-    decoder = getattr(network, "decoder", None)
+    decoder: Any = getattr(network, "decoder", None)
     if hasattr(decoder, "deep_supervision"):
         decoder.deep_supervision = False
         unused = sum(p.numel() for head in decoder.seg_layers[:-1] for p in head.parameters())
