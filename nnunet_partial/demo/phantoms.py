@@ -181,7 +181,7 @@ class _Painter:
 
 def _paint_anatomy(rng, points) -> np.ndarray:
     p = _Painter(rng, points)
-    x, y, z = points
+    x, y, _ = points
     body = (x / 128) ** 2 + (y / 98) ** 2
     p.paint("muscle", body < 1)
     p.paint("fat", body < 0.8)

@@ -356,7 +356,7 @@ class ComparisonSteps:
 
     def _prediction_cost(self, images: str, folds: int) -> Cost | None:
         """Images times models; not known before the images are there."""
-        number = sum(1 for i in os.listdir(images)) if os.path.isdir(images) else 0
+        number = len(os.listdir(images)) if os.path.isdir(images) else 0
         kind = f"predict {self.dataset} {self.options.plans} {self.options.configuration} {self.options.device}"
         return Cost(f"{kind}{'' if self.options.disable_tta else ' mirrored'}", number * folds) if number else None
 
