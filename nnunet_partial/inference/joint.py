@@ -7,6 +7,7 @@ import torch
 
 from nnunet_partial.inference.preprocessed import restricted_probabilities
 from nnunet_partial.inference.rules import Fusion
+from nnunet_partial.labels import Union
 
 
 class JointLabels:
@@ -23,7 +24,7 @@ class JointLabels:
         self,
         rule: str,
         lacking: Sequence[str],
-        outlines: Mapping[str, np.ndarray],
+        outlines: Mapping[Union, np.ndarray],
         groups: Sequence[int] | None,
         value: Callable[[str], int],
     ):

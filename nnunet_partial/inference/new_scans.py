@@ -237,7 +237,7 @@ def _outputs(records: Records, scan: Scan, out: Path) -> list:
     return [] if nothing else [out / scan.mask]
 
 
-def channel_names(model: PathLike) -> tuple:
+def channel_names(model: PathLike) -> tuple[str, ...]:
     """What the model's images show, one name a channel."""
     file = Path(model) / "dataset.json"
     content = read_json(file, "A model folder holds it.")
@@ -276,12 +276,12 @@ def _segment(predictor: Any, scan: Scan, mask: Path, doubts: list, save: Callabl
         files = [str(i) for i in scan.files] if direct else _handed_over(volumes, folder)
         geometry = Geometry.of(volumes[0]).spatial()
         del volumes
-        found = _labels(predictor, files)
+        labels, properties = _labels(predictor, files)
         if save is None:
-            _write(*found, reader(), geometry, mask, direct)
+            _write(labels, properties, reader(), geometry, mask, direct)
         else:
             mask.unlink(missing_ok=True)  # an older one, should there be nothing to write now
-            save(_on_the_voxels(*found, reader(), geometry, mask), scan, mask)
+            save(_on_the_voxels(labels, properties, reader(), geometry, mask), scan, mask)
 
 
 def _read(file: Path | tuple) -> "sitk.Image":

@@ -566,7 +566,7 @@ class Labeller:
         case: str,
         image: np.ndarray,
         wanted: Wanted,
-        outlines: Mapping[str, np.ndarray],
+        outlines: Mapping[Union, np.ndarray],
         properties: Mapping[str, Any],
         soft: list,
         doubt: Doubt,

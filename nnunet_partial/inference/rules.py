@@ -38,7 +38,7 @@ class Fusion:
     def add(self, probabilities: np.ndarray) -> None:
         """``probabilities`` (C, *S) of one model, background first."""
         probabilities = np.asarray(probabilities, np.float32)
-        if self._members is not None:
+        if self._members is not None and self.groups is not None:
             self._members.add(probabilities)
             probabilities = np.stack([probabilities[self.groups == i].sum(0) for i in range(self.groups.max() + 1)])
         if self.total is None:
@@ -63,5 +63,8 @@ class Fusion:
 
     def _best_member(self, group: np.ndarray) -> np.ndarray:
         """The channel (*S) of the highest probability among those of the super-class that each voxel (*S) was given."""
+        assert (
+            self.groups is not None and self._members is not None and self._members.total is not None
+        )  # asked of super-classes alone
         outside = np.expand_dims(self.groups, tuple(range(1, 1 + group.ndim))) != group
         return np.where(outside, -1, self._members.total).argmax(0)

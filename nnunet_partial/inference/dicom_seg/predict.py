@@ -22,7 +22,7 @@ _VERSION_DIGITS = 16  # of the hash of the weights
 def channel_of(model: PathLike) -> str:
     """The one channel of a model. Raises :class:`UserError` for a model of several, or of pictures, and without highdicom."""
     require_packages()
-    names = channel_names(model)
+    names = list(channel_names(model))
     if reads_pictures(model):
         raise UserError(f"{model} is a model of pictures, and a DICOM series is a volume. Use nnunet_partial predict -i.")
     if len(names) > 1:

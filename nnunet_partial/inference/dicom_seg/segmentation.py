@@ -135,7 +135,7 @@ def _pixels(labels: np.ndarray, values: Sequence[Sequence[int]]) -> np.ndarray:
     return numbers[labels]
 
 
-def _segmentation(pixels: np.ndarray, sources: list, series: Series, descriptions: list, texts: Mapping[str, str]) -> Any:
+def _segmentation(pixels: np.ndarray, sources: list, series: Series, descriptions: list, texts: Mapping[str, Any]) -> Any:
     import highdicom
 
     between_columns, between_rows, between_slices = series.geometry.spacing_mm

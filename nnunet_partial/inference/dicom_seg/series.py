@@ -112,11 +112,12 @@ def _grouped(files: Sequence[Path], progress: bool) -> tuple:
 def _instance(file: Path) -> _Instance | None:
     import pydicom
     from pydicom.errors import InvalidDicomError
+    from pydicom.uid import UID
 
     try:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         if "Rows" not in header:
-            if "Image Storage" in header.file_meta.get("MediaStorageSOPClassUID", pydicom.uid.UID("")).name:
+            if "Image Storage" in header.file_meta.get("MediaStorageSOPClassUID", UID("")).name:
                 raise UserError(f"{file} is truncated or damaged. Copy the series again.")
             return None  # a DICOMDIR, a report, a structure set
         return _read(header, file)
