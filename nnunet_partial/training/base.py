@@ -574,7 +574,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             if not average.num_updates:  # weights may have been loaded since it was built
                 average.restart()
         super().on_train_start()
-        progress.describe(self.logger, self.loss_terms, self.structures)
+        progress.describe(self.logger, self.loss_terms, self.scored_structures)
         if self._resume_rng is not None:  # making the data loaders has drawn random numbers
             set_rng_state(self._resume_rng)
             self._resume_rng = None
@@ -789,11 +789,11 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         with np.errstate(invalid="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore", category=RuntimeWarning)  # a class that no sample annotates has no Dice
             super().on_validation_epoch_end(val_outputs)
-        progress.send_dice(self.logger, self.structures, self.current_epoch)
+        progress.send_dice(self.logger, self.scored_structures, self.current_epoch)
         progress.replace_nan(self.logger)
 
     @property
-    def structures(self) -> tuple:
+    def scored_structures(self) -> tuple:
         """What validation scores: the classes, then the unions."""
         return (*self.annotations.classes, *self.annotations.unions)
 
@@ -803,7 +803,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             super().on_epoch_end()
         if self.local_rank == 0 and drawn:
             assert self.output_folder is not None
-            progress.plot_terms(self.logger, self.loss_terms, self.structures, self.output_folder)
+            progress.plot_terms(self.logger, self.loss_terms, self.scored_structures, self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's validation, scored per class only where the class is annotated (see :mod:`.validation`)."""

@@ -37,9 +37,10 @@ def draw_cases(run: Run, changes: Sequence[Mapping[str, Any]], number: int) -> l
     pictures = []
     for generation, case, score in most_changed(changes, number):
         before = with_labels[with_labels.index(generation) - 1]
-        folders = [run.labels(by_name[i]) for i in (before, generation)]
-        segs = [read_seg(i, case) for i in folders]
-        properties = load_labels(folders[1].folder_of(case), case)[1]
+        first, second = (run.labels(by_name[i]) for i in (before, generation))
+        assert first is not None and second is not None  # of generations with labels
+        segs = [read_seg(i, case) for i in (first, second)]
+        properties = load_labels(second.folder_of(case), case)[1]
         file = run.report / "pictures" / f"{generation}_{case}.png"
         where = draw_case(run, _image(run, case), segs, properties, (before, generation), file)
         text = f"{case}, {where}: labels of generation {before} and of {generation}, Dice between them {100 * score:.1f} %"

@@ -17,18 +17,20 @@ def verdict(run: Run, changes: Sequence[Mapping[str, Any]]) -> str:
         return f"The run is not over: the model that it returns ({name}) is not trained yet."
     if name == "m0":
         return "The run returns M0 itself."
-    tested = [model_scores(run, i, run.model(i)).get("test", []) for i in (name, "m0")]
-    if all(tested):
-        return _compared(f"The model that the run returns ({name})", *tested, "test")
+    m0 = run.model("m0")
+    assert m0 is not None  # every run has one
+    tested, of_m0 = (model_scores(run, i, those).get("test", []) for i, those in ((name, entry), ("m0", m0)))
+    if tested and of_m0:
+        return _compared(f"The model that the run returns ({name})", tested, of_m0, "test")
     unknown = (
         f"Whether the model that the run returns ({name}) is better than M0 on new cases cannot be known from this run: "
         f"{'the test cases have no labels here' if run.options.get('test_images') else 'no test cases were given'}. How to give them "
         "stands below, under Commands and versions."
     )
-    labelled = [_with_truth(changes, i) for i in (run.generations[-1]["generation"], 0)]
-    if not all(labelled):
+    last, first = (_with_truth(changes, i) for i in (run.generations[-1]["generation"], 0))
+    if not last or not first:
         return unknown
-    return f"{unknown} {_compared('On the cases that they were trained on, the last pseudo labels', *labelled, 'reference')}"
+    return f"{unknown} {_compared('On the cases that they were trained on, the last pseudo labels', last, first, 'reference')}"
 
 
 def _with_truth(changes: Sequence[Mapping[str, Any]], generation: Any) -> list:
@@ -55,9 +57,9 @@ def _compared(what: str, rows: Sequence[Mapping], of_m0: Sequence[Mapping], case
 def commands_for_test_cases(run: Run) -> list:
     """What compares the two models on test cases now; empty where the run has them, or is not over."""
     name, fold = run.plan["returned_model"], run.options["fold"]
-    entries = {i: run.model(i) for i in ("m0", name)}
+    entries = {i: found for i in ("m0", name) if (found := run.model(i)) is not None and run.is_trained(found)}
     tested = run.options.get("test_images") and run.options.get("test_labels")
-    if tested or name == "m0" or not all(i is not None and run.is_trained(i) for i in entries.values()):
+    if tested or name == "m0" or len(entries) < 2:
         return []
     dataset, found = run.plan["dataset"], []
     for model, entry in entries.items():

@@ -124,7 +124,8 @@ def _draw(axis, plane: Plane, left: float, top: float, height: float) -> None:
 def outline_points(mask: np.ndarray, step_y: float, step_x: float) -> float:
     """Thickness of the outline of ``mask``, whose pixels are so many inches high and wide: a quarter of the structure's own."""
     # the middle of a pixel is half a pixel from its edge
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=(step_y, step_x)).max() - min(step_y, step_x) / 2
+    distances: Any = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=(step_y, step_x))
+    depth = distances.max() - min(step_y, step_x) / 2
     return float(np.clip(2 * depth * POINTS / 4, LEAST_POINTS, MOST_POINTS))
 
 

@@ -40,7 +40,7 @@ def how_good(ranked: ranking.Ranked, summary: Mapping, inputs: Inputs) -> str:
     text = f"{ranked.name} has a mean {title} of {number(ranked.mean, metric)}{interval} on {summary['n_cases']} cases"
     if len(means) > 1:
         good, poor = (max, min) if ranking.HIGHER_IS_BETTER[metric] else (min, max)
-        best, worst = good(means, key=means.get), poor(means, key=means.get)
+        best, worst = good(means, key=means.__getitem__), poor(means, key=means.__getitem__)
         text += f": best {best} ({number(means[best], metric)}), weakest {worst} ({number(means[worst], metric)})"
     return f"{text}; {counted}."
 

@@ -154,7 +154,7 @@ def _classes(dataset_json: Mapping[str, Any], annotations: Annotations | None) -
 def _sources(dataset_json: Mapping[str, Any], annotations: Annotations | None) -> list:
     """Each source with the structures that its cases annotate, where it comes from, and its licence as far as known."""
     origins = _origins(dataset_json)
-    if annotations is None:
+    if annotations is None or annotations.cases is None:
         own = dataset_json.get(PROVENANCE_KEY, {})
         whole = {"annotated": None, "unlabelled": None, **_origin(own), **_licence(own)}
         return [{"name": FULLY_LABELLED_SOURCE, "cases": dataset_json.get("numTraining"), **whole}]
@@ -340,7 +340,7 @@ def _evaluated(where: PathLike, trained: Trained) -> dict:
             "evaluation of this model."
         )
     how = content.get("annotated")
-    compared = f"the classes {', '.join(how)} of every case" if isinstance(how, list) else _COMPARED.get(how)
+    compared = f"the classes {', '.join(how)} of every case" if isinstance(how, list) else _COMPARED.get(str(how))
     return {"what": "an evaluation", "compared": compared, **_summary(summary, content.get("confidence", CONFIDENCE))}
 
 
