@@ -93,13 +93,6 @@ def _of_package() -> Codes:
     return Codes(TABLE)
 
 
-def in_words(structure: Structure) -> str:
-    """``Left Kidney (SCT 64033007)``."""
-    side = f"{SIDES[structure.side][1]} " if structure.side else ""
-    where = f" of {in_words(structure.region).partition(' (')[0]}" if structure.region else ""
-    return f"{side}{structure.meaning}{where} ({structure.scheme} {structure.code})"
-
-
 def _words(name: str) -> list:
     return re.findall(r"[^\W_]+", name.lower())
 

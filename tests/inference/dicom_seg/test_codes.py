@@ -6,7 +6,7 @@ import pytest
 from pydicom.sr.codedict import codes as standard
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.inference.dicom_seg.codes import CATEGORIES, COLUMNS, SIDES, TABLE, Codes, in_words, standard_codes
+from nnunet_partial.inference.dicom_seg.codes import CATEGORIES, COLUMNS, SIDES, TABLE, Codes, standard_codes
 
 
 def in_the_standard():
@@ -14,6 +14,13 @@ def in_the_standard():
     from pydicom.sr._concepts_dict import concepts
 
     return {code: meaning for entry in concepts["SCT"].values() for code, (meaning, _) in entry.items()}
+
+
+def in_words(structure):
+    """``Left Kidney (SCT 64033007)``."""
+    side = f"{SIDES[structure.side][1]} " if structure.side else ""
+    where = f" of {in_words(structure.region).partition(' (')[0]}" if structure.region else ""
+    return f"{side}{structure.meaning}{where} ({structure.scheme} {structure.code})"
 
 
 def rows():

@@ -277,6 +277,18 @@ def test_a_multi_frame_series(tmp_path):
         assert np.allclose(position, plane.position(order[number - 1]), atol=1e-3)
 
 
+def test_an_old_multi_frame_file_is_refused(tmp_path):
+    """It can be read where it says how far apart its frames are, but not be referred to frame by frame."""
+    (first,) = hand.write_series(tmp_path, hand.Plane(shape=(1, 20, 26)), lambda p: 100 * value(p).astype(int), None, "{k}.dcm")
+    dataset = pydicom.dcmread(first)
+    dataset.NumberOfFrames, dataset.SpacingBetweenSlices, dataset.PixelData = 4, "3", 4 * dataset.PixelData
+    dataset.save_as(first)
+    series = dicom.read_headers((first,))
+    with pytest.raises(UserError, match="is a multi-frame file of the old kind"):
+        write_dicom_seg(np.ones(series.geometry.shape_zyx, int), series, CLASSES, standard_codes(), MODEL, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
 def test_a_series_in_two_multi_frame_files_is_refused(tmp_path):
     plane = hand.Plane()
     for name, order in (("a", range(8)), ("b", range(8, 16))):
