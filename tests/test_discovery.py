@@ -187,7 +187,8 @@ def test_wheel(source, fresh):
         "package": str(site / "nnunet_partial"),
     }
     assert (python.parent / "nnunet_partial").is_file()  # the command
-    for file in ("nnunet_partial/evaluation/report/report.html.j2", "nnunet_partial/py.typed", "dataset_conversion/py.typed"):
+    report = ("nnunet_partial/evaluation/report/report.html.j2", "nnunet_partial/evaluation/report/viewer.js")
+    for file in (*report, "nnunet_partial/py.typed", "dataset_conversion/py.typed"):
         assert (site / file).is_file()
     # a package that cannot be imported does not keep anybody from importing torch
     (site / "nnunet_partial" / "__init__.py").write_text("raise ImportError('damaged')\n")

@@ -9,14 +9,16 @@ from nnunet_partial.commands import repeated
 DESCRIPTION = """Look at every image and label of a raw dataset: contract, geometry, orientation, Hounsfield units, NaN,
 slices that jump, empty labels, cases that show less than their source, organs on the wrong side, labels that do not lie on
 their organs, unusual volumes, images that occur twice or in a test set. A finding comes with what to do about it. Writes
-check.txt, check.json and check.png. Exit code 1 if something is wrong enough to spoil a training.
+check.txt, check.json, check.png and check.html, in which one can scroll through the shown cases. Exit code 1 if something is
+wrong enough to spoil a training.
 
 A finding that is right as it is, such as a liver that really lies on the left, is a note from then on with --accept
 KIND:CASE, as long as nothing of it changes.
 
 With --labels, look at a label directory instead: volumes of pseudo labels against those outlined by hand, how sure the models
-were, where they contradict each other, and pictures of the worst cases. Writes labels.txt, labels.json and labels.png, and
-with --worst N the names of the N worst cases, for the setting exclude of a training and for pseudo-label --cases."""
+were, where they contradict each other, and pictures of the worst cases. Writes labels.txt, labels.json, labels.png and
+labels.html, in which one can scroll through cases, and with --worst N the names of the N worst cases, for the setting exclude
+of a training and for pseudo-label --cases."""
 EXAMPLE = """nnunet_partial check 501 --against 601
          nnunet_partial check 501 --accept anatomy:lits_0007
          nnunet_partial check --labels labels/fold_0 --worst 20 --out worst.txt"""
@@ -57,6 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
 def _check_labels(arguments: argparse.Namespace) -> None:
     from nnunet_partial.data.check import audit, audit_page
     from nnunet_partial.errors import UserError
+    from nnunet_partial.evaluation.report import check_page
     from nnunet_partial.files import json_text, write_texts
 
     if arguments.worst is not None and arguments.worst < 1:
@@ -69,7 +72,8 @@ def _check_labels(arguments: argparse.Namespace) -> None:
     write_texts(texts | ({worst: "".join(f"{i}\n" for i in names)} if names else {}))
     page = folder / ("labels.pdf" if arguments.pdf else "labels.png")
     audit_page.draw(found, page)
-    print(f"{text}written: {', '.join(map(str, (*texts, page, *([worst] if names else []))))}", flush=True)
+    to_scroll = check_page.write_labels(found, text.splitlines(), page)
+    print(f"{text}written: {', '.join(map(str, (*texts, page, to_scroll, *([worst] if names else []))))}", flush=True)
     if names:
         print(f"train without their pseudo labels: nnunet_partial variant ... --set exclude={worst.absolute()}")
 
@@ -86,6 +90,7 @@ def _check_dataset(arguments: argparse.Namespace) -> None:
     from nnunet_partial.data.check import inspection
     from nnunet_partial.data.check import page as inspection_page
     from nnunet_partial.data.raw import read_raw_dataset
+    from nnunet_partial.evaluation.report import check_page
     from nnunet_partial.files import json_text, write_texts
     from nnunet_partial.paths import raw_dataset
 
@@ -99,7 +104,9 @@ def _check_dataset(arguments: argparse.Namespace) -> None:
     text = "\n".join(inspection.in_words(found))
     page = out / ("check.pdf" if arguments.pdf else "check.png")
     write_texts({out / "check.txt": text + "\n", out / "check.json": json_text(found.to_json())})
-    inspection_page.draw(found, read_raw_dataset(folder), page)
-    print(f"{text}\nwritten: {out / 'check.txt'}, {out / 'check.json'}\npictures: {page}", flush=True)
+    raw = read_raw_dataset(folder)
+    inspection_page.draw(found, raw, page)
+    to_scroll = check_page.write_dataset(found, raw, text.splitlines(), page)
+    print(f"{text}\nwritten: {out / 'check.txt'}, {out / 'check.json'}, {to_scroll}\npictures: {page}", flush=True)
     if any(i.level == "error" for i in found.findings) and not arguments.report_only:
         raise SystemExit(1)

@@ -298,6 +298,9 @@ def test_command_writes_text_json_and_pictures(dataset, tmp_path, capsys):
     assert np.isclose(content["cases"]["lits_000"]["volumes_ml"]["liver"], expected, rtol=1e-4)
     picture = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "out" / "check.png")))
     assert picture.shape[0] > 500 and len(np.unique(picture.reshape(-1, picture.shape[-1]), axis=0)) > 100
+    shown = json.loads(re.search(r'id="viewer-cases">(.*?)</script>', (tmp_path / "out" / "check.html").read_text(), re.S)[1])
+    assert [i["name"] for i in shown] == list(content["cases"]) and shown[0]["windows"][0][0] == "abdomen"
+    assert [[name for _, name, _ in i["colours"]] for i in shown[0]["layers"]] == [content["cases"]["lits_000"]["annotated"]]
     assert not [i for i in folder.iterdir() if i.name not in ("dataset.json", "conversion.json", "labelsTr")], (
         "the dataset is not written to"
     )

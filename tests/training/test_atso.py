@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import time
@@ -267,7 +268,12 @@ def test_the_report_shows_every_generation(finished):
     summary = (finished.run / "report" / "summary.csv").read_text().splitlines()
     assert [i.split(",")[0] for i in summary] == ["generation", "0", "1", "2", "final"]
     page = (finished.run / "report" / "index.html").read_text()
-    assert "data:image/png;base64," in page and "http" not in page.replace("http-equiv", "")
+    shown = json.loads(re.search(r'id="viewer-cases">(.*?)</script>', page, re.S)[1])
+    layers = [[i["name"] for i in one["layers"]] for one in shown]
+    assert layers and all(i in (["generation 0", "generation 1"], ["generation 1", "generation final"]) for i in layers)
+    assert [i["shown"] for i in shown[0]["layers"]] == [False, True]
+    own = re.sub(r"<script.*?</script>", "", page, flags=re.S)  # NiiVue's program names addresses, and is let none by the page
+    assert "data:image/png;base64," in page and "http" not in own.replace("http-equiv", "")
     changes = (finished.run / "report" / "changes.csv").read_text().splitlines()
     assert len(changes) == 1 + 3 * 4 * 3  # three sets of labels, four cases, three classes
 

@@ -8,7 +8,7 @@ import csv
 import io
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -215,16 +215,27 @@ def _known(value: float | None) -> float | None:
 
 def _truth_reader(run: Run):
     """``(case, labels, seg) -> class -> Dice`` with the truth; of a run without truth, nothing."""
-    folder = run.options["reference_truth"]
-    if not folder:
-        return lambda case, labels, seg: {}
-    space = PreprocessedSpace(run)
+    truth = reference_truth(run)
 
     def read(case: str, labels: LabelDirectory, seg: np.ndarray) -> dict:
+        true = truth(case, labels, seg.shape)
+        return {} if true is None else compare(labels, seg, true, case)
+
+    return read
+
+
+def reference_truth(run: Run) -> Callable[[str, LabelDirectory, Sequence[int]], np.ndarray | None]:
+    """``(case, labels, shape)`` -> true labels (*S) on the preprocessed voxels; None of a case, or a run, without truth."""
+    folder = run.options["reference_truth"]
+    if not folder:
+        return lambda case, labels, shape: None
+    space = PreprocessedSpace(run)
+
+    def read(case: str, labels: LabelDirectory, shape: Sequence[int]) -> np.ndarray | None:
         file = Path(folder) / f"{case}{space.file_ending}"
         if not file.is_file():
-            return {}
-        return compare(labels, seg, space.seg(file, load_labels(labels.folder_of(case), case)[1], seg.shape), case)
+            return None
+        return space.seg(file, load_labels(labels.folder_of(case), case)[1], shape)
 
     return read
 

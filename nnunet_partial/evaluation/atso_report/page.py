@@ -14,7 +14,8 @@ from nnunet_partial import palette
 from nnunet_partial.evaluation.atso_report import generations, verdict
 from nnunet_partial.evaluation.atso_report.generations import CHANGES, SCORES, SUMMARY, Run
 from nnunet_partial.evaluation.atso_report.pictures import draw_cases
-from nnunet_partial.evaluation.report import html, tables
+from nnunet_partial.evaluation.atso_report.to_scroll import changed_cases
+from nnunet_partial.evaluation.report import tables, viewer
 from nnunet_partial.evaluation.report.charts import LINES, PAGE_INCHES, PLOT, Picture, new_figure
 from nnunet_partial.evaluation.report.page import links
 from nnunet_partial.evaluation.report.tables import Cell, Table
@@ -83,7 +84,7 @@ def write_page(
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
     file = run.report / "index.html"
-    write_text(html.render(TEMPLATE, content), file)
+    write_text(viewer.render(TEMPLATE, content, lambda: changed_cases(run, changes, pictures)), file)
     return file
 
 

@@ -144,6 +144,11 @@ def _configuration(run: Run, plans: Mapping[str, Any], key: str) -> Mapping[str,
 
 def _image(run: Run, case: str) -> np.ndarray:
     """The first channel (*S) of the preprocessed image of a case."""
+    return np.asarray(open_array(image_folder(run) / f"{case}.b2nd")[0])
+
+
+def image_folder(run: Run) -> Path:
+    """Where the preprocessed images of a run lie."""
     plans = read_json(paths.plans_file(run.plan["dataset"], run.options["plans"]))
     identifier = _configuration(run, plans, "data_identifier")["data_identifier"]
-    return np.asarray(open_array(paths.preprocessed_dataset(run.plan["dataset"]) / identifier / f"{case}.b2nd")[0])
+    return paths.preprocessed_dataset(run.plan["dataset"]) / identifier

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from nnunet_partial.bars import bar
 from nnunet_partial.evaluation import ranking
-from nnunet_partial.evaluation.report import cases, charts, html, tables, verdict
+from nnunet_partial.evaluation.report import cases, charts, scenes, tables, verdict, viewer
 from nnunet_partial.evaluation.report.inputs import Inputs
 from nnunet_partial.evaluation.results import json_values, rows_by_class, summarise
 from nnunet_partial.files import PathLike, json_text, write_texts
@@ -28,7 +28,7 @@ def write_report(inputs: Inputs, out: PathLike, command: str = "", progress: boo
         {
             out.with_suffix(".json"): json_text(summary(inputs, content)),
             out.with_suffix(".md"): markdown_summary(content),
-            out: render(content),
+            out: render(content, lambda: scenes.of_report(inputs, content["methods"], content["classes"])),
         }
     )
     return out
@@ -50,6 +50,7 @@ def contents(inputs: Inputs, command: str = "", progress: bool = False, beside: 
         "title": inputs.title or f"Segmentation report: {Path(inputs.dataset_file).parent.name}",
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "classes": classes,
+        "methods": list(dict.fromkeys([shown, *ordered])),
         "ranked": ranked,
         "pairs": pairs,
         "notes": list(inputs.notes),
@@ -157,9 +158,9 @@ def commands(inputs: Inputs, command: str = "") -> list:
     return [*({"command": i} for i in dict.fromkeys(told)), *own]
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """The page as text."""
-    return html.render(TEMPLATE, content)
+def render(content: Mapping[str, Any], shown: Callable[[], Iterable[viewer.Scene]] = tuple) -> str:
+    """The page as text, with a viewer of the cases that ``shown`` gives."""
+    return viewer.render(TEMPLATE, content, shown)
 
 
 def summary(inputs: Inputs, content: Mapping[str, Any]) -> dict:

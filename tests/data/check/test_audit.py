@@ -1,6 +1,7 @@
 """The audit of pseudo labels: what is remarkable, in what order, and the list of the worst."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -40,6 +41,10 @@ def labels(tmp_path, monkeypatch):
     seg = np.zeros((1, 4, 12, 12), np.int8)
     seg[0, 2, 2:6, 2:6], seg[0, 2, 7:10, 7:10] = 1, 2
     image = np.random.default_rng(0).normal(size=seg.shape).astype(np.float32)
+    shape = seg.shape[1:]
+    stuff = {"spacing": (1, 1, 1), "origin": (0, 0, 0), "direction": np.eye(3).ravel().tolist()}
+    properties = {"spacing": [1, 1, 1], "sitk_stuff": stuff, "bbox_used_for_cropping": [[0, n] for n in shape]}
+    properties["shape_after_cropping_and_before_resampling"] = shape
 
     def make(records):
         sources = {i: {"source": i.split("_")[0], "annotated": r["annotated"]} for i, r in records.items()}
@@ -50,7 +55,7 @@ def labels(tmp_path, monkeypatch):
                 tmp_path / "labels", case, seg, {"spacing": [1, 1, 1]}, LabelManager(declared, None), (4, 12, 12), entry
             )
             shapes = dict.fromkeys(("chunks", "blocks", "chunks_seg", "blocks_seg"), seg.shape)
-            nnUNetDatasetBlosc2.save_case(image, seg, {}, str(folder / "images" / case), **shapes)
+            nnUNetDatasetBlosc2.save_case(image, seg, properties, str(folder / "images" / case), **shapes)
         header = {"dataset": NAME, "data_identifier": "images", "classes": CLASSES}
         label_directory.finish(tmp_path / "labels", header, list(records))
         return tmp_path / "labels"
@@ -111,6 +116,11 @@ def test_the_command_writes_a_page_and_the_list(labels, tmp_path, capsys, monkey
     assert read_names("worst.txt") == ["lits_unsure", "lits_small"]
     out = tmp_path / "check_labels"
     assert (out / "labels.png").read_bytes()[:4] == b"\x89PNG"
+    shown = json.loads(re.search(r'id="viewer-cases">(.*?)</script>', (out / "labels.html").read_text(), re.S)[1])
+    assert [i["name"].split(":")[0] for i in shown[:2]] == read_names("worst.txt")
+    assert shown[1]["name"].startswith("lits_small: spleen: 20 ml, where")
+    layers = [[i["name"], [name for _, name, _ in i["colours"]]] for i in shown[0]["layers"]]
+    assert layers == [["pseudo labels", ["spleen"]], ["manual labels", ["liver"]]]
     assert "lits_small: spleen: 20 ml" in (out / "labels.txt").read_text()
     assert read_json(out / "labels.json")["cases"]["lits_small"]["suspicion"] > 1
     assert "--set exclude=" in capsys.readouterr().out
