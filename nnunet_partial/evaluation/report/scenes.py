@@ -109,8 +109,9 @@ def _first_channel(image: "sitk.Image") -> "sitk.Image":
 
 
 def _scene(name: str, image: "sitk.Image | None", space: "sitk.Image", layers: list, channel: str, rank: tuple) -> Scene:
-    fits = image is not None and image.GetSize() == space.GetSize() and image.GetNumberOfComponentsPerPixel() == 1
-    array = sitk.GetArrayFromImage(image) if fits else None
+    array = None
+    if image is not None and image.GetSize() == space.GetSize() and image.GetNumberOfComponentsPerPixel() == 1:
+        array = sitk.GetArrayFromImage(image)
     return Scene(name, array, layers, space.GetSpacing()[::-1], space.GetOrigin(), channel, rank)
 
 

@@ -142,7 +142,7 @@ def _as_json(content: Any) -> str:
 def pack(scene: Scene) -> dict:
     """A scene as the viewer reads it: cropped, in as few bytes as do no harm. Every volume is a compressed NIfTI."""
     box, spacing = crop(scene), np.asarray(scene.spacing_mm, float)
-    steps = blocks([i.stop - i.start for i in box], spacing)
+    steps = blocks([i.stop - i.start for i in box], scene.spacing_mm)
     labels = [replace(i, labels=_majority(i.labels[box], i.colours, steps)) for i in scene.layers]
     image = np.zeros(labels[0].labels.shape) if scene.image is None else _mean(scene.image[box], steps)
     stored, windows = _stored(image, scene.image is not None and is_ct(scene.image, scene.channel))
