@@ -30,7 +30,8 @@ class Bar:
         if shown and not self._plain:
             from tqdm import tqdm
 
-            self._tqdm = tqdm(total=total, initial=done, desc=description, unit=unit)
+            before = f" ({done} were done before)" if done else ""
+            self._tqdm = tqdm(total=total, initial=done, desc=description + before, unit=unit)
         self._began = self._told = clock()
         self._lines = 0
         if self._plain:

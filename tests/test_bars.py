@@ -37,6 +37,8 @@ def test_a_terminal_gets_a_bar(monkeypatch, capsys):
     assert list(bars.bar([1, 2], "looking")) == [1, 2]
     told = capsys.readouterr()
     assert told.out == "" and "looking: 100%" in told.err
+    list(bars.bar([3], "looking", done=2))
+    assert "looking (2 were done before): 100%" in capsys.readouterr().err
 
 
 def test_cases_in_this_process_and_in_others_are_announced(capsys):

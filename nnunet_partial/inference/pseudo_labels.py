@@ -256,6 +256,7 @@ def pseudo_label(
     check_geometry(task.predictions, todo, task.raw)
     finished = task.out / label_directory.PROVENANCE
     if finished.is_file() and not todo and sorted(read_json(finished)["cases"]) == cases:
+        _label_all(task, [], devices, progress, total=len(cases))  # says so
         return finished  # so that a finished directory keeps its date
     with label_directory.writing(task.out):
         _label_all(task, todo, devices, progress, total=len(cases))

@@ -78,20 +78,20 @@ def replace_nan(logger) -> None:
 def plot_terms(logger, terms: Sequence[str], classes: Sequence[str], output_folder: str) -> None:
     """``progress_terms.png`` beside nnU-Net's ``progress.png``: every loss term, and the pseudo Dice of every class and union."""
     import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     logging = logger.local_logger.my_fantastic_logging
-    figure, (loss_axis, dice_axis) = plt.subplots(2, 1, figsize=(10, 10), layout="constrained")
-    for term in terms:
-        loss_axis.plot(logging[key(term)], label=term)
-    for i, name in enumerate(classes):
-        dice_axis.plot([epoch[i] for epoch in logging["dice_per_class_or_region"]], label=drawn(name))
-    loss_axis.set(xlabel="epoch", ylabel="weighted loss term (training)")
-    dice_axis.set(xlabel="epoch", ylabel="pseudo Dice where annotated (validation)", ylim=(0, 1))
-    for axis in (loss_axis, dice_axis):
-        axis.legend()
-    with atomic_path(f"{output_folder}/progress_terms.png") as temporary:
-        figure.savefig(temporary)
-    plt.close(figure)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # nnU-Net's own plot leaves fonts so large that labels do not fit
+        figure = Figure(figsize=(10, 10), layout="constrained")
+        loss_axis, dice_axis = figure.subplots(2, 1)
+        for term in terms:
+            loss_axis.plot(logging[key(term)], label=term)
+        for i, name in enumerate(classes):
+            dice_axis.plot([epoch[i] for epoch in logging["dice_per_class_or_region"]], label=drawn(name))
+        loss_axis.set(xlabel="epoch", ylabel="weighted loss term (training)")
+        dice_axis.set(xlabel="epoch", ylabel="pseudo Dice where annotated (validation)", ylim=(0, 1))
+        for axis in (loss_axis, dice_axis):
+            axis.legend()
+        with atomic_path(f"{output_folder}/progress_terms.png") as temporary:
+            figure.savefig(temporary)

@@ -440,7 +440,7 @@ def in_browser(html, folder):
     return [i for i in console.splitlines() if ":CONSOLE" in i], json.loads(widths[1])
 
 
-def load(file, folder):
+def load(file, folder, *more):
     return subprocess.run(
         [
             browser(),
@@ -452,6 +452,7 @@ def load(file, folder):
             "--enable-logging=stderr",
             "--virtual-time-budget=5000",
             "--dump-dom",
+            *more,
             file.as_uri(),
         ],
         capture_output=True,
@@ -465,6 +466,23 @@ def test_a_browser_shows_it_without_complaint(page, tmp_path):
     console, widths = in_browser(page.read_text(encoding="utf-8"), tmp_path)
     assert console == []
     assert len(widths) == len(Elements(page.read_text()).of("img")) and min(widths) > 100
+
+
+def test_a_long_path_does_not_make_a_narrow_page_scroll(page, tmp_path):
+    """Tables and plots scroll within their own frames; what stands in running text is broken where the line ends."""
+    text = page.read_text(encoding="utf-8").replace("nnunet_partial evaluate --pred Good", "x" * 300)
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    # a frame, since a window is never narrower than 500 pixels
+    (tmp_path / "inner.html").write_text(text, encoding="utf-8")
+    (tmp_path / "outer.html").write_text(
+        '<html><body><iframe src="inner.html" width="420" height="800"></iframe><script>onload = () => {'
+        'const e = document.querySelector("iframe").contentDocument.documentElement; const p = document.createElement("pre");'
+        'p.id = "probe"; p.textContent = e.scrollWidth + " " + e.clientWidth; document.body.append(p); };</script></body></html>',
+        encoding="utf-8",
+    )
+    dom = load(tmp_path / "outer.html", tmp_path, "--allow-file-access-from-files").stdout
+    wide, shown = map(int, re.search(r'<pre id="probe">(.*?)</pre>', dom)[1].split())
+    assert 300 < shown <= 420 and wide <= shown
 
 
 def test_the_browser_check_sees_a_broken_picture_and_a_complaint(tmp_path):

@@ -56,7 +56,7 @@ def shown_cases(inputs: Inputs, method: str, rows: Sequence[Mapping], classes: S
     evaluation, own = inputs.methods[method][0], rows_by_class(rows)
     return {
         name: [_shown(inputs, evaluation, method, place, row) for place, row in choose(own.get(name, ()), name, inputs.metric)]
-        for name in bar(classes, "drawing cases", "class", progress)
+        for name in bar(classes, "drawing cases", "structure", progress)
     }
 
 

@@ -113,7 +113,7 @@ def _side_by_side(inputs: Inputs, ordered: Mapping[str, Sequence[Mapping]], clas
     first, pictures = next(iter(ordered)), []
     own = rows_by_class(shown_rows(inputs, first))
     known = {m: {(i["case"], i["class"]): i[inputs.metric] for i in shown_rows(inputs, m)} for m in ordered}
-    for name in bar(classes, "drawing all methods", "class", progress):
+    for name in bar(classes, "drawing all methods", "structure", progress):
         chosen = dict(cases.choose(own.get(name, ()), name, inputs.metric))
         row = chosen.get("median") or next(iter(chosen.values()), None)
         if row is not None:
