@@ -14,8 +14,6 @@ torch.set_num_threads(1)  # sums over several threads are not reproducible to th
 sys.argv = list(argv)  # noqa: F821
 if argv[0] == "nnUNetv2_train":  # noqa: F821
     from nnunetv2.run.run_training import run_training_entry as entry
-elif argv[0] == "nnUNetv2_predict_from_modelfolder":  # noqa: F821
-    from nnunetv2.inference.predict_from_raw_data import predict_entry_point_modelfolder as entry
 else:
     from nnunet_partial.cli import main as entry
 sys.exit(entry())

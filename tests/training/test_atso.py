@@ -6,6 +6,8 @@ import pickle
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -40,6 +42,11 @@ OPTIONS = {
 FORKED_COMMAND = Path(__file__).with_name("forked_command.py")
 
 
+def console(name, *arguments):
+    """A console script of this environment."""
+    subprocess.run([str(Path(sys.executable).parent / name), *arguments], check=True, capture_output=True)
+
+
 # ---- commands in forked processes, which spare importing torch
 
 
@@ -66,6 +73,9 @@ class Forked:
 
     def _run(self, job):
         job.log.parent.mkdir(parents=True, exist_ok=True)
+        if job.argv[0].startswith("nnUNetv2_predict"):  # whose processes start this one's script again
+            console(*job.argv)
+            return
         process = self.start(FORKED_COMMAND, argv=list(job.argv), log=str(job.log), environment=dict(os.environ))
         condition = self.kill.pop(job.name, None)
         if condition is not None:

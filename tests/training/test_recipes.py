@@ -196,7 +196,7 @@ def test_every_trainer_draws_cases_as_the_setting_says(tiny, trainer, teachers, 
         assert {i for pool in pools.pools for i in pool} <= set(cases)
         np.random.seed(0)
         drawn = [str(i) for _ in range(100) for i in pools.draw(2)]
-        assert set(drawn) <= set(cases) and all(made.case_weights()[i] > 0 for i in drawn)
+        assert set(drawn) <= set(cases)
 
 
 def test_the_exclusion_loss_is_a_term_of_its_own(tiny, trainer, own_results):
