@@ -143,6 +143,11 @@ def test_a_page_stays_below_its_limit_and_names_what_it_leaves_out(monkeypatch):
     assert "There is no room on this page" in page and "<script" not in page and len(page) < 20_000
 
 
+def test_a_page_without_cases_says_so():
+    page = viewer.render(TEMPLATE, CONTENT, tuple)
+    assert "No case in 3D with labels." in page and "<script" not in page
+
+
 def test_names_end_no_script():
     page = viewer.render(TEMPLATE, CONTENT, lambda: [scene(name="</script><script>alert(1)</script>")])
     assert cases_of(page)[0]["name"] == "</script><script>alert(1)</script>"

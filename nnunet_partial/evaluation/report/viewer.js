@@ -70,12 +70,12 @@ class Viewer {
     const entry = (name, text, colours) => {
       const label = document.createElement("label");
       const box = Object.assign(document.createElement("input"), { type: "checkbox", name, checked: this.shown[name] });
-      const chips = colours.map(([, organ, colour]) => {
-        const chip = Object.assign(document.createElement("span"), { className: "chip", title: organ });
+      const chips = colours.flatMap(([, organ, colour]) => {
+        const chip = Object.assign(document.createElement("span"), { className: "chip" });
         chip.style.background = colour;
-        return chip;
+        return colours.length > 1 ? [chip, ` ${organ} `] : [chip];
       });
-      label.append(box, " ", ...chips, ` ${text}`);
+      label.append(box, ` ${text} `, ...chips);
       return label;
     };
     const layers = this.case.layers.map((i, n) => entry(n, `${n + 1} ${i.name}`, i.colours));
