@@ -332,6 +332,8 @@ if __name__ == "__main__":  # run by the fork server, with the names of test_kil
 def test_the_largest_component_without_names_is_of_what_the_manual_labels_show_in_one_piece(tiny, monkeypatch, capsys):
     asked = []
     monkeypatch.setattr(pseudo_labels, "pseudo_label", lambda *a, **k: asked.append(k["largest_component"]) or tiny.preprocessed)
+    monkeypatch.setattr("nnunet_partial.data.check.audit.audit", lambda folder: None)  # there are no labels to look at
+    monkeypatch.setattr("nnunet_partial.data.check.audit.by_class", lambda audit: [])
     argv = ["pseudo-label", str(tiny.id), "--configuration", "3d_fullres", "--from", "teachers", "--out", "x", "--device", "cpu"]
     main([*argv, "--largest-component"])
     assert asked == [CLASSES] and "liver, kidney, pancreas" in capsys.readouterr().out  # balls
