@@ -200,6 +200,7 @@ SLOW = (
     "test_discovery.py",
     "test_examples.py",
     "test_first_hour.py",
+    "test_printed_commands.py",
     "training",
 )
 UNIT = (
