@@ -21,7 +21,7 @@ from nnunet_partial.orchestration import costs, stamped
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ("nnUNetv2_train", "nnUNetv2_predict_from_modelfolder", "nnunet_partial")
 DATASET = "Dataset777_Stub"
-NOT_RESULTS = {"jobs", "logs", "submitit", "journal.json", "loop.json", "loop.log", "loop.lock"}
+NOT_RESULTS = {"jobs", "logs", "submitit", "journal.json", "loop.json", "loop.log", "loop.lock", costs.FILE}
 
 
 @pytest.fixture(scope="session")
