@@ -256,7 +256,7 @@ def test_a_run_of_several_views_is_killed_and_goes_on_and_gets_another_generatio
     assert fewer.returncode == 2 and "views: " in fewer.stderr and len(fewer.stderr.splitlines()) == 1
     place.write_json(f"{VIEWS[1]}.json", {"plans_name": VIEWS[1], "configurations": {"3d_fullres": {}}})
     other = place.loop(*more, check=False)
-    assert other.returncode == 2 and f"{VIEWS[1]}.json has no configuration '2d'" in other.stderr
+    assert other.returncode == 2 and f"plans {VIEWS[1]} have no configuration '2d'" in other.stderr
 
 
 # ---- fine-tuning
