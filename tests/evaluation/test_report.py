@@ -404,7 +404,7 @@ def contrast(one, other):
 
 def test_text_stands_out_from_its_ground(page):
     assert contrast("#000", "#fff") == pytest.approx(21) and contrast("#777", "#fff") < 4.5
-    rules = dict(re.findall(r"([\w.:, -]+?) \{([^}]*)\}", re.search("<style>(.*)</style>", page.read_text(), re.S)[1]))
+    rules = dict(re.findall(r"([\w.:, -]+?) \{([^}]*)\}", re.search("<style>(.*?)</style>", page.read_text(), re.S)[1]))
     for rule, text in rules.items():
         colour, ground = (re.search(rf"(?:^|[; ]){name}: (#\w+)", text) for name in ("color", "background"))
         if colour or ground:
@@ -447,6 +447,7 @@ def load(file, folder, *more):
             "--headless=new",
             "--no-sandbox",
             "--disable-gpu",
+            "--enable-unsafe-swiftshader",  # or Chromium says on the console that WebGL runs in software
             "--disable-dev-shm-usage",
             f"--user-data-dir={folder / 'profile'}",
             "--enable-logging=stderr",
@@ -591,7 +592,7 @@ def test_thin_scans_are_padded_so_that_a_row_still_has_one_height():
 def test_plots_are_as_wide_as_the_page_and_captions_stand_in_a_frame_with_their_picture(page):
     elements = Elements(page.read_text())
     assert [i.get("class") for i in elements.of("img")].count("plot") == 3 + 1  # three box plots, one training curve
-    style = re.search("<style>(.*)</style>", page.read_text(), re.S)[1]
+    style = re.search("<style>(.*?)</style>", page.read_text(), re.S)[1]
     assert "img.plot { width: 100%" in style and re.search(r"figure \{[^}]*border: 1px", style)
 
 
