@@ -28,6 +28,7 @@ TRAINS, CLUSTER = "trains for hours", "needs a SLURM cluster"
 # (page, beginning of the command) -> the test file that types it, or why it is only parsed
 ELSEWHERE = {
     ("extending.md", "nnunet_partial variant"): "training/test_extending.py",
+    ("README.md", "nnunet_partial predict-dicom"): "inference/dicom_seg/test_command.py",
     ("dicom.md", "nnunet_partial predict-dicom"): "inference/dicom_seg/test_command.py",
     ("one_more_organ.md", "nnunet_partial"): "training/test_one_more_organ.py",
     ("project_file.md", "nnunet_partial run examples/demo.toml"): "test_examples.py",
