@@ -634,6 +634,7 @@ def test_names_in_pictures_are_no_mathematics(world, monkeypatch):
     assert MATHEMATICS in charts.box_plot(rows, [MATHEMATICS], "dice").alt
     logged = {"loss/marginal": [1.0], "dice_per_class_or_region": [[0.5]]}
     logger = SimpleNamespace(local_logger=SimpleNamespace(my_fantastic_logging=logged))
+    monkeypatch.setenv("NNUNET_PARTIAL_TEST_PICTURES", "1")  # tests/pictures.py
     progress.plot_terms(logger, ["marginal"], [MATHEMATICS], str(world.out))
     assert (world.out / "progress_terms.png").is_file()
     for module in (charts, progress):  # the same picture without the escape
