@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -19,6 +20,12 @@ CLASSES = ("liver", "kidney")
 SHAPE = (12, 20, 30)
 SPACING_MM = (2.0, 1.0, 1.0)
 CASES = [f"case_{i}" for i in range(8)]
+PROPERTIES = {
+    "spacing": list(SPACING_MM),
+    "sitk_stuff": {"origin": (0.0, 0, 0), "direction": (1.0, 0, 0, 0, 1, 0, 0, 0, -1)},
+    "shape_after_cropping_and_before_resampling": SHAPE,
+    "bbox_used_for_cropping": [[0, i] for i in SHAPE],
+}
 
 
 def a_model(folder: Path, pseudo_dice: float) -> str:
@@ -63,6 +70,7 @@ def run(tmp_path, monkeypatch):
     image[0, 2:, 2:18, 2:28] = np.random.default_rng(0).uniform(50, 100, (10, 16, 26))
     for case in CASES:
         blosc2.asarray(image, urlpath=str(dataset / "data" / f"{case}.b2nd"))
+        (dataset / "data" / f"{case}.pkl").write_bytes(pickle.dumps(PROPERTIES))
     for name, shift in (("generation_1", 0), ("generation_2", 1), ("final", 3)):
         _write_labels(folder / "labels" / name, shift)
     (folder / "subsets").mkdir()
@@ -107,10 +115,9 @@ def _write_labels(folder, shift):
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
     manager = LabelManager({"background": 0, "liver": 1, "kidney": 2}, None)
-    properties = {"spacing": list(SPACING_MM), "sitk_stuff": {"direction": (1.0, 0, 0, 0, 1, 0, 0, 0, -1)}}
     record = {"annotated": [], "pseudo": list(CLASSES), "volume_mm3": dict.fromkeys(CLASSES, 1.0)}
     for case in CASES:
-        label_directory.write_case(folder, case, labels_of(shift), properties, manager, SHAPE, record)
+        label_directory.write_case(folder, case, labels_of(shift), PROPERTIES, manager, SHAPE, record)
     label_directory.finish(folder, {"dataset": "Dataset501_Tiny", "data_identifier": "data", "classes": CLASSES}, CASES)
 
 
