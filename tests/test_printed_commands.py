@@ -341,7 +341,7 @@ def test_pseudo_labels(planned):
 
 
 def test_masks_in_totalsegmentators_layout(planned, tiny):
-    from conftest import phantom
+    from tests.conftest import phantom
 
     cases = sorted(read_json(planned / "nnUNet_raw" / tiny.name / "dataset.json")["nnunet_partial"]["cases"])
     for case in cases:

@@ -200,7 +200,7 @@ def read_models(name: str, folder: PathLike) -> list:
     folder = _folder(folder)
     if len(folder.name.split("__")) != 3 or not (folder / "plans.json").is_file():
         raise UserError(f"{folder} is not a model folder of nnU-Net (TRAINER__PLANS__CONFIGURATION with a plans.json).")
-    plans, full = read_json(folder / "plans.json"), _annotates_everything(folder / "dataset.json")
+    plans, full = read_json(folder / "plans.json"), _annotates_everything(folder)
     found = []
     for fold in sorted(folder.glob("fold_*")):
         checkpoint = next((fold / i for i in CHECKPOINTS if (fold / i).is_file()), None)
@@ -212,10 +212,10 @@ def read_models(name: str, folder: PathLike) -> list:
     return found
 
 
-def _annotates_everything(file: Path) -> bool:
-    """Whether every case of a dataset.json annotates every class; False where it is not there."""
+def _annotates_everything(folder: Path) -> bool:
+    """Whether every case of the dataset.json in ``folder`` annotates every class; False where it is not there."""
     try:
-        return file.is_file() and not Annotations.from_dataset_json(read_json(file), str(file)).is_partial
+        return (folder / "dataset.json").is_file() and not Annotations.read(folder).is_partial
     except UserError:  # regions: fully labelled, since the contract does not know them
         return True
 

@@ -12,7 +12,7 @@ from nnunet_partial.data.conversion import dicom
 from nnunet_partial.errors import UserError
 from nnunet_partial.files import PathLike, read_json, sha256
 from nnunet_partial.inference.dicom_seg.codes import PRIVATE, standard_codes
-from nnunet_partial.inference.dicom_seg.segmentation import Model, classes_of, require_packages, write_dicom_seg
+from nnunet_partial.inference.dicom_seg.segmentation import SegmentingModel, classes_of, require_packages, write_dicom_seg
 from nnunet_partial.inference.dicom_seg.series import ENDING
 from nnunet_partial.inference.new_scans import Predicted, Scan, channel_names, predict_scans, reads_pictures
 
@@ -83,7 +83,7 @@ def _classes(model: PathLike) -> dict:
     return classes_of(labels)
 
 
-def _described(checkpoints: Sequence[Path], mirroring: bool) -> Model:
+def _described(checkpoints: Sequence[Path], mirroring: bool) -> SegmentingModel:
     """Trained weights have no version, so their hash stands for one; of several folds that of all hashes."""
     folder = checkpoints[0].parent.parent
     hashes = [sha256(i) for i in checkpoints]
@@ -96,7 +96,7 @@ def _described(checkpoints: Sequence[Path], mirroring: bool) -> Model:
     }
     version = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     dataset = read_json(folder / "plans.json", "A model folder holds it.").get("dataset_name", "")
-    return Model(str(dataset), folder.absolute().name, version[:_VERSION_DIGITS], details)
+    return SegmentingModel(str(dataset), folder.absolute().name, version[:_VERSION_DIGITS], details)
 
 
 def _line(name: str, voxels: dict, voxel_ml: float) -> str:

@@ -35,7 +35,7 @@ _OF_PATIENT_AND_STUDY = (  # there, or empty, in every image of the standard; an
 
 
 @dataclass(frozen=True)
-class Model:
+class SegmentingModel:
     """What is recorded of who made a segmentation. ``version``: tells trained weights apart. ``details``: what else is worth
     knowing, words -> words."""
 
@@ -58,7 +58,7 @@ def classes_of(labels: Mapping[str, Any]) -> dict:
 
 
 def write_dicom_seg(
-    labels: np.ndarray, series: Series, classes: Mapping[str, Sequence[int]], codes: Codes, model: Model, file: PathLike
+    labels: np.ndarray, series: Series, classes: Mapping[str, Sequence[int]], codes: Codes, model: SegmentingModel, file: PathLike
 ) -> dict:
     """Write the classes that are there as segments 1, 2, ... in the order of ``classes``; return class -> voxels, of all classes.
 
@@ -219,7 +219,7 @@ def _coding_schemes(descriptions: Sequence[Any]) -> list | None:
     return [CodingSchemeIdentificationItem(designator=PRIVATE, name=PRIVATE_NAME, responsible_organization="nnunet_partial")]
 
 
-def _algorithm(model: Model, voxels: Mapping[str, int]) -> Any:
+def _algorithm(model: SegmentingModel, voxels: Mapping[str, int]) -> Any:
     """The model, what it looks for and what it did not find, as its parameters (KEY=VALUE, separated by commas)."""
     import highdicom
     from pydicom.sr.codedict import codes
@@ -242,7 +242,7 @@ def _algorithm(model: Model, voxels: Mapping[str, int]) -> Any:
     return sequence
 
 
-def _texts(model: Model, found: Sequence[str], voxels: Mapping[str, int]) -> dict:
+def _texts(model: SegmentingModel, found: Sequence[str], voxels: Mapping[str, int]) -> dict:
     return {
         "series_description": _text(f"{model.dataset}: {', '.join(found)}", _LONG),
         "content_description": _text(f"{len(found)} of {len(voxels)} classes found by {model.name}", _LONG),

@@ -19,7 +19,7 @@ from scipy.spatial import cKDTree
 from nnunet_partial.data.conversion import dicom
 from nnunet_partial.errors import UserError
 from nnunet_partial.inference.dicom_seg.codes import standard_codes
-from nnunet_partial.inference.dicom_seg.segmentation import Model, classes_of, write_dicom_seg
+from nnunet_partial.inference.dicom_seg.segmentation import SegmentingModel, classes_of, write_dicom_seg
 
 hand = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("by_hand.py"))))
 pytest.importorskip("highdicom")
@@ -27,7 +27,7 @@ pytest.importorskip("highdicom")
 CLASSES = {"kidney_left": (1,), "kidney_right": (2,), "spleen": (3,), "liver": (4,)}
 # centre in mm, LPS (left is +x), radius in mm. No spleen; the organs touch neither each other nor the border
 BALLS = {"kidney_left": ((7.0, 2.0, -10.0), 5.5), "kidney_right": ((-8.0, 1.0, -4.0), 4.5), "liver": ((-6.0, -7.0, 9.0), 6.0)}
-MODEL = Model("Dataset501_Tiny", "nnUNetTrainerMSKD__nnUNetPlans__3d_fullres", "0123456789abcdef", {"folds": "0 1"})
+MODEL = SegmentingModel("Dataset501_Tiny", "nnUNetTrainerMSKD__nnUNetPlans__3d_fullres", "0123456789abcdef", {"folds": "0 1"})
 # origins such that the balls lie inside
 PLANES = {
     "axial": hand.Plane(),

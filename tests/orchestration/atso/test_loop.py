@@ -431,8 +431,8 @@ def test_one_loop_at_a_time(place):
         assert row.split()[1] in ("running", "done") and row.endswith("logs/m0-train.log")
     finally:
         place.kill(process, whole_tree=True)
-    status = place.loop("--status").stdout
-    assert " interrupted, nobody is at work" in status.splitlines()[0]
+    # a process that has been killed holds its lock until it is gone
+    place.wait_for(lambda: " interrupted, nobody is at work" in place.loop("--status").stdout.splitlines()[0])
 
 
 def test_status_and_dry_run_run_nothing(place):
