@@ -193,12 +193,16 @@ def test_without_test_cases_it_says_how_to_give_them(run):
         ([0.1] * 8, "is better than M0 on 8 test cases: mean Dice 60.0 against 50.0 %, difference +10.0 [10.0, 10.0]"),
         ([-0.1] * 8, "is worse than M0 on 8 test cases: mean Dice 40.0 against 50.0 %"),
         ([0.1, -0.1] * 4, "is not told apart from M0 on 8 test cases: mean Dice 50.0 against 50.0 %"),
+        # neither truth nor prediction has the class
+        ([None] + [0.1] * 7, "is better than M0 on 7 test cases: mean Dice 60.0 against 50.0 %, difference +10.0 [10.0, 10.0]"),
+        ([None] * 7 + [0.1], "is not told apart from M0 on 1 test case: mean Dice 60.0 against 50.0 %"),
+        ([None] * 8, "cannot be compared with M0: no class has a Dice in both on any of the test cases"),
     ],
 )
 def test_with_test_cases_it_says_whether_the_model_is_better_than_m0(run, gains, said):
     cache = run / "report" / "cache"
     cache.mkdir(parents=True)
-    for model, values in (("m0", [0.5] * 8), ("final", [0.5 + i for i in gains])):
+    for model, values in (("m0", [0.5] * 8), ("final", [i and 0.5 + i for i in gains])):
         rows = [{"case": c, "class": "liver", "dice": v} for c, v in zip(CASES, values)]
         (cache / f"scores_{model}.json").write_text(json.dumps({"test": rows}))
     text = verdict.verdict(Run(run), [])

@@ -38,7 +38,16 @@ def _with_truth(changes: Sequence[Mapping[str, Any]], generation: Any) -> list:
     return [{"case": i["case"], "class": i["class"], "source": "", "dice": i["dice_to_truth"]} for i in own]
 
 
+def _measured(rows: Sequence[Mapping], others: Sequence[Mapping]) -> list:
+    """``rows`` of the cases and classes that have a Dice in both: a class that is in neither truth nor prediction has none."""
+    there = {(i["case"], i["class"]) for i in others if i["dice"] is not None}
+    return [i for i in rows if i["dice"] is not None and (i["case"], i["class"]) in there]
+
+
 def _compared(what: str, rows: Sequence[Mapping], of_m0: Sequence[Mapping], cases: str) -> str:
+    rows, of_m0 = _measured(rows, of_m0), _measured(of_m0, rows)
+    if not rows:
+        return f"{what} cannot be compared with M0: no class has a Dice in both on any of the {cases} cases."
     methods = {what: [rows], M0: [of_m0]}
     means = {i.name: i.mean for i in ranking.rank(methods)}
     (pair,) = ranking.pairwise(methods)
@@ -48,7 +57,7 @@ def _compared(what: str, rows: Sequence[Mapping], of_m0: Sequence[Mapping], case
     if not pair.significant:
         said = f"{'are' if plural else 'is'} not told apart from M0{chr(39) + 's' if plural else ''}"
     return (
-        f"{what} {said} on {pair.n} {cases} cases: mean Dice {100 * means[what]:.1f} against {100 * means[M0]:.1f} %, "
+        f"{what} {said} on {pair.n} {cases} case{'s' if pair.n > 1 else ''}: mean Dice {100 * means[what]:.1f} against {100 * means[M0]:.1f} %, "
         f"difference {100 * pair.difference:+.1f} [{100 * pair.low:.1f}, {100 * pair.high:.1f}] points "
         f"(paired permutation test, p {pair.p_holm:.3f})."
     )
