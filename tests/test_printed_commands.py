@@ -40,6 +40,7 @@ ELSEWHERE = {
 PARSED = {
     ("README.md", "nnunet_partial compare --demo"): TRAINS,
     ("README.md", "nnunet_partial run project.toml"): TRAINS,
+    ("README.md", "nnunet_partial run examples/demo.toml"): TRAINS,
     ("methods.md", "nnunet_partial fuse"): "reads probabilities of nnUNetv2_predict; inference/test_fuse.py",
     ("dicom.md", "nnunet_partial predict -i"): "is half a command, named in passing; the tutorial's is typed",
     ("extending.md", "nnunet_partial compare"): "its trainer is an example; training/test_extending.py trains it",
