@@ -38,7 +38,6 @@ ELSEWHERE = {
     ("tutorial.md", "nnunet_partial variant"): "test_first_hour.py",
 }
 PARSED = {
-    ("README.md", "nnunet_partial compare --demo"): TRAINS,
     ("README.md", "nnunet_partial run project.toml"): TRAINS,
     ("README.md", "nnunet_partial run examples/demo.toml"): TRAINS,
     ("methods.md", "nnunet_partial fuse"): "reads probabilities of nnUNetv2_predict; inference/test_fuse.py",
