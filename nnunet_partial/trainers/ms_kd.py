@@ -24,9 +24,9 @@ class nnUNetTrainerMSKD(PartialTrainer):
     """Eq. 8: organ logit terms + lambda_1 * background logit term + lambda_2 * feature terms; no term on the labels.
 
     With deep supervision the logit terms are taken at every resolution with nnU-Net's weights, or with mskd.scales=full at full
-    resolution alone, as printed; mskd.by_region changes what they are divided by at the start. The reference at lower resolutions is the teachers' full-resolution output at the nearest
-    voxel, as nnU-Net reduces labels. Validation loss is the marginal loss on the labels, so that it can be compared between
-    methods.
+    resolution alone, as printed; mskd.by_region changes what they are divided by at the start. The reference at lower
+    resolutions is the teachers' full-resolution output at the nearest voxel, as nnU-Net reduces labels. Validation loss is the
+    marginal loss on the labels, so that it can be compared between methods.
 
     With mskd.teachers=soft the soft labels of the label directory take the teachers' place: no teacher is in memory, and labels
     stay those of the dataset. Soft labels have no features, so mskd.lambda_feature must be 0 where there is a feature term.

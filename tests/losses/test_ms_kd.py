@@ -201,7 +201,8 @@ def test_logit_gradient_stays_in_its_region_and_off_the_teachers():
 def test_logit_gradient_is_that_of_the_value():
     logits = [t[:1] for t in teachers((2, 2))]
     student = random(1, NUM_CLASSES, 2, 2).requires_grad_()
-    torch.autograd.gradcheck(lambda s: ms_kd.logit_loss(s, logits, CLASSES), student)
+    for b in (0.0, 0.4, 1.0):
+        torch.autograd.gradcheck(lambda s, b=b: ms_kd.logit_loss(s, logits, CLASSES, by_region=b), student)
 
 
 # ---- features
