@@ -424,11 +424,16 @@ def test_one_loop_at_a_time(place):
         place.wait_for(lambda: place.states().get("m0-train") == "running")
         result = place.loop(check=False)
         assert result.returncode == 2 and f"process {process.pid}" in result.stderr
-        place.wait_for(lambda: (place.run / "logs" / "m0-train.log").is_file())  # queued until then
-        status = place.loop("--status").stdout
-        assert status.splitlines()[0].endswith(", at work") and " epoch " in status.splitlines()[1]
-        (row,) = [i for i in status.splitlines() if i.startswith("m0-train ")]
-        assert row.split()[1] in ("running", "done") and row.endswith("logs/m0-train.log")
+
+        def row_of_training():
+            status = place.loop("--status").stdout
+            assert status.splitlines()[0].endswith(", at work") and " epoch " in status.splitlines()[1]
+            (row,) = [i for i in status.splitlines() if i.startswith("m0-train ")]
+            return row
+
+        # queued until its process is at work, which has the log already
+        place.wait_for(lambda: row_of_training().split()[1] in ("running", "done"))
+        assert row_of_training().endswith("logs/m0-train.log")
     finally:
         place.kill(process, whole_tree=True)
     # a process that has been killed holds its lock until it is gone
