@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -245,9 +246,9 @@ def test_validation_is_of_the_classes_that_a_case_annotates(accuracy, monkeypatc
 
 
 @pytest.fixture
-def mskd_start(study, monkeypatch):
-    """``mskd_start(*arguments)`` on the stub commands; what a row scores is a number of its folder's."""
-    module = load(monkeypatch, "mskd_start")
+def one_change(study, monkeypatch):
+    """``one_change(question, *arguments)`` on the stub commands; returns the trainings of rows that it started."""
+    module = load(monkeypatch, "one_change")
 
     def evaluate_folder(folder, *_, **__):
         assert (folder / "predict_from_raw_data_args.json").exists() or (folder / "summary.json").exists()
@@ -262,18 +263,20 @@ def mskd_start(study, monkeypatch):
     monkeypatch.setattr(module, "evaluate_folder", evaluate_folder)
     monkeypatch.setattr(module, "write_variant", write_variant)  # the stub's plans are none
 
-    def call(*more):
+    def call(question, *more):
         study.log.unlink(missing_ok=True)
-        monkeypatch.setattr(sys, "argv", ["mskd_start.py", "hippocampus", "--results", str(study.results), *map(str, more)])
+        given = [question, "hippocampus", "--results", str(study.results), *map(str, more)]
+        monkeypatch.setattr(sys, "argv", ["one_change.py", *given])
         module.main()
-        return [i for i in study.started() if " -tr nnUNetTrainerMSKD " in i]
+        rows = "|".join(module.QUESTIONS[question].rows)
+        return [i for i in study.started() if re.search(rf"_train .* -p \S+_({rows}) ", i)]
 
     return call
 
 
-def test_students_start_where_their_row_says_and_are_trained_once(study, mskd_start):
+def test_students_start_where_their_row_says_and_are_trained_once(study, one_change):
     given = ("--work", study.work, "--steps", 600, "--seeds", 0)
-    started = {i.split(" -p ")[1].split()[0].rpartition("_")[2]: i for i in mskd_start(*given)}
+    started = {i.split(" -p ")[1].split()[0].rpartition("_")[2]: i for i in one_change("mskd-start", *given)}
     assert sorted(started) == ["by-region", "foreground", "from-partial", "from-teacher", "full-scale"]
     assert len([i for i in study.trained() if i == "Individual"]) == 2  # one for each source, for all rows
     preprocessed = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial"
@@ -290,17 +293,43 @@ def test_students_start_where_their_row_says_and_are_trained_once(study, mskd_st
     assert score["validation"]["dice"] == {"kits_1": [0.5, None]}  # the kidney alone is annotated
     assert set(score["commands"]) == {"s0-full-scale-train", "s0-full-scale-predict"}
     shutil.rmtree(study.work)
-    assert mskd_start(*given) == [] and not study.work.exists()
+    assert one_change("mskd-start", *given) == [] and not study.work.exists()
 
 
-def test_the_table_of_starts_subtracts_seed_by_seed(study, mskd_start, scores, tmp_path):
-    mskd_start("--work", study.work, "--steps", 600, "--seeds", 0, "--rows", "full-scale")
+@pytest.mark.parametrize(
+    "question, row, options, trainer, soft",
+    [
+        ("soft-labels", "soft", "--soft", "nnUNetTrainerMSKDLW", {"teachers": "soft"}),
+        ("min-confidence", "confident", "--min-confidence 0.8", "nnUNetTrainerSelfTraining", None),
+    ],
+)
+def test_labels_of_a_row_come_from_the_teachers_of_the_method(study, one_change, question, row, options, trainer, soft):
+    (started,) = one_change(question, "--work", study.work, "--steps", 600, "--seeds", 0)
+    assert f" -tr {trainer} " in started
+    assert study.trained()[:2] == ["Individual", "Individual"] and "Partial" not in study.trained()
+    (labelling,) = [i for i in study.started() if f"/{row}_seed0/labels " in i]
+    assert labelling.endswith(options) and "--from teachers" in labelling and "--fold 0" in labelling
+    file = f"nnUNet_preprocessed/Dataset611_Partial/nnUNetPlans_2d-600-s0_{row}.json"
+    written = json.loads((study.work / "hippocampus" / file).read_text())["nnunet_partial"]
+    assert written["labels"].endswith(f"/{row}_seed0/labels") and written.get("mskd") == soft
+    score = json.loads((study.results / f"hippocampus-{question}/2d-600/{row}_seed0.json").read_text())
+    assert set(score["commands"]) == {f"s0-{row}-{i}" for i in ("labels", "train", "predict")}
+
+
+def test_a_row_of_another_question_is_refused(one_change, capsys):
+    with pytest.raises(SystemExit) as end:
+        one_change("soft-labels", "--work", "x", "--rows", "full-scale")
+    assert end.value.code == 2 and "soft-labels has soft" in capsys.readouterr().err
+
+
+def test_the_table_of_starts_subtracts_seed_by_seed(study, one_change, scores, tmp_path):
+    one_change("mskd-start", "--work", study.work, "--steps", 600, "--seeds", 0, "--rows", "full-scale")
     own = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
     reference = {**own, "study": "hippocampus", "method": "mskd", "title": "MSKD", "test": {"dice": {"a": [0.4, 0.2]}}}
     for seed in (0, 1):  # the row has no seed 1
         file = scores.score_file(study.results, "hippocampus", "2d-600", "mskd", seed)
         scores.write_score({**reference, "seed": seed}, file)
-    mskd_start("--table", "--out", tmp_path / "out")
+    one_change("mskd-start", "--table", "--out", tmp_path / "out")
     (row,) = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert (row["title"], row["seeds"], row["test"]) == ("MSKD, full scale", [0], pytest.approx(100 * (0.1 + 0.3) / 2))
 
