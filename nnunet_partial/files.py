@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,7 @@ PathLike = str | os.PathLike
 # inside atomic_path other files may be read, whose errors are not about the file that is written
 _DISK_ERRORS = FULL_DISK | {errno.EIO, errno.EROFS}
 _TEMPORARY = re.compile(r"\.tmp-([0-9a-f]{8})-(\d+)-")  # the machine and the process that write it
+END_OF_A_PROCESS = 3.0  # seconds for which a process that was killed may still hold its locks
 _MOST_CHARACTERS = 120  # of a name that are kept in its temporary name: file systems allow 255 bytes
 
 
@@ -311,15 +313,17 @@ def locked(path: PathLike) -> Iterator[IO[bytes]]:
         yield handle
 
 
-def try_lock(path: PathLike) -> IO[bytes] | None:
+def try_lock(path: PathLike, patience: float = 0.0) -> IO[bytes] | None:
     """The open and locked file ``path``, or None where another process holds it. Closing it gives it back, and so does
-    the end of the process, however it ends."""
+    the end of the process, however it ends. ``patience``: seconds to try for; see :data:`END_OF_A_PROCESS`."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    handle = open_lock(path)
-    if _lock(handle, blocking=False):
-        return handle
-    handle.close()
-    return None
+    handle, until = open_lock(path), time.monotonic() + patience
+    while not _lock(handle, blocking=False):
+        if time.monotonic() >= until:
+            handle.close()
+            return None
+        time.sleep(0.05)
+    return handle
 
 
 def _lock(handle: IO[bytes], blocking: bool) -> bool:

@@ -2,6 +2,8 @@ import errno
 import os
 import pickle
 import stat
+import threading
+import time
 import zipfile
 
 import numpy as np
@@ -9,7 +11,16 @@ import pytest
 import torch
 
 from nnunet_partial.errors import UserError, exit_on_user_error
-from nnunet_partial.files import atomic_path, load_checkpoint, plain, read_json, save_checkpoint, write_json, write_text
+from nnunet_partial.files import (
+    atomic_path,
+    load_checkpoint,
+    plain,
+    read_json,
+    save_checkpoint,
+    try_lock,
+    write_json,
+    write_text,
+)
 
 
 def stock_checkpoint():
@@ -176,3 +187,16 @@ def test_user_error_is_one_line_and_exit_code_2(capsys):
 def test_other_errors_are_not_hidden():
     with pytest.raises(KeyError), exit_on_user_error():
         {}["a"]
+
+
+def test_who_is_patient_gets_the_lock_of_a_process_that_ends(tmp_path):
+    holder = try_lock(tmp_path / "lock")
+    assert try_lock(tmp_path / "lock") is None
+    started = time.monotonic()
+    assert try_lock(tmp_path / "lock", patience=0.3) is None and time.monotonic() - started >= 0.3
+    timer = threading.Timer(0.2, holder.close)
+    timer.start()
+    with try_lock(tmp_path / "lock", patience=30.0) as own:
+        assert own is not None and time.monotonic() - started < 30
+        assert try_lock(tmp_path / "lock") is None
+    timer.join()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, try_lock
+from nnunet_partial.files import END_OF_A_PROCESS, read_json, try_lock
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.executors import Executor, Job, make_executor
 from nnunet_partial.orchestration.journal import DONE, FAILED, RUNNING, Journal
@@ -108,7 +108,7 @@ class Engine:
     @contextmanager
     def working(self, lock: Path, busy: Callable[[], str]) -> Iterator[None]:
         """Hold ``lock``, which ends with the process that holds it, however it ends; UserError ``busy()`` if another does."""
-        handle = try_lock(lock)
+        handle = try_lock(lock, END_OF_A_PROCESS)
         if handle is None:
             raise UserError(busy())
         with handle:

@@ -25,7 +25,7 @@ from nnunet_partial.data.conversion.voxels import OutputError
 from nnunet_partial.data.conversion.worker import CaseToConvert, Converted, convert_case
 from nnunet_partial.data.parallel import default_processes, in_processes
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, replace_folder, restore_folder, try_lock, write_json
+from nnunet_partial.files import END_OF_A_PROCESS, read_json, replace_folder, restore_folder, try_lock, write_json
 
 LOW_HU = -50  # a CT scan has voxels below it
 READER = "SimpleITKIOWithReorient"  # brings all cases to the same axes, whatever order their files store them in
@@ -338,7 +338,7 @@ def _check_same_settings(final: Path, settings: Mapping) -> None:
 def _lock(final: Path) -> Iterator[None]:
     path = final.with_name(f".converting-{final.name}.lock")
     try:
-        handle = try_lock(path)
+        handle = try_lock(path, END_OF_A_PROCESS)
     except OSError as error:
         raise UserError(f"{final.parent} cannot be written: {error.strerror}. Set nnUNet_raw to a folder of yours.") from None
     if handle is None:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import PathLike, atomic_path, read_json, try_lock, write_json
+from nnunet_partial.files import END_OF_A_PROCESS, PathLike, atomic_path, read_json, try_lock, write_json
 from nnunet_partial.labels import Annotations, check_case_names, check_file_name, items_from_json, settled
 from nnunet_partial.outputs import are_same, stamp
 from nnunet_partial.safe_read import load_pickle, open_array
@@ -47,7 +47,7 @@ def writing(folder: PathLike) -> Iterator[None]:
     folder = Path(folder)
     with _unwritable(folder):
         (folder / "records").mkdir(parents=True, exist_ok=True)
-        handle = try_lock(folder / LOCK)
+        handle = try_lock(folder / LOCK, END_OF_A_PROCESS)
     if handle is None:
         raise UserError(
             f"another process is writing the label directory {folder}. Wait for it to end, or choose another directory."
