@@ -5,8 +5,8 @@ import pytest
 from nnunet_partial import cli
 
 
-def convert(src, *arguments):
-    cli.main(["convert", "generic", str(src), "--dataset-id", "7", "--processes", "1", *arguments])
+def convert(src, *arguments, converter="generic"):
+    cli.main(["convert", converter, str(src), "--dataset-id", "7", "--processes", "1", *arguments])
 
 
 def test_fewer_cases_than_were_found_end_with_3_unless_that_is_said(src, raw, tools, capsys):
@@ -24,3 +24,16 @@ def test_fewer_cases_than_were_found_end_with_3_unless_that_is_said(src, raw, to
     with pytest.raises(SystemExit) as end:
         convert(src, *arguments, "--strict", "--overwrite")
     assert end.value.code == 2
+
+
+def test_what_a_release_has_no_labels_of_is_told_and_no_loss(src, raw, tools, capsys):
+    """Scans of its test set; but one that is asked for and cannot be read is lost."""
+    tools.write(src / "Training" / "img" / "img0001.nii.gz", tools.grey(1))
+    tools.write(src / "Training" / "label" / "label0001.nii.gz", tools.label_with(0, (1,)))
+    (src / "Testing").mkdir()
+    (src / "Testing" / "img0061.nii.gz").write_bytes(b"no image")
+    convert(src, "--organs", "spleen", converter="btcv")
+    assert "ATTENTION: 1 of 2 cases are NOT in Dataset007_BTCV" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        convert(src, "--organs", "spleen", "--unlabelled", "--overwrite", converter="btcv")
+    assert end.value.code == 3 and "skipped: btcv_0061" in capsys.readouterr().out

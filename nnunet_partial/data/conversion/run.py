@@ -87,7 +87,7 @@ class Report:
     converted: Mapping[str, Converted]
     skipped: Mapping[str, str]
     unchanged: tuple
-    left_out: frozenset = frozenset()  # those skipped because the download lacks a file of them, or on purpose
+    left_out: frozenset = frozenset()  # those skipped because the download lacks a file or labels of them, or on purpose
     preprocessed: bool = False  # nnU-Net has preprocessed an earlier state of this dataset
     release: str = ""
 
@@ -141,7 +141,7 @@ class Survey:
     """What a conversion would write, from names and headers of the files: no voxel is read, nothing is written.
 
     ``folder`` of the dataset, there or not; ``cases``: those that can be converted; ``skipped``: name -> why not,
-    those ``left_out`` because the download lacks a file of them, or on purpose. ``settings``: what the dataset depends on beside the files.
+    those ``left_out`` because the download lacks a file or labels of them, or on purpose. ``settings``: what the dataset depends on beside the files.
     """
 
     folder: Path
@@ -162,7 +162,7 @@ def survey(converter: Converter, source: SourceFolder, options: argparse.Namespa
     download = replace(download, cases=tuple(download.cases), expected=download.expected or _expected(converter))
     organs = _organs(options, download)
     cases, skipped = _usable_cases(download.cases, organs, source, options)
-    skips = frozenset(i.name for i in download.cases if isinstance(i, Skip) and not converter.names_are_guessed)
+    left_out = frozenset() if converter.names_are_guessed else _left_out(download.cases, organs, options)
     settings = {
         "converter": converter.name,
         "source_name": options.source_name or converter.name,
@@ -172,7 +172,7 @@ def survey(converter: Converter, source: SourceFolder, options: argparse.Namespa
         "copy_images": options.copy_images,
         "resample_sheared": options.resample_sheared,
     }
-    return Survey(final, download, organs, cases, skipped, skips, settings)
+    return Survey(final, download, organs, cases, skipped, left_out, settings)
 
 
 def require_possible(found: Survey, source: SourceFolder, strict: bool = False, written: bool = False) -> None:
@@ -275,6 +275,13 @@ def _usable_cases(found: Iterable, organs: OrganMap, source: SourceFolder, optio
             skipped[name] = problem.rstrip(".")
             del cases[name]
     return sorted(cases.values(), key=lambda c: natural_key(c.name)), skipped
+
+
+def _left_out(found: Iterable, organs: OrganMap, options) -> frozenset:
+    """Names of the cases that the download does not have whole, and, unless asked for, of those that it has no labels of."""
+    return frozenset(
+        i.name for i in found if isinstance(i, Skip) or not options.unlabelled and _as_needed(i, organs).label is None
+    )
 
 
 def _as_needed(case: Case, organs: OrganMap) -> Case:
