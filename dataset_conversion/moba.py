@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dataset_conversion import btcv, nih
-from nnunet_partial.data.conversion import AS_STORED, Case, Converter, Download, ImageFile, LabelFile, Skip, SourceFolder, main
+from nnunet_partial.data.conversion import AS_STORED, Case, Converter, Download, ImageFile, LabelFile, Skip, main
 from nnunet_partial.data.images import read_label
 from nnunet_partial.errors import UserError
 
@@ -48,8 +48,8 @@ def add_arguments(parser) -> None:
 
 
 def read(source, options) -> Download:
-    from_btcv = SourceFolder(options.btcv, options.follow_links) if options.btcv else source
-    from_tcia = SourceFolder(options.tcia, options.follow_links) if options.tcia else source
+    from_btcv = source.beside(options.btcv) if options.btcv else source
+    from_tcia = source.beside(options.tcia) if options.tcia else source
     images = {k: (ImageFile(v),) for k, v in btcv.find_images(from_btcv).items()}
     images.update({k.replace("pancreas", "tcia"): v for k, v in nih.find_series(from_tcia).items()})
     labels = source.collect(r"(?:.*/)?label_(btcv|tcia)_multiorgan/label(\d{4})\.nii(?:\.gz)?", "{0}_{1}")

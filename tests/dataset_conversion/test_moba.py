@@ -88,7 +88,7 @@ def test_whole_volumes_without_the_table_and_images_elsewhere(src, tmp_path, too
     (src / "Pancreas-CT").rename(tmp_path / "tcia")
     with pytest.raises(UserError, match="holds no cropping.csv"):
         run("moba", src)
-    report = run("moba", src, "--whole", "--btcv", tmp_path / "btcv", "--tcia", tmp_path / "tcia", "--follow-links")
+    report = run("moba", src, "--whole", "--btcv", tmp_path / "btcv", "--tcia", tmp_path / "tcia")
     tools.check(
         report,
         source="moba",

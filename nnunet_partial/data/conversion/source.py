@@ -15,7 +15,8 @@ _NOT_DATA = re.compile(r"(^|/)(\.|__MACOSX(/|$))")
 
 
 class SourceFolder:
-    """Files below SRC. No path in a file of the download leads outside, and no link unless that is allowed."""
+    """Files below SRC, and below what else the user names. No path in a file of the download leads outside, and no link unless that is
+    allowed."""
 
     def __init__(self, folder: PathLike, follow_links: bool = False):
         self.given = os.fspath(folder)
@@ -23,8 +24,15 @@ class SourceFolder:
             what = "is a file; unpack it and name the folder" if os.path.exists(self.given) else "does not exist"
             raise UserError(f"source folder {self.given} {what}.")
         self.root = Path(os.path.realpath(self.given))
+        self._roots = [self.root]
         self.follow_links = follow_links
         self._paths: list | None = None
+
+    def beside(self, folder: PathLike) -> "SourceFolder":
+        """Another folder that the user names; its files are none outside of this one either."""
+        other = SourceFolder(folder, self.follow_links)
+        self._roots.append(other.root)
+        return other
 
     def paths(self) -> list:
         """Relative paths (with ``/``) of all files below the folder, in natural order, hidden ones left out."""
@@ -86,7 +94,7 @@ class SourceFolder:
         if not isinstance(reference, str) or not reference:
             raise UserError(f"{where} names {reference!r} where the path of a file is expected. Download the dataset again.")
         path = Path(os.path.normpath(os.path.join(base or os.path.dirname(where), reference)))
-        if not path.is_relative_to(self.root):
+        if not self._holds(path):
             raise UserError(
                 f"{where} names the file {reference!r}, which lies outside {self.given}. It is not read; use the "
                 f"original file of the dataset."
@@ -100,7 +108,7 @@ class SourceFolder:
             real = os.path.realpath(path, strict=True)
         except OSError as error:
             raise UserError(f"{path} is {'a loop of links' if error.errno == errno.ELOOP else 'missing'}") from None
-        if not self.follow_links and not Path(real).is_relative_to(self.root):
+        if not self.follow_links and not self._holds(Path(real)):
             raise UserError(f"{path} is a link to {real}, outside {self.given}; allow it with --follow-links")
         if not os.path.isfile(real):
             raise UserError(f"{path} is not a file")
@@ -111,6 +119,9 @@ class SourceFolder:
             if data.suffix.lower() in _HEADERS:
                 raise UserError(f"{path} names another header, {reference!r}, as its data")
             self.check(data)
+
+    def _holds(self, path: Path) -> bool:
+        return any(path.is_relative_to(i) for i in self._roots)
 
     def _walk(self) -> Iterator[str]:
         seen = set()
