@@ -50,7 +50,7 @@ class Table:
                    nnU-Net), ``{tables}`` (this script), ``{device}`` and ``{set}`` (options that are given to all trainings). A mapping
                    ``{"each_row": command}`` is run for each row, with the row's values as further names
     ``rows``       row of the table -> where its figures are (``metrics``, a folder of ``nnunet_partial evaluate``), and its values
-    ``published``  metric -> row -> class -> figure
+    ``published``  metric -> row -> class -> figure; without a row: what is measured
     """
 
     name: str
@@ -152,7 +152,8 @@ def page(table: Table, found: Mapping[str, Any]) -> str:
     measured = {row: _measured(shlex.split(fill(v["metrics"], {**found, **v}))[0]) for row, v in table.rows.items()}
     parts = [f"# {table.name}: {table.what}\n\n{table.paper}\n"]
     for metric, published in table.published.items():
-        columns = list(dict.fromkeys(c for values in published.values() for c in values))
+        printed = published or {row: values.get(metric, {}) for row, values in measured.items()}
+        columns = list(dict.fromkeys(c for values in printed.values() for c in values))
         lines = [f"| {metric} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
         for row in table.rows:
             cells = [_cell(measured[row].get(metric, {}).get(c), published.get(row, {}).get(c), metric) for c in columns]

@@ -201,6 +201,7 @@ SLOW = (
     "test_examples.py",
     "test_first_hour.py",
     "test_printed_commands.py",
+    "test_tables_trained.py",
     "training",
 )
 UNIT = (

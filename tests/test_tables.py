@@ -1,25 +1,29 @@
 """The papers' tables: every command is one that the program accepts, published figures are typed as printed, data steps run."""
 
 import importlib.util
-import json
 import math
 import re
 import shlex
 import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
 
 from nnunet_partial import cli
+from nnunet_partial.data.raw import read_raw_dataset
 from nnunet_partial.demo import phantoms
 from nnunet_partial.errors import UserError
-from nnunet_partial.files import read_json, write_json
+from nnunet_partial.files import read_json
 from nnunet_partial.methods import find_trainer_source
 from nnunet_partial.orchestration.compare.methods import find_methods
 from nnunet_partial.recipes import read_recipe
+from tests import downloads
+from tests.downloads import VOXELS
+from tests.untrained import Untrained
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(i.stem for i in (ROOT / "benchmarks" / "tables").glob("*.json"))
@@ -127,85 +131,199 @@ def test_what_is_missing_or_unknown_is_one_line(tables, tmp_path, capsys):
         tables.fill("{no}", {})
 
 
+# ------------------------------------------------------------------ every table, from tiny downloads to its figures
+
+FENG = {"Individual": "individual", "LW": "mskdlw", "MS-KD": "mskd", "Co-training": "cotraining", "DoDNet": "dodnet"}
+HUANG1 = {"individual": "individual", "self-training": "selftraining-focal", "CT": "cotraining-ct", "WA": "cotraining-wa"}
+HUANG1 |= {"CT+WA": "cotraining-ctwa", "CT+WA+RM": "cotraining", "Ours (CT+WA+RM+IBN)": "cotraining-ibn"}
+HUANG2 = {"conditionCNN": "conditioncnn", "Ours": "cotraining-ibn"}
+HUANG3 = {**HUANG2, "individual": "individual", "self-training": "selftraining-focal"}
+CHOI = {"FSL": "FSL", "FSL + KD": "FSLKD", "SSL + KD": "SSLKD", "SSL + PSV": "SSLPSV", "SSL + KD + PSV": "SSLKDPSV", "CTS": "CTS"}
+CHOI |= {"CTT, no KD": "NoKD", "CTT, no PSV": "NoPSV", "CTT, same decoders": "SD", "proposed": ""}
+SINGLE = ("spleen", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "pancreas", "duodenum")
+
+
+def of_methods(dataset, methods):
+    return {row: f"{dataset} {method}" for row, method in methods.items()}
+
+
+def of_atso(generations, **datasets):
+    """Rows of the strategies; ``datasets``: dataset -> what its rows begin with."""
+    last = f"g{generations}s1"
+    models = {"ATSO": "atso final", "STSO": f"stso {last}", "Self-learning": f"self-learning {last}", "M0": "atso m0"}
+    return {begin + row: f"{dataset} {model}" for dataset, begin in datasets.items() for row, model in models.items()}
+
+
+def of_stages(rows, fine="FlareTrainFine", coarse=""):
+    name = "nnUNetTrainerCrossTeaching"
+    return {row: f"FlareTrainCoarse {name}{coarse} {fine} {name}{suffix}" for row, suffix in rows.items()}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """``downloads``: function and arguments of each, by its folder; ``trained``: merged dataset -> (source, what it annotates) ->
+    cases; ``tested``: folder below --out -> cases; ``models``: row -> model; ``never_labelled``: cases whose truth no report knows."""
+
+    downloads: dict
+    trained: dict
+    tested: dict
+    models: dict
+    never_labelled: int = 0
+
+
+MSD_SPLEEN = {"msd_spleen": (downloads.make_msd, {"spleen": ("spleen", 1)}, 501)}
+MSD_PANCREAS = {"msd_pancreas": (downloads.make_msd, {"pancreas": ("pancreas", 1), "cancer": ("tumour", 2)}, 601)}
+LITS, KITS, BTCV, FLARE22, CITYSCAPES = (
+    {name: (getattr(downloads, f"make_{name}"),)} for name in ("lits", "kits", "btcv", "flare22", "cityscapes")
+)
+FLARE_CASES = {"FlareTrain": {("flare22", "all"): 4, ("flare22", "nothing"): 3}}
+FENG_CASES = {"SpleenKidneyPancreas": {("msd", "spleen"): 5, ("kits", "kidney"): 5, ("nih", "pancreas"): 5}}
+HUANG_CASES = {"LitsKitsPancreas": {("lits", "liver"): 5, ("kits", "kidney"): 5, ("msd", "pancreas"): 5}}
+HUANG_SCANS = {**LITS, **KITS, **MSD_PANCREAS}
+
+
+def nih(cases):
+    return {"nih": (phantoms.make_nih, cases)}
+
+
+def halves(source, labelled, unlabelled):
+    return {(source, "all"): labelled, ("rest", "nothing"): unlabelled}
+
+
+# of predictions that keep a share of every structure, in percent
+KNOWN = {"dice": lambda share: 200 * share / (1 + share), "global iou": lambda share: 100 * share}
+KNOWN["global dice"] = KNOWN["dice"]
+EXPECTED = {
+    "choi2022-table3": Expected(
+        FLARE22,
+        FLARE_CASES,
+        {"test": 1},
+        {**of_stages(CHOI), **of_stages({"FSL, coarse too (baseline)": "FSL"}, "FlareTrainFineOfFSL", "FSL")},
+    ),
+    "choi2022-table4": Expected(FLARE22, FLARE_CASES, {"test": 1}, of_stages({"proposed": ""})),
+    "feng2021-table1": Expected({**MSD_SPLEEN, **KITS, **nih(5)}, FENG_CASES, {}, of_methods("SpleenKidneyPancreas", FENG)),
+    "feng2021-table2": Expected(
+        {**MSD_SPLEEN, **KITS, **nih(5), **BTCV}, FENG_CASES, {"test": 4}, of_methods("SpleenKidneyPancreas", FENG)
+    ),
+    "huang2020-table1": Expected(HUANG_SCANS, HUANG_CASES, {}, of_methods("LitsKitsPancreas", HUANG1)),
+    "huang2020-table2": Expected(HUANG_SCANS, HUANG_CASES, {}, of_methods("LitsKitsPancreas", HUANG2)),
+    "huang2020-table3": Expected(
+        {"moba": (downloads.make_moba, 3), "tcia": nih(3)["nih"], **BTCV},
+        {"MobaBySingleOrgans": {(i, i): 6 for i in SINGLE}, "MobaCombined": {("moba", "all"): 6}},
+        {"test": 1},
+        {**of_methods("MobaBySingleOrgans", HUANG3), "combine": "MobaCombined partial"},
+    ),
+    "huo2021-table1": Expected(nih(18), {"NihTenPercent": halves("nih", 6, 8)}, {"split": 4}, of_atso(5, NihTenPercent="")),
+    "huo2021-table2": Expected(
+        nih(18),
+        {"NihTenPercent": halves("nih", 6, 8), "NihTwentyPercent": halves("nih", 12, 2)},
+        {"split": 4, "split20": 4},
+        of_atso(5, NihTenPercent="10 %: ", NihTwentyPercent="20 %: "),
+    ),
+    "huo2021-table3": Expected(
+        {**nih(6), **MSD_PANCREAS},
+        {"NihToMsd": {("nih", "all"): 4, ("msd", "nothing"): 4}},
+        {"nih": 2, "split": 1},
+        of_atso(4, NihToMsd=""),
+        never_labelled=1,
+    ),
+    "huo2021-table4": Expected(
+        CITYSCAPES,
+        {"Cityscapes100": halves("fine", 1, 11), "Cityscapes372": halves("fine", 3, 9), "Cityscapes744": halves("fine", 7, 5)},
+        {"split100": 3, "split372": 3, "split744": 3},
+        of_atso(3, Cityscapes100="100: ", Cityscapes372="372: ", Cityscapes744="744: "),
+    ),
+    "huo2021-table5": Expected(
+        CITYSCAPES, {"CityscapesFull": halves("fine", 10, 4)}, {"split": 3}, of_atso(3, CityscapesFull=""), never_labelled=2
+    ),
+}
+
+
 @pytest.fixture
-def stubbed(tables, monkeypatch):
-    """Data steps run as they are; what would train and measure only writes figures. Returns the commands that were run."""
-    ran = []
+def untrained(tables, monkeypatch):
+    monkeypatch.setattr(phantoms, "make_patient", downloads.patient)
+    read = tables.Table.read
 
-    def run(argv, log):
-        ran.append(argv)
-        if argv[0] == "python":
-            tables.main(argv[2:])
-        elif argv[0] == "nnunet_partial" and argv[1] in ("convert", "merge"):
-            cli.main([*argv[1:], "--processes", "1"])
-        elif argv[1] == "evaluate":
-            folder = Path(argv[argv.index("--out") + 1])
-            overall = {"mean_over_classes": {"dice": {"mean": 0.5}}, "classes": {"pancreas": {"dice": {"mean": 0.25}}}}
-            write_json({"summary": {**overall, "global": {}}}, folder / "metrics.json")
+    def read_in_hundreds(name):
+        """A hundred pictures of Cityscapes are one here."""
+        table = read(name)
+        if "cityscapes" not in table.downloads:
+            return table
+        hundreds = [re.sub(r"--label (\d+)", lambda i: f"--label {int(i[1]) // 100}", str(i)) for i in table.steps]
+        return replace(table, steps=[new if isinstance(old, str) else old for old, new in zip(table.steps, hundreds)])
 
-    monkeypatch.setattr(tables, "run_command", run)
-    return ran
+    monkeypatch.setattr(tables.Table, "read", read_in_hundreds)
+    return Untrained(tables, monkeypatch)
 
 
-def test_a_table_of_phantoms_from_downloads_to_figures(tables, stubbed, tmp_path, capsys):
-    phantoms.make_nih(tmp_path / "Pancreas-CT", num_cases=9)
-    argv = ["huo2021-table1", "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--device", "cpu"]
+@pytest.mark.parametrize("name", NAMES)
+def test_a_table_from_downloads_to_figures(tables, untrained, tmp_path, capsys, name):
+    expected, folders, out = EXPECTED[name], tables.Table.read(name).downloads, tmp_path / "out"
+    assert set(expected.downloads) == set(folders)
+    for download, (make, *more) in expected.downloads.items():
+        make(tmp_path / folders[download], *more)
+    argv = [name, "--data", str(tmp_path), "--out", str(out), "--device", "cpu"]
     tables.main(argv)
-    table = (tmp_path / "out" / "table.md").read_text()
-    assert "| ATSO | 25.00 (81.57) |" in table and "| M0 | 25.00 (72.62) |" in table and "What differs" in table
-    merged = read_json(tmp_path / "nnUNet_raw" / "Dataset902_NihTenPercent" / "dataset.json")
-    cases = merged["nnunet_partial"]["cases"]
-    known = [i for i, v in cases.items() if v["annotated"]]
-    test = {i.name[:-7] for i in (tmp_path / "out" / "split" / "labelsTs").iterdir()}
-    assert len(known) == 6 and len(cases) == 7 and len(test) == 2  # a quarter of nine is held out
-    assert not {i.split("_", 1)[1] for i in cases} & test
-    others = [i for i in cases if i not in known]
-    truth = {i.name[:-7] for i in (tmp_path / "out" / "split" / "reference").iterdir()}
-    assert set(others) == truth and all(i.startswith("rest_") for i in others)
-    assert read_json(tmp_path / "out" / "split" / "dataset.json")["labels"] == {"background": 0, "pancreas": 1}
-    starts = [i for i in stubbed if i[1:3] == ["atso", "run"]]
-    assert [("--initial-model" in i) for i in starts] == [False, True, True]  # one M0 for all three
-    number = len(stubbed)
-    tables.main(argv)  # nothing is done twice
-    assert len(stubbed) == number and "25.00" in capsys.readouterr().out
+    check_cases(expected, tmp_path / "nnUNet_raw", out)
+    text, number = (out / "table.md").read_text(), len(untrained.ran)
+    check_figures(tables.Table.read(name), expected.models, untrained.kept, text)
+    tables.main(argv)
+    assert len(untrained.ran) == number and capsys.readouterr().out.endswith(f"{text}\n")  # nothing is done twice
 
 
-def test_scans_without_labels_stay_in_training(tables, stubbed, tmp_path):
-    source, rng = tmp_path / "FLARE22", np.random.default_rng(0)
-    for i in range(8):
-        label = np.zeros((6, 8, 8), np.int16)
-        label[1:4, 2:6, 2:6] = rng.permutation(np.resize(np.arange(1, 14), 48)).reshape(3, 4, 4)
-        labelled = i < 5
-        folder = source / ("FLARE22_LabeledCase50/images" if labelled else "FLARE22_UnlabeledCase1-1000")
-        put(np.float32(label * 10 + i), folder / (f"FLARE22_Tr_{i:04d}_0000.nii.gz" if labelled else f"Case_{i:05d}_0000.nii.gz"))
-        if labelled:
-            put(np.uint8(label), source / "FLARE22_LabeledCase50" / "labels" / f"FLARE22_Tr_{i:04d}.nii.gz")
-    tables.main(["choi2022-table4", "--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    cases = read_json(tmp_path / "nnUNet_raw" / "Dataset902_FlareTrain" / "dataset.json")["nnunet_partial"]["cases"]
-    assert sorted(bool(i["annotated"]) for i in cases.values()) == [False] * 3 + [True] * 4
-    assert len(list((tmp_path / "out" / "test" / "imagesTs").iterdir())) == 1
+def check_cases(expected, raw, out):
+    """Every source has as many cases as expected and annotates what is expected; what is tested is not trained on, what is known of
+    unlabelled cases is called as they are, and cases of one scan are cases of one patient."""
+    tested = {i: {j.name for j in (out / i / "labelsTs").iterdir()} for i in expected.tested}
+    assert {k: len(v) for k, v in tested.items()} == expected.tested
+    hidden = {i.resolve() for name in tested for i in (out / name / "imagesTs").iterdir()}
+    assert len(hidden) >= max(expected.tested.values(), default=0)
+    for dataset, cases in expected.trained.items():
+        (folder,) = raw.glob(f"Dataset*_{dataset}")
+        found, content = read_raw_dataset(folder), read_json(folder / "dataset.json")
+        entries = content["nnunet_partial"]["cases"]
+        assert dict(Counter(annotates(i, content["labels"]) for i in entries.values())) == cases
+        names = {k.removeprefix(f"{v['source']}_") + content["file_ending"] for k, v in entries.items()}
+        assert not names & set().union(*tested.values())
+        of_scan = defaultdict(list)
+        for case, entry in entries.items():
+            of_scan[Path(found.cases[case].images[0]).resolve()].append(entry.get("patient", case))
+        assert not hidden & of_scan.keys() and len(of_scan) > 1
+        assert all(len(set(i)) == 1 for i in of_scan.values())
+        assert len({i[0] for i in of_scan.values()}) == len(of_scan)
+        if unlabelled := [k for k, v in entries.items() if not v["annotated"]]:
+            check_reference(expected, dataset, unlabelled, content, out)
 
 
-def put(array, file):
-    file.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(sitk.GetImageFromArray(array), str(file), True)
+def annotates(entry, labels):
+    known, classes = entry["annotated"], [i for i in labels if i not in ("background", "ignore")]
+    return entry["source"], "all" if len(known) == len(classes) else ", ".join(known) or "nothing"
 
 
-def test_one_scan_becomes_a_case_of_each_single_organ_dataset(tables, stubbed, tmp_path, capsys):
-    organs = ("spleen", "left_kidney", "gallbladder", "esophagus", "liver", "stomach", "pancreas", "duodenum")
-    raw = tmp_path / "nnUNet_raw" / "Dataset901_MOBA"
-    for i in range(5):
-        label = np.zeros((5, 8, 8), np.uint8)
-        label[1:4, 2:6, 2:6] = np.resize(np.arange(1, 9), 48).reshape(3, 4, 4)
-        put(np.float32(label + i), raw / "imagesTr" / f"moba_{i}_0000.nii.gz")
-        put(label, raw / "labelsTr" / f"moba_{i}.nii.gz")
-    labels = {"background": 0, **{n: i + 1 for i, n in enumerate(organs)}}
-    write_json({"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 5, "file_ending": ".nii.gz"}, raw / "dataset.json")
-    lines = [shlex.split(i) for i in printed(tables, "huang2020-table3", tmp_path, capsys)]
-    for argv in [i for i in lines if i[1] == "merge" or re.search("testset", " ".join(i[:3]))]:
-        tables.run_command(argv, None)
-    cases = read_json(tmp_path / "nnUNet_raw" / "Dataset902_MobaBySingleOrgans" / "dataset.json")["nnunet_partial"]["cases"]
-    assert len(cases) == 8 * 4 and all(v["annotated"] == [v["source"]] for v in cases.values())
-    assert len({json.dumps(v.get("patient")) for v in cases.values()}) == 4  # a patient's eight cases stay in one fold
-    combined = read_json(tmp_path / "nnUNet_raw" / "Dataset903_MobaCombined" / "dataset.json")
-    assert len(combined["dataset"]) == 4 and combined["labels"] == labels
+def check_reference(expected, dataset, unlabelled, content, out):
+    """The report of ATSO finds the truth of unlabelled cases by name, and reads its values as the dataset's own."""
+    folders = [i for i in expected.tested if (out / i / "reference").is_dir()]
+    if not folders:
+        return
+    folder = out / dict(zip(expected.trained, folders, strict=True))[dataset]
+    truth = {i.name.removesuffix(content["file_ending"]) for i in (folder / "reference").iterdir()}
+    assert truth < set(unlabelled) if expected.never_labelled else truth == set(unlabelled)
+    assert len(unlabelled) - len(truth) == expected.never_labelled
+    assert read_json(folder / "dataset.json")["labels"] == content["labels"]
+
+
+def check_figures(table, models, kept, text):
+    """Every row has the figures of its own model, in every column that the paper prints, beside the printed ones."""
+    assert set(models) == set(table.rows) and len(set(kept.values())) == len(kept)
+    blocks = {i.splitlines()[0].split(" | ")[0].removeprefix("| "): i.splitlines()[2:] for i in text.split("\n\n") if i[0] == "|"}
+    assert list(blocks) == list(table.published)
+    for metric, lines in blocks.items():
+        assert len(lines) == len(models)
+        for row, *cells in (i.strip("| ").split(" | ") for i in lines):
+            assert cells, metric
+            own = [re.match(r"\d+\.\d\d", i)[0] for i in cells]
+            share, published = kept[models[row]] / VOXELS, table.published[metric].get(row, {})
+            if metric in KNOWN:
+                assert [float(i) for i in own] == pytest.approx([KNOWN[metric](share)] * len(cells), abs=0.0051), (metric, row)
+            printed = [f" ({i:.2f})" for i in published.values()]
+            assert sorted(i.removeprefix(j) for i, j in zip(cells, own)) == sorted(printed or [""] * len(cells))
