@@ -31,6 +31,7 @@ from torch import autocast, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_partial import paths
+from nnunet_partial.data.merge.granularity import opposites
 from nnunet_partial.data.preprocessed.annotated import AnnotatedLookup
 from nnunet_partial.data.preprocessed.cases import require_readable, safe_dataset_class
 from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
@@ -588,6 +589,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         require_readable(self.preprocessed_dataset_folder, sorted({*cases, *validating}))
         self.check_cases(cases)
         self.untaught = self._find_untaught(cases)
+        self._tell_of_mirrored_sides()
         if self.labels is not None:
             self.check_labels(self.labels, [i for i in cases if i not in self.left_out])
         self.load_frozen()
@@ -615,6 +617,16 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             f"WARNING: no training case of fold {self.fold} annotates {names}: never predicted (untaught=mask)."
         )
         return tuple(self.annotations.classes.index(i) + 1 for i in untaught)
+
+    def _tell_of_mirrored_sides(self) -> None:
+        pairs = opposites(self.annotations.classes)
+        axes = self.inference_allowed_mirroring_axes
+        if pairs and axes and self.settings.mirroring is None:
+            self.print_to_log_file(
+                f"NOTE: {' and '.join(pairs[0])} may look alike when mirrored, and patches are mirrored along all axes "
+                f"({', '.join(map(str, axes))}), as in nnU-Net. Leave out the axis that tells them "
+                "apart, or all: nnunet_partial variant ... --set mirroring=[] (docs/results.md)"
+            )
 
     def _mask_untaught(self) -> None:
         """In every trained network, so in averages and checkpoints too; optimisers decay weights, so after each step."""

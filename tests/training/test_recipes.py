@@ -1,9 +1,12 @@
 """What a recipe or setting says is what the trainer does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from nnunet_partial.labels import Annotations
 from nnunet_partial.methods import package_trainers
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.variants import write_variant
@@ -142,6 +145,17 @@ def test_mirroring_is_of_training_and_of_the_model(tiny, trainer, own_results, r
     assert axes == [(0, 1, 2)] and made.inference_allowed_mirroring_axes == (0, 1, 2)
     error = refused(lambda: mirrored([2], "2d"))
     assert "mirroring names axis 2, but patches of 2d have the axes 0, 1" in error
+
+
+@pytest.mark.parametrize("axes, said", ((None, True), ([0, 1], False), ([], False)))
+def test_classes_that_look_alike_when_mirrored_are_told(tiny, trainer, own_results, axes, said):
+    plans = write_variant(tiny.id, "sides", {"mirroring": axes}, tiny.plans, overwrite=True).stem
+    made = built(trainer("nnUNetTrainerPartial", plans))
+    assert "look alike" not in Path(made.log_file).read_text()  # organs without sides
+    made.annotations = Annotations(("kidney_left", "kidney_right"))
+    made._tell_of_mirrored_sides()
+    log = Path(made.log_file).read_text()
+    assert ("kidney_left and kidney_right may look alike" in log and "--set mirroring=[]" in log) == said
 
 
 def shares_of(cases, groups):

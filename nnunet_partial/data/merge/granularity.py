@@ -26,6 +26,7 @@ _OF_ORGAN = {  # of a lesion; a hepatic artery is no part of the liver
     **{"gastric": "stomach", "colonic": "colon", "prostatic": "prostate"},
 }
 _POSITIONS = frozenset(["left", "right", "upper", "middle", "lower", "superior", "inferior", "anterior", "posterior"])
+_OPPOSITES = tuple(map(frozenset, (("left", "right"), ("anterior", "posterior"), ("superior", "inferior"), ("upper", "lower"))))
 _PARTS = {  # whole -> words of its parts, which a name made of these words and positions alone means
     "lung": {"lobe"},
     "vertebra": {"sacrum", "coccyx"},
@@ -50,6 +51,12 @@ def words(name: str) -> frozenset:
     if "adrenal" in found:
         found -= {"gland"}
     return frozenset(found)
+
+
+def opposites(names: Sequence[str]) -> list:
+    """Pairs of names that differ in a side alone: ``kidney_left`` and ``kidney_right``. Mirrored, each may look like the other."""
+    found = [(name, words(name)) for name in names]
+    return [(a, b) for i, (a, own) in enumerate(found) for b, other in found[i + 1 :] if own ^ other in _OPPOSITES]
 
 
 def is_part(part: str, whole: str) -> bool:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nnunet_partial.data.merge.granularity import conflicts, is_lesion, is_part, words
+from nnunet_partial.data.merge.granularity import conflicts, is_lesion, is_part, opposites, words
 
 PARTS = [
     ("left_kidney", "kidney"),
@@ -65,6 +65,14 @@ def test_no_parts(first, second):
 def test_words_do_not_depend_on_spelling():
     assert words("Kidney_Left") == words("left kidneys") == words("LeftKidney") == words("LK") == {"left", "kidney"}
     assert words("Tumours") == words("tumor") and is_lesion("tumour 2") and not is_lesion("liver tumour")
+
+
+def test_sides_of_one_structure():
+    assert opposites(["liver", "kidney_left", "spleen", "Right Kidney"]) == [("kidney_left", "Right Kidney")]
+    assert opposites(["anterior", "posterior"]) == [("anterior", "posterior")]
+    lobes = ["lung_upper_lobe_left", "lung_lower_lobe_left", "lung_upper_lobe_right"]
+    assert opposites(lobes) == [(lobes[0], lobes[1]), (lobes[0], lobes[2])]
+    assert opposites(["kidney", "kidney_left", "liver", "left atrium", "right ventricle"]) == []
 
 
 def test_sources_that_cut_a_structure_differently():
