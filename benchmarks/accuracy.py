@@ -16,8 +16,12 @@ Two more ask what labels of coarser granularity are worth, on thirds of the hipp
 union        a third annotated for the anterior part, a third for the posterior part, a third for both as one structure
 no-union     the same without the last third
 
-The cases that are left are fully labelled and used for testing alone. Of each source some cases are held out of training: they
-are what budgets and settings are chosen by.
+Three more are of few labels, for ATSO and cross-teaching: some cases with the labels of all classes (--labelled), all others with none:
+
+hippocampus-few, LeftAtrium-few, ACDC-few
+
+The cases that are left are fully labelled and used for testing alone. Of each source that annotates something some cases are held out of
+training: they are what budgets and settings are chosen by.
 
 Each method and seed that is finished leaves its scores per case in RESULTS (benchmarks/results/accuracy), a small file to be
 committed. What is there is not trained again, on this or another machine, with or without models; an interrupted training goes
@@ -80,10 +84,35 @@ DESIGNS = {
         "bars": (("student", "full", -1.0),),
     },
 }
+CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
+_ATSO_BARS = (("atso", "stso", 0.0), ("stso", "self-learning", 0.0), ("self-learning", "partial", 0.0), ("full", "partial", 5.0))
+_FEW = {"labelled": 8, "bars": _ATSO_BARS, "converged_by": CONVERGED_BY}
 WHOLE = "anterior+posterior"  # one structure, as merge --map writes it
 _THIRDS = {**DESIGNS["hippocampus"], "data": "hippocampus", "bars": ()}
 _THIRDS["sources"] = {**DESIGNS["hippocampus"]["sources"], "whole": (WHOLE,)}
 DESIGNS |= {"union": _THIRDS, "no-union": {**_THIRDS, "left_out": ("whole",)}}
+DESIGNS |= {
+    "hippocampus-few": {
+        **DESIGNS["hippocampus"],
+        **_FEW,
+        "data": "hippocampus",
+        "sources": {"labelled": ("anterior", "posterior"), "unlabelled": ()},
+    },
+    "LeftAtrium-few": {
+        **_FEW,
+        "data": "LeftAtrium",
+        "sources": {"labelled": ("atrium",), "unlabelled": ()},
+        "test": 16,
+        "validation": 4,
+        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "160,160"},
+    },
+    "ACDC-few": {
+        **DESIGNS["ACDC"],
+        **_FEW,
+        "data": "ACDC",
+        "sources": {"labelled": ("right ventricle", "myocardium", "left ventricle"), "unlabelled": ()},
+    },
+}
 
 
 def main():
@@ -117,6 +146,7 @@ def arguments_of(argv=None):
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--initial-lr", type=float, default=3e-3)
     parser.add_argument("--cases", type=int, help="use this many training cases (ACDC: patients) only")
+    parser.add_argument("--labelled", type=int, help="of few labels: how many training cases are labelled (default: 8)")
     parser.add_argument("--test-cases", type=int, help="test on this many cases (ACDC: patients)")
     parser.add_argument("--tta", action="store_true", help="mirror when predicting")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further settings of every model")
@@ -141,6 +171,10 @@ def check(arguments):
         raise UserError("--table is of one budget: give one number of --steps.")
     if arguments.table and len(set(arguments.seeds)) < scores.SEEDS_OF_A_TABLE:
         raise UserError(f"an accuracy table needs {scores.SEEDS_OF_A_TABLE} seeds, --seeds names {len(set(arguments.seeds))}.")
+    if arguments.labelled is not None and "labelled" not in DESIGNS[arguments.study]:
+        raise UserError(
+            f"--labelled is of the studies of few labels: {', '.join(k for k, i in DESIGNS.items() if 'labelled' in i)}."
+        )
     if not reads:
         arguments.methods = arguments.methods or ",".join(METHODS)
     find_methods(methods_of(arguments))
@@ -215,7 +249,9 @@ def classes_of(study):
 
 
 def source_of(name, annotated, labels, cases):
-    """What of the fully labelled cases a source keeps: its classes; those of a union as one structure."""
+    """What of the fully labelled cases a source keeps: its classes; those of a union as one structure; without classes, nothing."""
+    if not annotated:
+        return SourceSpec(name, COMPLETE, labelled=False, cases=cases)
     became = {i: structure for structure in annotated for i in structure.split("+")}
     changed = {i: became.get(i, "background") for i in labels if became.get(i) != i}
     return SourceSpec(name, COMPLETE, annotated, changed, cases=cases)
@@ -225,16 +261,26 @@ def divide(arguments, units):
     """source -> its training and validation cases, and the test cases; units are dealt to the sources in turn, and what a source
     is dealt that the study leaves out is not used."""
     design, names = DESIGNS[arguments.study], studies.shuffled(units)
-    test, training = names[: design["test"]][: arguments.test_cases], sorted(names[design["test"] :])[: arguments.cases]
-    shares, held_out = {}, design["validation"]
-    for number, name in enumerate(design["sources"]):
-        own = training[number :: len(design["sources"])]
+    test, training = names[: design["test"]][: arguments.test_cases], names[design["test"] :]
+    shares = {}
+    for name, own in dealt(design, training, arguments).items():
+        held_out = design["validation"] if design["sources"][name] else 0
         shares[name] = {
             part: [case for unit in chosen for case in units[unit]]
             for part, chosen in (("val", own[:held_out]), ("train", own[held_out:]))
         }
     shares = {k: v for k, v in shares.items() if k not in design.get("left_out", ())}
     return shares, [case for unit in test for case in units[unit]]
+
+
+def dealt(design, training, arguments):
+    """source -> its units. ``training``: in random order."""
+    if "labelled" in design:
+        training = training[: arguments.cases]
+        number = design["validation"] + (arguments.labelled or design["labelled"])
+        return dict(zip(design["sources"], (training[:number], training[number:])))
+    training = sorted(training)[: arguments.cases]
+    return {name: training[number :: len(design["sources"])] for number, name in enumerate(design["sources"])}
 
 
 # ------------------------------------------------------------------ training, seed by seed
@@ -322,7 +368,7 @@ class Budget:
         """Write the scores of every method that is finished in WORK and has none yet."""
         for method in self.missing:
             comparison = self.comparison(method)
-            step = next(i for i in comparison.steps if i.name == f"s{self.seed}-{method}-evaluate")
+            step = next(i for i in comparison.steps if i.name == f"s{self.seed}-{key_of(method)}-evaluate")
             if comparison.is_done(step):
                 file = score_file(self.arguments, self.name, method, self.seed)
                 scores.write_score(self._score(comparison, method), file)
@@ -373,14 +419,14 @@ class Budget:
         return {
             **about,
             "method": method,
-            "title": comparison.plan.methods[method].title,
+            "title": comparison.plan.methods[key_of(method)].title,
             "command": self._command(method),
             "commands": {
                 i["step"]: {"part": i["part"], "seconds": _rounded(i["seconds"]), "core_seconds": _rounded(i["cpu_seconds"])}
                 for i in comparison.commands()
                 if i["part"] != "plans"
             },
-            "test": scores.by_case(read_metrics(comparison.plan.evaluation(method, self.seed)), about["classes"]),
+            "test": scores.by_case(read_metrics(comparison.plan.evaluation(key_of(method), self.seed)), about["classes"]),
             "validation": scores.by_case(self._validation_rows(comparison.plan, method), about["classes"]),
         }
 
@@ -392,6 +438,7 @@ class Budget:
                 *("python", "benchmarks/accuracy.py", o.study, "--work", "WORK", "--steps", str(self.steps), "--methods", method),
                 *("--seeds", str(self.seed), *(j for i in o.set for j in ("--set", i))),
                 *(["--configuration", o.configuration] if o.configuration != "2d" else []),
+                *(["--labelled", str(o.labelled)] if o.labelled is not None else []),
                 *(["--optimizer", o.optimizer] if o.optimizer != "adamw" else []),
                 *(["--initial-lr", f"{o.initial_lr:g}"] if o.initial_lr != 3e-3 else []),
                 *(["--planned-network"] if o.planned_network else []),
@@ -404,13 +451,18 @@ class Budget:
         case's source annotates, which are all that its files hold and all that a user of partial labels could choose by."""
         known = Annotations.read(paths.preprocessed_dataset(PARTIAL))
         truth, rows = paths.preprocessed_dataset(FULL) / "gt_segmentations", []
-        for model in planner.models(method, self.seed):
+        for model in planner.models(key_of(method), self.seed):
             folder = paths.fold_folder(model, "0") / "validation"
             if any(folder.glob("*.nii.gz")):
                 own = _classes_of(model, known.classes)
                 more = {"annotated": own, "metrics": scores.METRICS, "allow_missing": True, "processes": 1, "progress": False}
                 rows += evaluate_folder(folder, truth, str(FULL), **more)
         return rows if method == scores.FULL else on_annotated(rows, known)
+
+
+def key_of(method):
+    """What compare calls a method: of ``trainer=CLASS`` the class."""
+    return next(iter(find_methods([method])))
 
 
 def on_annotated(rows, known):
@@ -435,8 +487,9 @@ def publish_table(arguments):
     (steps,), found = arguments.steps, scores.read_study(arguments.results, arguments.study)
     budget, twice = budget_name(arguments, steps), budget_name(arguments, 2 * steps)
     chosen = scores.complete(found, budget, methods_of(arguments), arguments.seeds)
-    content = scores.tabulate(chosen, scores.require_converged(found, budget, twice))
-    page = scores.table_page(content, DESIGNS[arguments.study]["bars"], command())
+    design = DESIGNS[arguments.study]
+    content = scores.tabulate(chosen, scores.require_converged(found, budget, twice, design.get("converged_by", scores.FULL)))
+    page = scores.table_page(content, design["bars"], command())
     write_json({"command": command(), **content}, arguments.out.with_suffix(".json"))
     write_text(page, arguments.out.with_suffix(".md"))
     print(page)

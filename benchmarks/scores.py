@@ -29,6 +29,7 @@ METRICS = ("dice", "hausdorff95_mm")
 SEEDS_OF_A_TABLE = 3
 CONVERGED_DSC = 0.5  # the most that twice the steps may move full supervision, in points of DSC
 FULL, NAIVE = "full", "naive"
+CALLED = {FULL: "full supervision", "partial": "training on the labelled cases alone"}  # what a budget converges by
 _REQUIRED = ("study", "budget", "steps", "method", "title", "seed", "settings", "classes", "cases", "commands", "test")
 TEACHES_NOTHING_NEW = (NAIVE, "individual", FULL)  # everything else is a single student of partial labels
 
@@ -143,16 +144,16 @@ def _paired(pairs: Sequence[tuple]) -> dict:
     }
 
 
-def require_converged(scores: Sequence[Mapping], budget: str, twice: str) -> dict:
-    """The movement of full supervision; raises :class:`UserError` where it is not known to be small."""
-    moved = movement(scores, budget, twice)
+def require_converged(scores: Sequence[Mapping], budget: str, twice: str, method: str = FULL) -> dict:
+    """The movement of ``method``; raises :class:`UserError` where it is not known to be small."""
+    moved = movement(scores, budget, twice, method)
     if moved is None:
         raise UserError(
-            f"nobody knows yet whether {budget} is enough: no seed of the method full has {twice} as well. Run it with twice the steps."
+            f"nobody knows yet whether {budget} is enough: no seed of the method {method} has {twice} as well. Run it with twice the steps."
         )
     if not abs(moved["validation"]) < CONVERGED_DSC:
         raise UserError(
-            f"{budget} has not converged: twice the steps move full supervision by {moved['validation']:+.2f} DSC on the validation "
+            f"{budget} has not converged: twice the steps move {CALLED[method]} by {moved['validation']:+.2f} DSC on the validation "
             f"cases, and the bar is {CONVERGED_DSC}. Take {twice} for the table; --curve shows what is there."
         )
     return moved
@@ -311,7 +312,7 @@ def _convergence_line(moved: Mapping | None) -> str:
         return ""
     low, high = moved["test_interval"]
     return (
-        f"Twice the steps move full supervision by {moved['validation']:+.2f} DSC on the validation cases (the bar is "
+        f"Twice the steps move {CALLED[moved['method']]} by {moved['validation']:+.2f} DSC on the validation cases (the bar is "
         f"{CONVERGED_DSC}; {_number_of(moved['seeds'], 'seed')}), by {moved['test']:+.2f} [{low:+.2f}, {high:+.2f}] on the test cases."
     )
 

@@ -334,6 +334,37 @@ def test_the_table_of_starts_subtracts_seed_by_seed(study, one_change, scores, t
     assert (row["title"], row["seeds"], row["test"]) == ("MSKD, full scale", [0], pytest.approx(100 * (0.1 + 0.3) / 2))
 
 
+def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
+    units = {f"c{i:03d}": [f"c{i:03d}"] for i in range(100)}
+    given = SimpleNamespace(study="hippocampus-few", test_cases=None, cases=None, labelled=4)
+    shares, test = accuracy.divide(given, units)
+    counts = {k: (len(i["train"]), len(i["val"])) for k, i in shares.items()}
+    assert counts == {"labelled": (4, 10), "unlabelled": (100 - 53 - 14, 0)} and len(test) == 53
+    every = [c for i in shares.values() for part in i.values() for c in part] + test
+    assert sorted(every) == sorted(units) and shares["labelled"]["train"] != sorted(shares["labelled"]["train"])
+    given.labelled = None
+    assert [len(accuracy.divide(given, units)[0]["labelled"][i]) for i in ("train", "val")] == [8, 10]
+    assert accuracy.classes_of("hippocampus-few") == ["anterior", "posterior"]
+    labels = accuracy.classes_of("ACDC-few")
+    assert accuracy.source_of("unlabelled", (), labels, ["x"]).labelled is False
+    assert accuracy.source_of("labelled", labels, labels, ["x"]).labelled is True
+
+
+def test_any_trainer_is_a_row(study):
+    row = "trainer=nnUNetTrainerCrossTeachingFSL"
+    study(methods=f"naive,{row}")
+    (score,) = [json.loads(v) for k, v in study.files().items() if k.endswith("trainer-nnUNetTrainerCrossTeachingFSL_seed0.json")]
+    assert score["method"] == row and row in score["command"] and score["test"]["dice"]
+    assert study(methods=f"naive,{row}") == []
+
+
+def test_labelled_is_of_few_labels_alone(accuracy, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "hippocampus", "--work", "x", "--labelled", "8"])
+    with pytest.raises(SystemExit) as end:
+        accuracy.main()
+    assert end.value.code == 2 and "hippocampus-few, LeftAtrium-few, ACDC-few" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ tables from files alone
 
 
@@ -449,6 +480,15 @@ def test_no_table_of_less_than_it_claims(accuracy, written, monkeypatch, capsys,
         publish(accuracy, monkeypatch, written.folder, "--table")
     assert end.value.code == 2 and message in capsys.readouterr().err
     assert not list(written.folder.glob("out*"))
+
+
+def test_few_labels_converge_by_what_the_labelled_cases_teach(scores, written):
+    found = scores.read_study(written.folder, "hippocampus")
+    with pytest.raises(UserError, match="no seed of the method partial has 2d-8000"):
+        scores.require_converged(found, "2d-4000", "2d-8000", "partial")
+    written("partial", 0, 8000, shift=0.1)
+    with pytest.raises(UserError, match="twice the steps move training on the labelled cases alone by"):
+        scores.require_converged(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000", "partial")
 
 
 def test_movement_is_over_paired_seeds_and_cases(scores, written):
