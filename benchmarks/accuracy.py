@@ -104,7 +104,7 @@ DESIGNS |= {
         "sources": {"labelled": ("atrium",), "unlabelled": ()},
         "test": 16,
         "validation": 4,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "160,160"},
+        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "80,112"},
     },
     "ACDC-few": {
         **DESIGNS["ACDC"],
