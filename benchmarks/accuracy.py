@@ -16,6 +16,8 @@ Two more ask what labels of coarser granularity are worth, on thirds of the hipp
 union        a third annotated for the anterior part, a third for the posterior part, a third for both as one structure
 no-union     the same without the last third
 
+union-few and no-union-few are the same with ten training cases a source.
+
 Three more are of few labels, for ATSO and cross-teaching: some cases with the labels of all classes (--labelled), all others with none:
 
 hippocampus-few, LeftAtrium-few, ACDC-few
@@ -91,6 +93,7 @@ WHOLE = "anterior+posterior"  # one structure, as merge --map writes it
 _THIRDS = {**DESIGNS["hippocampus"], "data": "hippocampus", "bars": ()}
 _THIRDS["sources"] = {**DESIGNS["hippocampus"]["sources"], "whole": (WHOLE,)}
 DESIGNS |= {"union": _THIRDS, "no-union": {**_THIRDS, "left_out": ("whole",)}}
+DESIGNS |= {f"{name}-few": {**DESIGNS[name], "cases": 60} for name in ("union", "no-union")}  # 10 to learn from, of each source
 DESIGNS |= {
     "hippocampus-few": {
         **DESIGNS["hippocampus"],
@@ -262,8 +265,9 @@ def divide(arguments, units):
     is dealt that the study leaves out is not used."""
     design, names = DESIGNS[arguments.study], studies.shuffled(units)
     test, training = names[: design["test"]][: arguments.test_cases], names[design["test"] :]
+    most = arguments.cases or design.get("cases")
     shares = {}
-    for name, own in dealt(design, training, arguments).items():
+    for name, own in dealt(design, training, most, arguments.labelled).items():
         held_out = design["validation"] if design["sources"][name] else 0
         shares[name] = {
             part: [case for unit in chosen for case in units[unit]]
@@ -273,13 +277,13 @@ def divide(arguments, units):
     return shares, [case for unit in test for case in units[unit]]
 
 
-def dealt(design, training, arguments):
-    """source -> its units. ``training``: in random order."""
+def dealt(design, training, most, labelled):
+    """source -> its units. ``training``: in random order; ``most``: how many of them are used, None: all."""
     if "labelled" in design:
-        training = training[: arguments.cases]
-        number = design["validation"] + (arguments.labelled or design["labelled"])
+        training = training[:most]
+        number = design["validation"] + (labelled or design["labelled"])
         return dict(zip(design["sources"], (training[:number], training[number:])))
-    training = sorted(training)[: arguments.cases]
+    training = sorted(training)[:most]
     return {name: training[number :: len(design["sources"])] for number, name in enumerate(design["sources"])}
 
 

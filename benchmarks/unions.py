@@ -27,20 +27,21 @@ COMPARED = ((WITH, "partial", WITHOUT, "partial"), (WITH, "mskd", WITHOUT, "mskd
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=accuracy.RESULTS, help="scores per case")
+    parser.add_argument("--few", action="store_true", help="of union-few and no-union-few: ten training cases a source")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with exit_on_user_error():
-        content = tabulate(arguments.results, f"2d-{arguments.steps}")
+        content = tabulate(arguments.results, f"2d-{arguments.steps}", "-few" if arguments.few else "")
         page = write_page(content)
         write_json(json_values({"command": command(), **content}), arguments.out.with_suffix(".json"))
         write_text(f"{page}\n`{command()}`\n", arguments.out.with_suffix(".md"))
         print(page)
 
 
-def tabulate(results, budget):
+def tabulate(results, budget, few=""):
     """The points of both studies and the differences of ``COMPARED`` whose scores are there; raises UserError if there is none."""
-    found = {study: [i for i in scores.read_study(results, study) if i["budget"] == budget] for study in (WITH, WITHOUT)}
+    found = {i: [j for j in scores.read_study(results, i + few) if j["budget"] == budget] for i in (WITH, WITHOUT)}
     differences = []
     for study, method, other_study, other in COMPARED:
         own, reference = of(found[study], method), of(found[other_study], other)
@@ -52,7 +53,8 @@ def tabulate(results, budget):
     if not differences:
         raise UserError(f"{results}: no method has scores of {budget} in both {WITH} and {WITHOUT}. Train them first.")
     points = [{"study": k, **i} for k, v in found.items() if v for i in scores.curve(v, {budget: v[0]["steps"]})]
-    return {"budget": budget, "points": points, "differences": differences}
+    training = {k: v[0].get("training_cases_per_source") for k, v in found.items() if v}
+    return {"budget": budget, "training_cases_per_source": training, "points": points, "differences": differences}
 
 
 def of(found, method):
@@ -80,6 +82,7 @@ def write_page(content):
             f"| {i['title']} | {i['reference']} | {i['test']:+.2f} | [{low:+.2f}, {high:+.2f}] | {', '.join(map(str, i['seeds']))} |"
         )
     head = f"# Hippocampus: a third of the cases annotated as one structure, {content['budget']} steps a network"
+    lines += ["", f"Training cases: {content['training_cases_per_source']}."]
     return "\n".join([head, "", *lines, ""])
 
 

@@ -345,6 +345,9 @@ def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
     given.labelled = None
     assert [len(accuracy.divide(given, units)[0]["labelled"][i]) for i in ("train", "val")] == [8, 10]
     assert accuracy.classes_of("hippocampus-few") == ["anterior", "posterior"]
+    given.study, units = "no-union-few", {f"c{i:03d}": [f"c{i:03d}"] for i in range(213)}
+    shares, _ = accuracy.divide(given, units)
+    assert {k: (len(i["train"]), len(i["val"])) for k, i in shares.items()} == {"front": (10, 10), "back": (10, 10)}
     labels = accuracy.classes_of("ACDC-few")
     assert accuracy.source_of("unlabelled", (), labels, ["x"]).labelled is False
     assert accuracy.source_of("labelled", labels, labels, ["x"]).labelled is True
