@@ -1,11 +1,13 @@
 """What labels of coarser granularity are worth: the same methods with and without a source that knows two classes as one structure.
 
-    python benchmarks/accuracy.py union --work WORK --steps 8000 --methods naive,partial
-    python benchmarks/accuracy.py no-union --work WORK --steps 8000 --methods naive,partial
-    python benchmarks/unions.py --steps 8000 --out OUT
+    python benchmarks/accuracy.py union --work WORK --steps 4000 --methods naive,partial
+    python benchmarks/accuracy.py no-union --work WORK --steps 4000 --methods partial
+    python benchmarks/accuracy.py union --work WORK --steps 6000 --methods partial
+    python benchmarks/unions.py --steps 4000 --longer 6000 --out OUT
 
 Reads the scores that benchmarks/accuracy.py left; both studies test on the same cases. Written are OUT.json and OUT.md: every method's
-DSC with and without the source, and their paired differences over the seeds that both have.
+DSC with and without the source, and their paired differences over the seeds that both have. Cases are drawn all alike, so the source
+takes a third of the steps from those that know both classes; with half as many steps more (--longer) they have as many as without it.
 """
 
 import argparse
@@ -29,21 +31,28 @@ def main():
     parser.add_argument("--results", type=Path, default=accuracy.RESULTS, help="scores per case")
     parser.add_argument("--few", action="store_true", help="of union-few and no-union-few: ten training cases a source")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--longer", type=int, help="steps of further trainings with the source, compared with --steps without it")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with exit_on_user_error():
-        content = tabulate(arguments.results, f"2d-{arguments.steps}", "-few" if arguments.few else "")
+        content = tabulate(arguments.results, f"2d-{arguments.steps}", "-few" if arguments.few else "", arguments.longer)
         page = write_page(content)
         write_json(json_values({"command": command(), **content}), arguments.out.with_suffix(".json"))
         write_text(f"{page}\n`{command()}`\n", arguments.out.with_suffix(".md"))
         print(page)
 
 
-def tabulate(results, budget, few=""):
+def tabulate(results, budget, few="", longer=None):
     """The points of both studies and the differences of ``COMPARED`` whose scores are there; raises UserError if there is none."""
-    found = {i: [j for j in scores.read_study(results, i + few) if j["budget"] == budget] for i in (WITH, WITHOUT)}
+    every = {i: scores.read_study(results, i + few) for i in (WITH, WITHOUT)}
+    found = {k: [i for i in v if i["budget"] == budget] for k, v in every.items()}
+    compared = list(COMPARED)
+    if longer is not None:
+        name = f"{WITH}, {longer} steps"
+        found[name] = [{**i, "budget": budget} for i in every[WITH] if i["budget"] == f"2d-{longer}"]
+        compared.append((name, "partial", WITHOUT, "partial"))
     differences = []
-    for study, method, other_study, other in COMPARED:
+    for study, method, other_study, other in compared:
         own, reference = of(found[study], method), of(found[other_study], other)
         require_same_tests(own + reference)
         for row in scores.differences(own, reference, {budget: own[0]["steps"]}) if own and reference else []:

@@ -590,20 +590,24 @@ def test_leaving_a_source_out_changes_no_other_source_and_no_test_case(accuracy)
 def test_unions_are_compared_over_the_same_seeds_and_cases(monkeypatch, scores, tmp_path, capsys):
     unions = load(monkeypatch, "unions")
     base = {"budget": "2d-10", "steps": 10, "settings": {}, "classes": ["anterior"], "commands": {}, "validation": {"dice": {}}}
-    for study, method, seed, dice in (
+    for study, method, seed, dice, *steps in (
         ("union", "partial", 0, [0.8, 0.9]),
         ("no-union", "partial", 0, [0.7, 0.6]),
         ("union", "naive", 0, [0.5, 0.5]),
         ("union", "partial", 1, [0.1, 0.1]),  # has no counterpart
+        ("union", "partial", 0, [0.9, 0.9], 20),
     ):
         own = {"study": study, "method": method, "title": method, "seed": seed, "cases": study}
         own["test"] = {"dice": {"a": [dice[0]], "b": [dice[1]]}}
-        scores.write_score({**base, **own}, scores.score_file(tmp_path, study, "2d-10", method, seed))
-    monkeypatch.setattr(sys, "argv", ["unions.py", "--results", str(tmp_path), "--steps", "10", "--out", str(tmp_path / "out")])
+        own["budget"] = f"2d-{(steps or [10])[0]}"
+        scores.write_score({**base, **own}, scores.score_file(tmp_path, study, own["budget"], method, seed))
+    argv = ["unions.py", "--results", str(tmp_path), "--steps", "10", "--longer", "20", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
     unions.main()
     found = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert [(i["title"], i["reference"], round(i["test"], 6), i["seeds"]) for i in found] == [
         ("partial, union", "partial, no-union", 20.0, [0]),
         ("partial, union", "naive, union", 35.0, [0]),
+        ("partial, union, 20 steps", "partial, no-union", 25.0, [0]),
     ]
     assert "| partial, union | partial, no-union | +20.00 |" in (tmp_path / "out.md").read_text()
