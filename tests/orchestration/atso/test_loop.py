@@ -419,6 +419,7 @@ def test_changed_plans_are_refused(place):
 
 
 def test_one_loop_at_a_time(place):
+    place.environment["STUB_PAUSE_S"] = "8"  # an epoch: it is still training when the second loop is refused
     process = place.start()
     try:
         place.wait_for(lambda: place.states().get("m0-train") == "running")
