@@ -258,7 +258,9 @@ class Student:
             "settings": {**self.budget.settings, **{k: str(v) for k, v in self.row.settings.items()}},
             "begins_with": self.row.start,
             "labelled_with": self.row.labels,
-            "command": shlex.join(map(str, [*given, "--rows", self.name, "--seeds", seed])),
+            "command": shlex.join(
+                map(str, [*given, "--rows", self.name, "--seeds", seed, *(j for i in o.set for j in ("--set", i))])
+            ),
             "commands": {f"s{seed}-{self.name}-{i}": {"part": part, **self._seconds(i)} for i, part in parts.items()},
             "test": scores.by_case(test, about["classes"]),
             "validation": scores.by_case(validation, about["classes"]),
