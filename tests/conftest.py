@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,30 @@ def nnunet_folders(tmp_path_factory):
     )
 
 
+@pytest.fixture(scope="module")
+def own_datasets(nnunet_folders):
+    """``nnunet_folders`` for a file that makes datasets of its own there; they go when its tests have run."""
+    yield nnunet_folders
+    for dataset in added_to(nnunet_folders.root):
+        shutil.rmtree(dataset)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _every_file_finds_tiny_alone(tmp_path_factory):
+    """What one file of tests leaves in the folders of the session, the next would find: a failure that depends on the order."""
+    yield
+    left = [str(i) for root in tmp_path_factory.getbasetemp().glob("nnunet*") for i in added_to(root)]
+    assert not left, f"use the fixture own_datasets: {left}"
+
+
+def added_to(root):
+    """The datasets in nnU-Net's folders below ``root`` that are not the one of :func:`tiny`."""
+    return [i for i in root.glob("nnUNet_*/*") if i.name != TINY]
+
+
+TINY = "Dataset501_Tiny"
+
+
 @pytest.fixture(scope="session")
 def tiny(nnunet_folders):
     """Dataset 501, preprocessed for 2d and 3d_fullres, with plans ``nnUNetPlans_tiny`` that train in seconds."""
@@ -162,11 +187,11 @@ def tiny(nnunet_folders):
     write_variant(501, "tiny", tiny_settings())
     return SimpleNamespace(
         id=501,
-        name="Dataset501_Tiny",
+        name=TINY,
         plans="nnUNetPlans_tiny",
         folders=nnunet_folders,
-        preprocessed=nnunet_folders.preprocessed / "Dataset501_Tiny",
-        results=nnunet_folders.results / "Dataset501_Tiny",
+        preprocessed=nnunet_folders.preprocessed / TINY,
+        results=nnunet_folders.results / TINY,
     )
 
 

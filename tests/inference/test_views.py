@@ -108,9 +108,9 @@ def preprocess(name, configuration):
 
 
 @pytest.fixture(scope="module")
-def stripes(nnunet_folders, tmp_path_factory):
+def stripes(own_datasets, tmp_path_factory):
     """The dataset, three views of it, and for each a model that needs no training."""
-    raw = nnunet_folders.raw / NAME
+    raw = own_datasets.raw / NAME
     truth = {}
     for i in range(2):
         image, truth[f"case_{i}"] = striped(i)
@@ -128,10 +128,10 @@ def stripes(nnunet_folders, tmp_path_factory):
     plan_and_preprocess()
     trainers = tmp_path_factory.mktemp("trainers")
     (trainers / "nnUNetTrainerStripes.py").write_text(TRAINER)
-    preprocessed = nnunet_folders.preprocessed / NAME
+    preprocessed = own_datasets.preprocessed / NAME
     models = {}
     for plane in PLANES:
-        models[plane] = nnunet_folders.results / NAME / f"nnUNetTrainerStripes__nnUNetPlans_{plane}__2d"
+        models[plane] = own_datasets.results / NAME / f"nnUNetTrainerStripes__nnUNetPlans_{plane}__2d"
         (models[plane] / "fold_all").mkdir(parents=True)
         shutil.copy(preprocessed / f"nnUNetPlans_{plane}.json", models[plane] / "plans.json")
         shutil.copy(preprocessed / "dataset.json", models[plane])

@@ -31,16 +31,16 @@ def write_raw(raw, number, name, labels, of_value, seeds):
 
 
 @pytest.fixture(scope="module")
-def joint(nnunet_folders):
+def joint(own_datasets):
     """Dataset 511 of the sources ``apart`` (liver, kidney) and ``joint`` (kidney and pancreas as one), with teachers."""
-    write_raw(nnunet_folders.raw, 131, "Apart", {"liver": 1, "kidney": 2}, (0, 1, 2, 0), range(5))
-    write_raw(nnunet_folders.raw, 132, "Joint", {"organ": 1}, (0, 0, 1, 1), range(5, 10))
+    write_raw(own_datasets.raw, 131, "Apart", {"liver": 1, "kidney": 2}, (0, 1, 2, 0), range(5))
+    write_raw(own_datasets.raw, 132, "Joint", {"organ": 1}, (0, 0, 1, 1), range(5, 10))
     merge = "merge --dataset-id 511 --name Joint --source apart=131 --source joint=132 --map joint:organ=kidney+pancreas"
     assert main(merge.split()) == 0
     command = ("nnUNetv2_plan_and_preprocess", "-d", 511, "-c", "3d_fullres", "-np", 1, "-npfp", 1, "--verify_dataset_integrity")
     run(*command, env={"nnUNet_n_proc_DA": "1"})
     write_variant(511, "tiny", tiny_settings())
-    folders = nnunet_folders
+    folders = own_datasets
     made = SimpleNamespace(id=511, plans="nnUNetPlans_tiny", preprocessed=folders.preprocessed / "Dataset511_Joint")
     made.results, made.raw = folders.results / "Dataset511_Joint", folders.raw / "Dataset511_Joint"
     for plans in write_source_variants(511, {}, made.plans):
