@@ -1,7 +1,7 @@
 """Any folder: NIfTI, NRRD, MetaImage or DICOM images, with or without labels.
 
-    generic.py SRC --dataset-id 200 --name Ward3 --channels CT --image-glob "*/CT" --label-glob "*/liver" --labels liver=1,tumor=2
-    generic.py SRC --dataset-id 200 --name Ward3 --channels T1,T2 --table cases.csv --labels tumor=1
+    nnunet_partial convert generic SRC --dataset-id 200 --name Ward3 --channels CT --image-glob "*/CT" --label-glob "*/liver" --labels liver=1,tumor=2
+    nnunet_partial convert generic SRC --dataset-id 200 --name Ward3 --channels T1,T2 --table cases.csv --labels tumor=1
 
 Say with ``--channels`` what the images show: nnU-Net clips and scales ``CT`` as Hounsfield units, anything else by itself.
 Without it one channel is taken for CT, and refused if its values do not look like it.

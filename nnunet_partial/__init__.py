@@ -2,5 +2,5 @@
 
 from nnunet_partial import _moved
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 _moved.install()

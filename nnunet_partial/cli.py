@@ -28,7 +28,7 @@ VERBS = {
     "pseudo-label": ("pseudo_label", "complete the labels of the training cases by what trained models predict"),
     "predict": ("predict", "segment new scans with a trained model, whatever they are called, or a dataset's own cases"),
     "predict-dicom": ("predict_dicom", "segment DICOM series with a trained model: a folder of them in, DICOM SEG out"),
-    "atso": ("atso", "the small stages of the ATSO loop, by hand"),
+    "atso": ("atso", "the ATSO loop, generation by generation (run), and its stages by hand"),
     "coarse-to-fine": ("coarse_to_fine", "find the organs at low resolution, then segment their box: prepare, train, predict"),
     "efficiency": ("efficiency", "measure what prediction costs: time, memory, arithmetic; model beside model"),
     "evaluate": ("evaluate", "compare predictions with the truth, on annotated classes only"),

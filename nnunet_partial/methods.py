@@ -20,11 +20,16 @@ from nnunet_partial.errors import UserError, did_you_mean
 BASE, HOST = "PartialTrainer", "nnUNetTrainer"
 _OWN = ("short_name", "title")  # never inherited: an ablation is a method of its own
 _INHERITED = {"needs_teachers": False, "needs_labels": False, "needs_soft_labels": False, "settings_name": None}
+_NETWORK = "build_network_architecture"
 
 
 @dataclass(frozen=True)
 class TrainerSource:
-    """A trainer class as its source describes it. ``bases``: names of the classes before it, nearest first."""
+    """A trainer class as its source describes it.
+
+    ``own_network``  whether stock nnU-Net, which trains and exports what its plans say, has no trainer that builds this network
+    ``bases``        names of the classes before it, nearest first
+    """
 
     name: str
     file: Path
@@ -34,6 +39,7 @@ class TrainerSource:
     needs_labels: bool = False
     needs_soft_labels: bool = False
     settings_name: str | None = None
+    own_network: bool = False
     bases: tuple = ()
 
 
@@ -42,6 +48,7 @@ class _Class:
     file: Path
     bases: list
     values: dict = field(default_factory=dict)
+    builds_network: bool = False
 
 
 def package_trainers() -> dict:
@@ -77,10 +84,14 @@ def _package_folder() -> Path:
     return Path(__file__).parent / "trainers"
 
 
-def _searched_folders() -> Iterator[Path]:
+def _stock_folders() -> Iterator[Path]:
     spec = find_spec("nnunetv2")
     if spec is not None and spec.submodule_search_locations:
         yield Path(spec.submodule_search_locations[0]) / "training" / "nnUNetTrainer"
+
+
+def _searched_folders() -> Iterator[Path]:
+    yield from _stock_folders()
     for folder in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep):
         if folder.strip() and Path(folder).is_dir():
             yield Path(folder)
@@ -98,6 +109,8 @@ def _described(classes: Mapping[str, _Class], more: Mapping[str, _Class]) -> dic
         values: dict[str, Any] = {k: found.values.get(k) for k in _OWN}
         for key, default in _INHERITED.items():
             values[key] = next((known[i].values[key] for i in lineage if i in known and key in known[i].values), default)
+        builder = next((known[i].file for i in lineage if i in known and known[i].builds_network), None)
+        values["own_network"] = builder is not None and not any(builder.is_relative_to(i) for i in _stock_folders())
         described[name] = TrainerSource(name, found.file, bases=tuple(lineage[1:]), **values)
     return described
 
@@ -128,7 +141,12 @@ def _classes_of(file: Path, changed: int) -> dict:
     except (SyntaxError, UnicodeDecodeError):
         return {}  # nnU-Net's own search fails there, and says where
     return {
-        node.name: _Class(file, [_last_name(i) for i in node.bases], _values(node, file))
+        node.name: _Class(
+            file,
+            [_last_name(i) for i in node.bases],
+            _values(node, file),
+            any(isinstance(i, ast.FunctionDef) and i.name == _NETWORK for i in node.body),
+        )
         for node in tree.body
         if isinstance(node, ast.ClassDef)
     }

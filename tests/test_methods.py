@@ -21,6 +21,14 @@ class Ablation(Base):
 class nnUNetTrainerStock:
     pass
 
+class OwnNetwork(PartialTrainer):
+    @staticmethod
+    def build_network_architecture(*args):
+        pass
+
+class BuiltByNNUNet(nnUNetTrainerBN):
+    pass
+
 class Helper:
     needs_labels = True
 
@@ -40,6 +48,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_what_the_source_says_is_what_the_class_says():
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
     import nnunet_partial.trainers as trainers
 
     sources = package_trainers()
@@ -50,6 +60,8 @@ def test_what_the_source_says_is_what_the_class_says():
             assert getattr(source, key) == getattr(cls, key), (name, key)
         for key in ("short_name", "title"):
             assert getattr(source, key) == vars(cls).get(key), (name, key)
+        own_network = cls.build_network_architecture is not nnUNetTrainer.build_network_architecture
+        assert source.own_network == own_network, name
         assert source.settings_name is None or BLOCKS.get(source.settings_name, cls.settings_class) is cls.settings_class
 
 
@@ -78,3 +90,8 @@ def test_an_attribute_that_cannot_be_read_is_named(folder):
     (folder / "below" / "mine.py").write_text(MINE.replace('"The base"', "name()"))
     with pytest.raises(UserError, match=r"mine.py:5: Base.title is read from the source"):
         find_trainer_source("Base")
+
+
+def test_whose_network_stock_nnunet_has(folder):
+    names = ("Base", "OwnNetwork", "BuiltByNNUNet", "nnUNetTrainerBN", "nnUNetTrainer")
+    assert [find_trainer_source(i).own_network for i in names] == [False, True, False, False, False]

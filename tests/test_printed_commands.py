@@ -209,7 +209,7 @@ def test_converters(downloads, monkeypatch):
 
 
 def test_data_contract(desk):
-    organs = {"liver": 1, "kidney_left": 2, "kidney_right": 3}
+    organs = {"liver": 1, "left_kidney": 2, "right_kidney": 3}
     raw_dataset(desk, 105, "BTCV", organs, (1, 2, 3))
     kits = raw_dataset(desk, 102, "KiTS", {"kidney": 1}, (1,))
     brats = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}
@@ -217,7 +217,7 @@ def test_data_contract(desk):
     merges = typed("data_contract.md", "merge")
     type_in(merges[0], desk)
     merged = read_json(desk / "nnUNet_raw" / "Dataset501_Abdomen" / "dataset.json")["nnunet_partial"]
-    assert merged["version"] == 2 and merged["cases"]["kits_a"]["annotated"] == [["kidney_left", "kidney_right"]]
+    assert merged["version"] == 2 and merged["cases"]["kits_a"]["annotated"] == [["left_kidney", "right_kidney"]]
     shutil.rmtree(kits)
     clinic = raw_dataset(desk, 102, "Clinic", {"tumour": 1}, (1,))
     type_in(merges[1], desk)

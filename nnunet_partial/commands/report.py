@@ -39,9 +39,7 @@ def add_arguments(parser):
         metavar="DIR",
         help="where the evaluated images lie, if neither in the dataset nor beside the truth's folder",
     )
-    parser.add_argument(
-        "--efficiency", metavar="FILE", help="efficiency report (JSON) of nnunet_partial.inference.efficiency.measure"
-    )
+    parser.add_argument("--efficiency", metavar="FILE", help="JSON that nnunet_partial efficiency wrote")
     parser.add_argument("--metric", default="dice", choices=list(HIGHER_IS_BETTER), help="what methods and cases are ranked by")
     parser.add_argument(
         "--commands",

@@ -101,7 +101,7 @@ class Run:
 
     def __init__(self, folder: PathLike):
         self.folder = Path(folder).absolute()
-        self.plan = read_json(self.folder / "plan.json", "Give the folder of a run of scripts/atso_loop.py.")
+        self.plan = read_json(self.folder / "plan.json", "Give the folder of a run of nnunet_partial atso run.")
         _check_plan(self.plan, self.folder / "plan.json")
         self.options, self.generations = self.plan["options"], self.plan["generations"]
         self.report = self.folder / "report"
@@ -150,7 +150,7 @@ def _check_plan(plan: Any, file: Path) -> None:
         for generation in plan["generations"]:
             names += [str(generation["generation"]), *generation["models"]]
     except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not the plan of a run of scripts/atso_loop.py ({error!r}).") from None
+        raise UserError(f"{file} is not the plan of a run of nnunet_partial atso run ({error!r}).") from None
     for name in names:
         check_file_name(name, f"{file}: name")
 

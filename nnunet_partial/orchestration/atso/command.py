@@ -20,11 +20,11 @@ from everything. Manual labels are in the loss of every model. The loop can be k
 arguments it goes on, with more --generations it adds them. A stage that it had started may live on and is then waited for, not
 started twice."""
 EXAMPLE = """examples:
-  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --generations 5
-  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --plans nnUNetPlans_tiny --device cpu --dry-run
-  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --executor slurm --slurm partition=gpu \\
+  nnunet_partial atso run --dataset 501 --configuration 3d_fullres --generations 5
+  nnunet_partial atso run --dataset 501 --configuration 3d_fullres --plans nnUNetPlans_tiny --device cpu --dry-run
+  nnunet_partial atso run --dataset 501 --configuration 3d_fullres --executor slurm --slurm partition=gpu \\
       --slurm gpus_per_node=1 --slurm cpus_per_task=12 --slurm time=1440
-  python scripts/atso_loop.py --dataset 501 --configuration 3d_fullres --status"""
+  nnunet_partial atso run --dataset 501 --configuration 3d_fullres --status"""
 _FOLDERS = ("super_classes", "test_images", "test_labels", "reference_truth")
 
 

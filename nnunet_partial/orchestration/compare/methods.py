@@ -23,6 +23,7 @@ class Method:
                 ``atso``: the loop of scripts/atso_loop.py, with the method's name as its strategy
     ``settings_name`` the block of the plans' settings that the trainer declares
     ``soft``    whether the completed labels must hold the teachers' probabilities
+    ``own_network`` whether its network is none of stock nnU-Net's, which then cannot run its models
     """
 
     title: str
@@ -31,6 +32,7 @@ class Method:
     kind: str = "trainer"
     settings_name: str | None = None
     soft: bool = False
+    own_network: bool = False
 
     @property
     def taught(self) -> bool:
@@ -47,7 +49,8 @@ class Method:
         """The method that a trainer describes itself as; ``needs``: what it says it needs, unless given."""
         if needs is None:
             needs = _LABELS if source.needs_labels else _TEACHERS if source.needs_teachers else ()
-        return cls(source.title or source.name, source.name, needs, kind, source.settings_name, source.needs_soft_labels)
+        about = (source.settings_name, source.needs_soft_labels, source.own_network)
+        return cls(source.title or source.name, source.name, needs, kind, *about)
 
     def from_soft_labels(self) -> "Method":
         """This method, soft labels in its teachers' place (mskd.teachers=soft)."""

@@ -146,7 +146,9 @@ class TestBlock:
 class ExportBlock:
     """``[export]``"""
 
-    methods: list | None = setting(None, "methods whose models are exported for stock nnU-Net; left out: all; [] for none")
+    methods: list | None = setting(
+        None, "methods whose models are exported for stock nnU-Net; left out: all whose network it has; [] for none"
+    )
 
 
 _TABLES = {
@@ -208,8 +210,9 @@ class Project:
     @property
     def exported(self) -> tuple:
         """Names of the methods whose models are exported."""
-        named = [i.name for i in self.methods] if self.export.methods is None else self.export.methods
-        return tuple(named)
+        if self.export.methods is not None:
+            return tuple(self.export.methods)
+        return tuple(i.name for i in self.methods if not _own_network(i.name))
 
     def environment(self) -> dict:
         """nnU-Net's variables that the file sets."""
@@ -343,6 +346,17 @@ def _check_training(project: Project) -> None:
         raise UserError(
             f"{file}: [export] methods: {unknown[0]!r} is none of this project. {did_you_mean(unknown[0], names)}They are {', '.join(names)}."
         )
+    refused = [i for i in project.export.methods or () if _own_network(i)]
+    if refused:
+        raise UserError(
+            f"{file}: [export] methods: stock nnU-Net does not have the network of {refused[0]!r}. Leave it out, and predict with it where "
+            "nnunet_partial is installed."
+        )
+
+
+def _own_network(name: str) -> bool:
+    """Whether a method's network is none of stock nnU-Net's."""
+    return any(i.own_network for i in find_methods([name]).values())
 
 
 def _within(where: str, check, *arguments) -> None:

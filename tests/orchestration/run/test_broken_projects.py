@@ -34,6 +34,11 @@ BROKEN = {
     "a source without a number": ("[[method]]", "[[source]]", "[[source]] partial has no dataset"),
     "same class in two spellings": ('organs = ["kidney"]', 'organs = ["Liver=liver"]', "look like the same organ"),
     "export of what is not trained": ("[test]", '[export]\nmethods = ["naive"]\n[test]', "'naive' is none of this project"),
+    "export of a network that stock nnU-Net does not have": (
+        "[test]",
+        '[export]\nmethods = ["dodnet"]\n[[method]]\nname = "dodnet"\n[test]',
+        "[export] methods: stock nnU-Net does not have the network of 'dodnet'",
+    ),
     "cases that do not exist": ('organs = ["liver"]', 'organs = ["liver"]\ncases = "cases.txt"', "cases.txt cannot be read"),
 }
 

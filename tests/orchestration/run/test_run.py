@@ -206,3 +206,10 @@ def test_paths_are_relative_to_the_file(place):
     assert isinstance(project, Project) and project.sources[0].path == str(place.folder / "downloads" / "lits")
     assert project.out == place.out and project.dataset == "Dataset501_Joint" and project.folds == ("0",)
     assert set(TABLES) == {"project", "folders", "source", "merge", "plan", "training", "method", "test", "export"}
+
+
+def test_what_stock_nnunet_has_no_network_for_is_not_exported(place):
+    place.change("[test]", '[[method]]\nname = "dodnet"\n[[method]]\nname = "cotraining-ibn"\n[test]')
+    project = read_project(place.file)
+    assert {"dodnet", "cotraining-ibn"} < {i.name for i in project.methods}
+    assert set(project.exported) == {i.name for i in project.methods} - {"dodnet", "cotraining-ibn"}
