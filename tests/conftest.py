@@ -158,7 +158,7 @@ def _every_file_finds_tiny_alone(tmp_path_factory):
 
 def added_to(root):
     """The datasets in nnU-Net's folders below ``root`` that are not the one of :func:`tiny`."""
-    return [i for i in root.glob("nnUNet_*/*") if i.name != TINY]
+    return [i for i in root.glob("nnUNet_*/Dataset*") if i.name != TINY]
 
 
 TINY = "Dataset501_Tiny"
