@@ -322,11 +322,16 @@ def _number_of(values: Sequence, what: str) -> str:
 
 
 def _origin(content: Mapping) -> str:
-    commits = ", ".join(str(i) for i in content["commits"])
-    return (
-        f"{content['core_hours_in_all']:.2f} core hours in all. Settings {content['settings']}; training cases per source "
-        f"{content['training_cases_per_source']}. Commit {commits}; {'; '.join(map(str, content['machines']))}; "
-        f"{'; '.join(map(str, content['versions']))}"
+    settings = ", ".join(f"`{k}={v}`" for k, v in content["settings"].items())
+    cases = ", ".join(f"{k} {v}" for k, v in (content["training_cases_per_source"] or {}).items())
+    versions = "; ".join(", ".join(f"{k} {v}" for k, v in (i or {}).items()) for i in content["versions"])
+    return "\n".join(
+        [
+            f"- {content['core_hours_in_all']:.2f} core hours in all; machines: {'; '.join(map(str, content['machines']))}",
+            f"- training cases per source: {cases}",
+            f"- settings: {settings}",
+            f"- commits {', '.join(map(str, content['commits']))}; {versions}",
+        ]
     )
 
 
