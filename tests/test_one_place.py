@@ -23,9 +23,9 @@ PLACES = {
     "finds what plans name": (r"\bpydoc\b|recursive_find_python_class", {"trust.py"}),
     # doctor looks for the names of our own trainers
     "finds trainers": (r"recursive_find_trainer_class_by_name", {"trust.py", "doctor.py"}),
-    # a trainer builds its own from the plans that nnUNetv2_train was given
+    # a trainer builds its own from the plans that nnUNetv2_train was given; methods.py looks for the name, in quotes
     "builds networks from plans": (
-        r"get_network_from_plans|(?<!is nnUNetTrainer\.)build_network_architecture\b(?! is )",
+        r"get_network_from_plans|(?<!is nnUNetTrainer\.)(?<!\")build_network_architecture\b(?! is )",
         {
             "networks/models.py",
             "networks/planned.py",
