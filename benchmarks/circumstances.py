@@ -36,13 +36,16 @@ def machine() -> str:
 
 def versions() -> dict:
     """Python's and those of the packages that are there."""
+    import nnunet_partial
+
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    # of the code that runs: another commit's may stand first on PYTHONPATH, beside the one that is installed
+    return {**found, "nnunet_partial": nnunet_partial.__version__}
 
 
 def commit() -> str:

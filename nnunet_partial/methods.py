@@ -100,7 +100,7 @@ def _searched_folders() -> Iterator[Path]:
 
 def _described(classes: Mapping[str, _Class], more: Mapping[str, _Class]) -> dict:
     """Of ``classes``, which may build on ``more``, those that nnU-Net can train."""
-    known = {**more, **classes}
+    known, stock = {**more, **classes}, tuple(_stock_folders())
     described = {}
     for name, found in classes.items():
         lineage = _lineage(name, known)
@@ -110,7 +110,7 @@ def _described(classes: Mapping[str, _Class], more: Mapping[str, _Class]) -> dic
         for key, default in _INHERITED.items():
             values[key] = next((known[i].values[key] for i in lineage if i in known and key in known[i].values), default)
         builder = next((known[i].file for i in lineage if i in known and known[i].builds_network), None)
-        values["own_network"] = builder is not None and not any(builder.is_relative_to(i) for i in _stock_folders())
+        values["own_network"] = builder is not None and not any(builder.is_relative_to(i) for i in stock)
         described[name] = TrainerSource(name, found.file, bases=tuple(lineage[1:]), **values)
     return described
 

@@ -538,6 +538,12 @@ def test_committed_scores_can_be_read(scores):
             assert 0 <= scores.mean_dsc(score) <= 100 and "/" not in re.sub(r"benchmarks/\w+\.py", "", score["command"])
 
 
+def test_the_version_is_that_of_the_code_that_runs(monkeypatch):
+    """Not of what is installed: an older study goes on with its own commit first on PYTHONPATH."""
+    monkeypatch.setattr("nnunet_partial.__version__", "0.0.1")
+    assert load(monkeypatch, "circumstances").versions()["nnunet_partial"] == "0.0.1"
+
+
 def test_the_commit_says_when_files_differ(monkeypatch, tmp_path):
     circumstances = load(monkeypatch, "circumstances")
 

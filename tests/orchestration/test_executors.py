@@ -198,14 +198,14 @@ def test_another_command_of_the_same_name_that_runs_is_named(tmp_path):
     thread.join()
 
 
-# ---- SLURM, faked: sbatch starts the script in the background, squeue lists what runs
+# ---- SLURM, faked: sbatch starts its copy of the script (as SLURM does: submitit moves its own away), squeue lists what runs
 
 FAKE = {
     "sbatch": """#!/bin/sh
 id=$(($(cat {0}/last 2>/dev/null || echo 0) + 1)); echo $id > {0}/last; cp "$1" {0}/script_$id
 if [ -e {0}/lose ]; then rm {0}/lose; echo "Submitted batch job $id"; exit 0; fi
 touch {0}/queue_$id
-(SLURM_JOB_ID=$id SLURM_CPUS_PER_TASK=3 sh "$1" > {0}/out_$id 2>&1; rm {0}/queue_$id) > /dev/null 2>&1 &
+(SLURM_JOB_ID=$id SLURM_CPUS_PER_TASK=3 sh {0}/script_$id > {0}/out_$id 2>&1; rm {0}/queue_$id) > /dev/null 2>&1 &
 echo "Submitted batch job $id"
 """,
     "srun": """#!/bin/sh

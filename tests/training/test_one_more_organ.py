@@ -61,9 +61,8 @@ def run_page(folders, old, work):
         text = line.replace("$PWD/OLD", str(old)).replace("$PWD", str(work)).replace("--out labels", f"--out {work}/labels")
         verb, *arguments = (str(names.get(i, i)) for i in shlex.split(text))
         if "initial_weights" in line:
-            arguments += settings(
-                num_epochs=2 * EPOCHS, initial_lr=1e-2
-            )  # with as many, whether a class loses less than 1 is chance
+            # with as many epochs as the old model, it is chance whether a class loses less than 1
+            arguments += settings(num_epochs=2 * EPOCHS, initial_lr=1e-2)
         if arguments[0] == "pseudo-label":
             arguments += ["--device", "cpu", "--disable-tta"]
         if verb == "nnUNetv2_train":

@@ -20,7 +20,7 @@ class Method:
     ``trainer`` is trained with the comparison's plans
     ``needs``   ``teachers``: one trained teacher per source; ``labels``: labels that the teachers have completed
     ``kind``    ``trainer``; ``fused``: the teachers' own predictions, fused; ``full``: on the dataset with all labels;
-                ``atso``: the loop of scripts/atso_loop.py, with the method's name as its strategy
+                ``atso``: the loop of ``nnunet_partial atso run``, with the method's name as its strategy
     ``settings_name`` the block of the plans' settings that the trainer declares
     ``soft``    whether the completed labels must hold the teachers' probabilities
     ``own_network`` whether its network is none of stock nnU-Net's, which then cannot run its models
@@ -49,8 +49,8 @@ class Method:
         """The method that a trainer describes itself as; ``needs``: what it says it needs, unless given."""
         if needs is None:
             needs = _LABELS if source.needs_labels else _TEACHERS if source.needs_teachers else ()
-        about = (source.settings_name, source.needs_soft_labels, source.own_network)
-        return cls(source.title or source.name, source.name, needs, kind, *about)
+        about = {"settings_name": source.settings_name, "soft": source.needs_soft_labels, "own_network": source.own_network}
+        return cls(source.title or source.name, source.name, needs, kind, **about)
 
     def from_soft_labels(self) -> "Method":
         """This method, soft labels in its teachers' place (mskd.teachers=soft)."""
