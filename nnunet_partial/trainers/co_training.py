@@ -20,7 +20,7 @@ from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import CoTrainingSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
 
-RUNNING_MEAN = 0.9  # as nnU-Net smooths its own pseudo Dice
+RUNNING_MEAN_EPOCHS = 10  # over which nnU-Net smooths its own pseudo Dice, with a momentum of 1 - 1/10
 MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
 FEW_SAMPLES, PAPER_BATCH = 8, 24  # of a batch whose statistics normalise; the paper's batch, section 4.1
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
@@ -32,8 +32,8 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     ``members``    the trained networks: ``network`` and, with ``co_teaching``, ``peer``, independently initialised
     ``averages``   with ``weight_averaged``, one of each network
     ``candidates`` what can be deployed: the averages, or without them the networks themselves. After every epoch the
-                   one with the best running mean of the validation Dice over annotated classes is deployed: its weights
-                   are a checkpoint's ``network_weights``, and it does the final validation.
+                   one with the best running mean of the validation Dice over annotated classes is deployed (of the last tenth
+                   of a training, or the first epochs of a short one would decide): its weights are a checkpoint's ``network_weights``, and it does the final validation.
 
     ``self.network`` is the first trained network; a checkpoint holds all of them under keys of its own.
     """
@@ -216,11 +216,17 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         dice = np.where(seen, 2 * tp / np.where(seen, 2 * tp + fp + fn, 1), 0).sum(1)
         return dice / np.where(seen.any(1), seen.sum(1), np.nan)
 
+    @property
+    def running_momentum(self) -> float:
+        """nnU-Net's 0.9 from 100 epochs on; below, what averages over a tenth of the training; of ten epochs the last decides."""
+        return 1 - 1 / min(RUNNING_MEAN_EPOCHS, max(1, self.num_epochs / 10))
+
     def _choose(self, dice: np.ndarray) -> None:
+        momentum = self.running_momentum
         for name, value in zip(self.candidates, dice):
             before = self.running_dice[name]
             if np.isfinite(value):
-                smoothed = value if before is None else RUNNING_MEAN * before + (1 - RUNNING_MEAN) * value
+                smoothed = value if before is None else momentum * before + (1 - momentum) * value
                 self.running_dice[name] = float(smoothed)
         known = {name: value for name, value in self.running_dice.items() if value is not None}
         if known:

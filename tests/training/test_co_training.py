@@ -381,6 +381,17 @@ def test_the_better_average_is_deployed(tiny, plans, trainer, own_results):
     assert made.network is made.members["network"].network
 
 
+@pytest.mark.parametrize("epochs, momentum", ((1, 0), (10, 0), (20, 0.5), (100, 0.9), (1000, 0.9)))
+def test_the_end_of_a_training_decides_which_is_deployed(tiny, plans, trainer, own_results, epochs, momentum):
+    """Not its first epochs, in which averages still hold the weights that they began with."""
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    made.num_epochs = epochs
+    assert made.running_momentum == pytest.approx(momentum)
+    for epoch in range(epochs):
+        made._choose(np.array([0.1, 0.7] if epoch < epochs // 2 else [0.8, 0.79]))
+    assert made.deployed == "network"
+
+
 # ---- checkpoints
 
 
