@@ -50,8 +50,8 @@ def dice_focal(
     ``logits``  (B, C, *S)
     ``target``  (B, 1, *S) or (B, *S), labels; anything where ``valid`` is False
     ``groups``  (B, C) int, as ``MarginalDiceCELoss`` takes them; None for every class on its own
-    ``weight_focal``  of the second term. The number of samples over that of samples with labels makes it the mean over
-                the voxels of the latter alone
+    ``weight_focal``  of the second term. The number of (valid) voxels over that of the samples with labels makes it the mean
+                over the latter alone
     ``dice``    ``batch_dice``, ``smooth`` and ``all_gather`` of ``MarginalDiceCELoss``
     returns     0-dim. A sample whose classes are all one group adds 0
     """

@@ -84,8 +84,16 @@ class nnUNetTrainerATSO(PartialTrainer):
         complete = self.dataset_annotations
         self.structures = super_structures(self.own.super_classes, complete.classes)
         self.annotations, self.label_map = complete.coarsened(self.structures), complete.values_after(self.structures)
+        if complete.ignore_label is None:  # pseudo labels mark what is doubtful by the value behind those of the classes
+            self.label_map[len(complete.classes) + 1] = len(self.structures) + 1
         own = {**dataset_json, "labels": self.annotations.labels()}
         return {**own, KEY: self.annotations.to_json()} if self.annotations.is_partial else own
+
+    @property
+    def ignored_value(self) -> int | None:
+        ignored = super().ignored_value
+        doubtful = ignored is not None and self.label_manager.ignore_label is None
+        return len(self.structures) + 1 if self.is_coarse and doubtful else ignored
 
     def completed_annotations(self) -> Annotations:
         if self.labels is None or not self.is_coarse:

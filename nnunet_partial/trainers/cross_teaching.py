@@ -175,10 +175,10 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
         lacking = groups_from_annotated(~apart)
         labelled, unlabelled = (batch.groups[:, 1:] != 0).any(1), ~apart[:, 1:].all(1)
         possible = possible_classes(batch.full_resolution_target[:, 0], batch.truth_groups)
-        share_labelled, share_unlabelled = self.shares(labelled, unlabelled)
-
-        losses = {"supervised": sum(self.supervised(i, batch, share_labelled) for i in outputs.values())}
         valid = self.valid(batch.full_resolution_target)
+        share_labelled, share_unlabelled = self.shares((labelled, unlabelled), valid)
+
+        losses = {"supervised": sum(self.supervised(i, batch, labelled) for i in outputs.values())}
         semi = self.own.lambda_ssl * self.ramp()
         if "cross_teaching" in self.loss_terms:
             first, second = (logits[i] for i in self.cross_teachers)
@@ -199,15 +199,15 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
             )
         return losses
 
-    def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, weight_focal: float) -> torch.Tensor:
-        """L_seg of one network on annotated classes, with nnU-Net's weight of each resolution."""
-        own = self.own
+    def supervised(self, outputs: Sequence[torch.Tensor], batch: Batch, labelled: torch.Tensor) -> torch.Tensor:
+        """L_seg of one network on annotated classes, with nnU-Net's weight of each resolution; its focal term is the mean over
+        the voxels of the samples (B,) that are ``labelled``."""
+        own, shares = self.own, self.shares((labelled,))
 
         def dice_focal(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
             valid = self.valid(target)
-            return cross_teaching.dice_focal(
-                output, target, batch.groups, own.alpha, own.gamma, weight_focal, valid, **self._dice
-            )
+            (share,) = shares if valid is None else self.shares((labelled,), valid)
+            return cross_teaching.dice_focal(output, target, batch.groups, own.alpha, own.gamma, share, valid, **self._dice)
 
         return self.at_every_scale(dice_focal, outputs, batch.targets)
 
@@ -215,16 +215,18 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
     def _dice(self) -> dict:
         return {"batch_dice": self.own.batch_dice, "all_gather": AllGatherGrad.apply if self.is_ddp else None}
 
-    def shares(self, *kinds: torch.Tensor) -> list:
-        """For each kind of sample (B,) bool what turns a mean over the batch into the mean over samples of that kind: the
-        size of the batch over their number, 0 if there are none. Over several devices, which hold different numbers and
-        whose gradients are averaged, the number is the mean over devices."""
-        numbers = torch.tensor([float(i.sum()) for i in kinds])  # on the host: one device need not wait for itself
+    def shares(self, kinds: Sequence[torch.Tensor], valid: torch.Tensor | None = None) -> list:
+        """For each kind of sample (B,) bool what turns a mean over the ``valid`` voxels (B, *S) of the batch, None: all, into the
+        mean over those of that kind alone: the voxels of the batch over theirs, 0 if there are none. Over several devices, which
+        hold different numbers and whose gradients are averaged, theirs is the mean over devices."""
+        # without an ignore label all samples have as many; on the host, where one device need not wait for itself
+        voxels = torch.ones(len(kinds[0])) if valid is None else valid.flatten(1).sum(1).float().cpu()
+        numbers = torch.stack([voxels[i.cpu()].sum() for i in kinds])
         if self.is_ddp:
             numbers = numbers.to(self.device)
             distributed.all_reduce(numbers)
             numbers /= distributed.get_world_size()
-        return [len(kinds[0]) / i if i else 0.0 for i in numbers.tolist()]
+        return [float(voxels.sum()) / i if i else 0.0 for i in numbers.tolist()]
 
     def ramp(self) -> float:
         """r at the present epoch."""

@@ -6,6 +6,7 @@ from typing import Any
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from nnunet_partial import paths
+from nnunet_partial.data.preprocessed.label_directory import LabelDirectory
 from nnunet_partial.data.preprocessed.relabel import RelabelTransform, relabel_locations
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.labels import KEY
@@ -42,6 +43,14 @@ class nnUNetTrainerIndividual(PartialTrainer):
         if "dataset" in own:
             own["dataset"] = {k: v for k, v in own["dataset"].items() if k in self.annotations.cases}
         return own
+
+    def _read_labels(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> LabelDirectory | None:
+        if self.settings.labels is not None:
+            raise UserError(
+                f"plans {plans['plans_name']}: nnUNetTrainerIndividual learns from the labels of its source alone; the setting labels has "
+                "no place in it. Leave it out (--set labels=None)."
+            )
+        return super()._read_labels(plans, configuration, fold)
 
     def do_split(self) -> tuple:
         training, validating = super().do_split()

@@ -162,11 +162,11 @@ def assert_ignored_voxels_reach_no_loss():
     """``(trainer, batch)``: no loss of a step has a gradient where a label is ignored; elsewhere it has one."""
 
     def check(made, batch):
-        generator, outputs = torch.Generator().manual_seed(5), {}
+        generator, outputs, ignore = torch.Generator().manual_seed(5), {}, made.ignored_value  # one above the classes
         for target in batch.target:
-            target[:, :, :, : target.shape[3] // 2] = IGNORE
+            target[:, :, :, : target.shape[3] // 2] = ignore
         for name, member in made.members.items():
-            shapes = [(len(i), IGNORE, *i.shape[2:]) for i in batch.target]
+            shapes = [(len(i), ignore, *i.shape[2:]) for i in batch.target]
             outputs[name] = [torch.randn(i, generator=generator).requires_grad_() for i in shapes]
             member.network = Fixed(outputs[name])
         made.network = made.members["network"].network
@@ -174,7 +174,7 @@ def assert_ignored_voxels_reach_no_loss():
         for logits in outputs.values():
             for output, target, weight in zip(logits, batch.target, made.deep_supervision_weights()):
                 if weight:
-                    ignored = (target == IGNORE).expand_as(output)
+                    ignored = (target == ignore).expand_as(output)
                     assert torch.isfinite(output.grad).all() and output.grad[~ignored].abs().max() > 0
                     assert not output.grad[ignored].any()
 

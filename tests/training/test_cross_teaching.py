@@ -68,8 +68,12 @@ def softmax(logits):
     return e / e.sum(1, keepdims=True)
 
 
-def read_dice(p, y, classes):
-    """1 - mean Dice over classes, sums over the samples that have the class in ``classes`` (one tuple a sample)."""
+IGNORED = 4
+
+
+def read_dice(p, y, classes, told):
+    """1 - mean Dice over classes, sums over the samples that have the class in ``classes`` (one tuple a sample), where ``told``."""
+    p, y = p * told[:, None], np.where(told, y, 0)
     values = []
     for c in (1, 2, 3):
         samples = [b for b, own in enumerate(classes) if c in own]
@@ -81,15 +85,16 @@ def read_dice(p, y, classes):
 
 
 def read_focal(p, y, classes):
-    """alpha (1 - p)^gamma log p of the label's group, mean over the voxels of samples that annotate something."""
-    terms = []
+    """alpha (1 - p)^gamma log p of the label's group, mean over the voxels of samples that annotate something, but ignored ones."""
+    terms = [np.zeros(0)]
     for b, own in enumerate(classes):
         if own:
             rest = [c for c in range(4) if c not in own]
-            groups = [p[b, rest].sum(0), *(p[b, c] for c in own)]
-            chosen = np.choose([0 if v == 0 else 1 + own.index(v) for v in y[b].ravel()], [g.ravel() for g in groups])
-            terms.append(np.mean(-0.5 * (1 - chosen) ** 2 * np.log(chosen)))
-    return np.mean(terms) if terms else 0.0
+            told = (y[b] != IGNORED).ravel()
+            groups = [g.ravel()[told] for g in (p[b, rest].sum(0), *(p[b, c] for c in own))]
+            chosen = np.choose([0 if v == 0 else 1 + own.index(v) for v in y[b].ravel()[told]], groups)
+            terms.append(-0.5 * (1 - chosen) ** 2 * np.log(chosen))
+    return np.concatenate(terms).mean() if len(np.concatenate(terms)) else 0.0
 
 
 def read_total(made, batch, annotated):
@@ -102,21 +107,22 @@ def read_total(made, batch, annotated):
     for logits in outputs.values():
         for weight, output, target in zip(made.deep_supervision_weights(), logits, targets):
             p, y = softmax(output), target[:, 0].long().numpy()
-            supervised += weight * (read_dice(p, y, annotated) + read_focal(p, y, annotated)) if weight else 0
-    p = {k: softmax(v[0]) for k, v in outputs.items()}
+            told = y != IGNORED
+            supervised += weight * (read_dice(p, y, annotated, told) + read_focal(p, y, annotated)) if weight else 0
+    p, told = {k: softmax(v[0]) for k, v in outputs.items()}, targets[0][:, 0].numpy() != IGNORED
     found = {"supervised": supervised}
     if made.cross_teachers:
         a, b = (p[i] for i in made.cross_teachers)
-        found["cross_teaching"] = 0.1 * r * (read_dice(a, b.argmax(1), lacking) + read_dice(b, a.argmax(1), lacking))
+        found["cross_teaching"] = 0.1 * r * (read_dice(a, b.argmax(1), lacking, told) + read_dice(b, a.argmax(1), lacking, told))
     if made.teachers:
         mean = sum(p[i] for i in made.teachers) / len(made.teachers)
-        found["pseudo_supervision"] = 0.1 * r * read_dice(p["network"], mean.argmax(1), lacking)
-        kl = (mean * (np.log(mean) - np.log(p["network"]))).sum(1).reshape(len(annotated), -1).mean(1)
+        found["pseudo_supervision"] = 0.1 * r * read_dice(p["network"], mean.argmax(1), lacking, told)
+        kl = (mean * (np.log(mean) - np.log(p["network"]))).sum(1)
         weights = {"labelled": 10 * r, "unlabelled": {"paper": 1, "code": 10}[made.own.weighting] * r * r}
         if not made.semi_supervised:
             weights["unlabelled"] = 0
         found["distillation"] = sum(
-            weights[kind] * np.mean([k for k, own in zip(kl, which) if own])
+            weights[kind] * np.concatenate([k[t] for k, t, own in zip(kl, told, which) if own]).mean()
             for kind, which in (("labelled", annotated), ("unlabelled", lacking))
             if any(which)
         )
@@ -132,6 +138,20 @@ def test_the_step_is_the_papers_objective(tiny, trainer, own_results, annotated)
     with torch.no_grad():
         found = {k: v.item() for k, v in made.compute_losses(batch).items()}
     assert tuple(found) == made.loss_terms
+    assert found == pytest.approx(read_total(made, batch, annotated), rel=2e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("annotated", [(FULLY, UNLABELLED), (PARTLY, (2, 3)), (FULLY, FULLY)])
+def test_ignored_voxels_weaken_no_term_of_those_that_are_left(tiny, trainer, own_results, annotated, monkeypatch):
+    """A tenth of the first sample is told, all of the second: means are over the voxels of a kind of sample, at every scale."""
+    made = ready(trainer(PROPOSED))
+    batch = batch_of(made, *annotated)
+    monkeypatch.setattr(type(made), "ignored_value", IGNORED)
+    for target in batch.target:
+        target[0, 0, target.shape[2] // 4 :] = IGNORED
+        target[0, 0, :, target.shape[3] // 2 :] = IGNORED
+    with torch.no_grad():
+        found = {k: v.item() for k, v in made.compute_losses(batch).items()}
     assert found == pytest.approx(read_total(made, batch, annotated), rel=2e-4, abs=1e-6)
 
 

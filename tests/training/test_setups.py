@@ -201,9 +201,15 @@ def test_ignored_voxels_reach_no_loss(tiny, teachers, trainer, with_ignore_label
     assert_ignored_voxels_reach_no_loss(made, batch)
 
 
-@pytest.mark.parametrize("name", ("nnUNetTrainerSelfTraining", "nnUNetTrainerCoTraining"))
+COARSE = {"atso": {"task": "super_classes", "super_classes": {"organs": ["kidney", "liver"]}}}
+
+
+@pytest.mark.parametrize(
+    "name, own, doubtful",
+    (("nnUNetTrainerSelfTraining", {}, 4), ("nnUNetTrainerCoTraining", {}, 4), ("nnUNetTrainerATSO", COARSE, 3)),
+)
 def test_doubtful_pseudo_labels_reach_no_loss(
-    tiny, trainer, own_results, write_labels, assert_ignored_voxels_reach_no_loss, tmp_path, name
+    tiny, trainer, own_results, write_labels, assert_ignored_voxels_reach_no_loss, tmp_path, name, own, doubtful
 ):
     """A dataset without an ignore label whose label directory has voxels that nobody vouches for."""
     from nnunetv2.utilities.label_handling.label_handling import LabelManager
@@ -217,10 +223,10 @@ def test_doubtful_pseudo_labels_reach_no_loss(
         seg[:, ::2] = np.where(seg[:, ::2] == 0, len(CLASSES) + 1, seg[:, ::2])
         label_directory.write_case(folder, case, seg, properties, manager, (16, 24, 24), record)
     label_directory.finish(folder, {**content, "ignored": len(CLASSES) + 1}, list(content["cases"]))
-    write_variant(tiny.id, "doubtful", {"labels": str(folder)}, tiny.plans, overwrite=True)
+    write_variant(tiny.id, "doubtful", {"labels": str(folder), **own}, tiny.plans, overwrite=True)
     made = started(trainer(name, f"{tiny.plans}_doubtful"))
     batch = made.to_device(next(made.dataloader_train))
-    assert all((i == len(CLASSES) + 1).any() for i in batch.targets)
+    assert made.ignored_value == doubtful and all((i == doubtful).any() for i in batch.targets)
     for loss in made.compute_losses(batch).values():
         assert torch.isfinite(loss)
     assert_ignored_voxels_reach_no_loss(made, batch)

@@ -224,6 +224,12 @@ def test_bad_settings_end_before_anything_is_written(tiny, trainer, own_results,
     assert not any(own_results.iterdir())
 
 
+def test_a_teacher_has_no_place_for_completed_labels(tiny, trainer, own_results, refused):
+    plans = change_plans(tiny, "completed", source="kits", labels=str(own_results))
+    error = refused(lambda: trainer("nnUNetTrainerIndividual", plans))
+    assert plans in error and "--set labels=None" in error
+
+
 def test_a_missing_teacher_is_named_with_the_command_that_trains_it(tiny, trainer, own_results, refused):
     error = refused(lambda: trainer("nnUNetTrainerMSKD"))
     assert "the teachers of the sources 'kits', 'lits', 'nih' are missing" in error

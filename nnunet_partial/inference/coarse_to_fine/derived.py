@@ -280,9 +280,14 @@ def _read_labels(derivation: Derivation, case: RawCase, channels_of: str) -> sit
 
 
 def fine_box(derivation: Derivation, case: RawCase, channels: Sequence[sitk.Image], labels: sitk.Image) -> c2f.Box:
-    """The box around the truth of annotated classes and around what the coarse stage finds of the others."""
+    """The box around the truth of annotated classes and around what the coarse stage finds of the others, and of all classes in
+    a case with ignored voxels: those are nothing known."""
     known = set(derivation.annotations.values(case.name))
-    masks = [sitk.GetArrayViewFromImage(labels)]
+    truth = sitk.GetArrayViewFromImage(labels)
+    ignored = truth == derivation.annotations.ignore_label
+    masks = [np.where(ignored, 0, truth)]
+    if ignored.any():
+        known = {0}
     if not known >= set(range(len(derivation.annotations.classes) + 1)):
         stage = derivation.coarse
         assert stage is not None  # boxes are those of the fine stage, which has one

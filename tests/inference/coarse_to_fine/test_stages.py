@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from nnunet_partial.cli import main
 from nnunet_partial.files import read_json
 from nnunet_partial.inference.coarse_to_fine import derived
 from nnunet_partial.inference.coarse_to_fine import passes as c2f
+from nnunet_partial.labels import Annotations
 from nnunet_partial.recipes import read_recipe
 from nnunet_partial.settings import RunSettings
 
@@ -222,6 +224,28 @@ def test_fine_volumes_are_boxes_of_the_truth_or_of_the_coarse_model(place, coars
     assert read(fine_folder / "imagesTr" / "full_1_0000.nii.gz").shape == (16, 8, 16)
     assert set(np.unique(read(fine_folder / "labelsTr" / "full_1.nii.gz"))) == {0, 1, 2}
     assert read_json(fine_folder / "dataset.json")["coarse_to_fine"]["settings"]["coarse_size"] == [16, 16, 16]
+
+
+def test_ignored_voxels_are_no_foreground_of_a_box(place, coarse, monkeypatch):
+    """Where nothing is told, the coarse model says what there is, as for new scans."""
+    from nnunet_partial.data.raw import read_raw_dataset
+    from nnunet_partial.inference.coarse_to_fine import derived
+    from nnunet_partial.inference.coarse_to_fine.stages import load_stage
+
+    derivation = derived.derive("fine", 511, 522, None, {}, load_stage(521, "coarse"))
+    own = derivation.annotations
+    derivation = replace(derivation, annotations=Annotations(own.classes, own.cases, 3))
+    found = np.zeros((16, 16, 16), np.uint8)
+    found[4:12, 4:12, 4:12] = 1
+    monkeypatch.setattr(c2f, "predict_coarse", lambda *a: found)
+    case = read_raw_dataset(place.source).cases["full_1"]
+    channels, labels = ([c2f.to_lps(sitk.ReadImage(str(i)))] for i in (case.images[0], case.label))
+    assert derived.fine_box(derivation, case, channels, labels[0]) == np.s_[2:10, 3:15, 2:17]  # nothing is ignored: the truth's
+    labels[0][0, 0, 0] = labels[0][19, 17, 11] = 3  # two corners
+    # the truth's z 3..9, y 4..14, x 3..16 and the found z 3..9, y 4.5..13.5, x 5..15
+    assert derived.fine_box(derivation, case, channels, labels[0]) == np.s_[2:10, 3:15, 2:17]
+    found[:] = 1
+    assert derived.fine_box(derivation, case, channels, labels[0]) == np.s_[0:12, 0:18, 0:20]
 
 
 def test_an_organ_in_two_pieces_keeps_both(place, monkeypatch, tmp_path):
