@@ -53,6 +53,9 @@ class Study:
         design = {"sources": {"kits": ("kidney",), "lits": ("liver",)}, "variant": {}}
         monkeypatch.setitem(accuracy.DESIGNS, "hippocampus", design)
         monkeypatch.setattr(accuracy, "prepare", self.prepare)
+        # of the checkout's git a study asks at every start, and somebody may be at work there
+        code = {"commit": "c", "versions": {"torch": "0"}, "machine": "", "command": ""}
+        monkeypatch.setattr(accuracy, "circumstances", lambda: code)
         monkeypatch.setattr(accuracy, "run", lambda argv, log: cli.main([*map(str, argv[1:]), "--executor", "debug"]))
         monkeypatch.setattr(accuracy.Budget, "_validation_rows", lambda *_: [])
         for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):

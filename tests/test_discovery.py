@@ -126,8 +126,10 @@ def source(tmp_path_factory):
     """A copy of the source, so that building leaves nothing in the checkout."""
     folder = tmp_path_factory.mktemp("source")
     for name in PARTS:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, folder / name)
+        if (ROOT / name).is_dir():  # byte code may come and go meanwhile
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
     return folder
 
 

@@ -53,7 +53,7 @@ def test_a_case_is_done_as_long_as_nothing_changed(made):
 
 
 @pytest.mark.parametrize("which", [1, 2])
-@pytest.mark.parametrize("change", [lambda i: i.write_text("other"), lambda i: i.write_text(""), lambda i: i.unlink()])
+@pytest.mark.parametrize("change", [lambda i: i.write_text("another"), lambda i: i.write_text(""), lambda i: i.unlink()])
 def test_changed_sources_and_outputs_are_noticed(made, which, change):
     change(made[which])
     assert not is_done(made)

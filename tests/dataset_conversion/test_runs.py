@@ -230,7 +230,7 @@ def check_nothing_half_written(raw: Path) -> None:
 
 
 def wait_until_gone(pids) -> None:
-    for _ in range(200):
+    for _ in range(1200):
         if not any(Path(f"/proc/{pid}").exists() for pid in pids):
             return
         time.sleep(0.1)
@@ -245,11 +245,13 @@ def test_killed_worker_is_one_line_and_the_next_run_continues(tmp_path, src, tin
     journal = raw / ".converting-Dataset007_PancreasCT" / "conversion.jsonl"
     while process.poll() is None and not journal.exists():
         time.sleep(0.01)
+    if process.poll() is not None:
+        pytest.skip("the conversion was over before it could be seen")
     for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
         if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(int(pid), signal.SIGKILL)
             break
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=600)
     if process.returncode == 0:
         pytest.skip("the conversion was faster than the kill")
     assert process.returncode == 2 and "it continues where it was" in errors and "Traceback" not in errors

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -320,7 +320,8 @@ def kill_three_times():
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.04))
             if rng.random() < 0.5:
-                os.killpg(process.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it is over: what came of it is seen later
+                    os.killpg(process.pid, signal.SIGKILL)
             else:
                 process.kill()
             process.wait()

@@ -132,7 +132,7 @@ def test_two_generations_with_both_halves_in_parallel(slurm, place, uninterrupte
     place.environment.update(
         slurm,
         NNUNET_PARTIAL_PROGRAMS=place.environment["NNUNET_PARTIAL_PROGRAMS"],
-        STUB_PAUSE_S="0.6",
+        STUB_PAUSE_S="1.5",
         **{i: place.environment[i] for i in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")},
     )
     place.loop("--slurm", "partition=main", "--slurm", "cpus_per_task=1", "--slurm", "time=10", executor="slurm")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +54,7 @@ class Killed(Exception):
 
 
 class Forked:
-    """An executor. ``kill``: stage -> (file pattern, folder) whose appearance kills it, once; ``refuse``: a prefix."""
+    """An executor. ``kill``: stage -> pattern of a file at whose appearance it dies, once; ``refuse``: a prefix."""
 
     def __init__(self, start, kill=(), refuse=None):
         self.start, self.kill, self.refuse, self.begun, self.killed = start, dict(kill), refuse, [], []
@@ -76,16 +75,12 @@ class Forked:
         if job.argv[0].startswith("nnUNetv2_predict"):  # whose processes start this one's script again
             console(*job.argv)
             return
-        process = self.start(FORKED_COMMAND, argv=list(job.argv), log=str(job.log), environment=dict(os.environ))
-        condition = self.kill.pop(job.name, None)
-        if condition is not None:
-            while not condition() and process.is_alive():
-                time.sleep(0.001)
-            process.kill()
-            self.killed.append(job.name)
+        pattern = self.kill.pop(job.name, None)
+        process = self.start(FORKED_COMMAND, argv=list(job.argv), log=str(job.log), environment=dict(os.environ), kill=pattern)
         process.join()
-        if condition is not None:
-            assert process.exitcode == -signal.SIGKILL, f"{job.name} was over before it could be killed"
+        if pattern is not None:
+            assert process.exitcode == -signal.SIGKILL, f"{job.name} never wrote {pattern}"
+            self.killed.append(job.name)
             raise Killed(job.name)
         if process.exitcode:
             raise UserError(f"{job.name}: {job.log.read_text()[-1500:]}")
@@ -237,19 +232,14 @@ def test_the_order_of_labelling(finished):
 
 def test_killed_in_training_labelling_and_report_equals_the_uninterrupted_run(tiny, finished, tmp_path, monkeypatch, forked):
     here = Semi(tiny, tmp_path, monkeypatch)
-    results = here.folder / "nnUNet_results"
-
-    def exists(pattern):
-        return lambda: next(results.rglob(pattern), None) is not None
-
     moments = {
-        "m0-train": exists("*-m0__*/fold_0/checkpoint_latest.pth"),
-        "g1s1-label": exists("generation_1/subset_1/records/*.json"),
-        "g1s2-train": exists("*-g1s2__*/fold_0/checkpoint_best.pth"),
-        "g2s1-train": exists("*-g2s1__*/fold_0/*.txt"),
-        "g2s2-label": exists("generation_2/subset_2/.lock"),
-        "final-train": exists("*-final__*/fold_0/checkpoint_best.pth"),
-        "report": exists("report/cache/generation_final.json"),
+        "m0-train": "*-m0__*/fold_0/checkpoint_latest.pth",
+        "g1s1-label": "*generation_1/subset_1/records/*.json",
+        "g1s2-train": "*-g1s2__*/fold_0/checkpoint_best.pth",
+        "g2s1-train": "*-g2s1__*/fold_0/*.txt",
+        "g2s2-label": "*generation_2/subset_2/.lock",
+        "final-train": "*-final__*/fold_0/checkpoint_best.pth",
+        "report": "*report/cache/generation_final.json",
     }
     executor = Forked(forked, moments)
     for _ in range(len(moments)):

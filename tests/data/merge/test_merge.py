@@ -729,8 +729,11 @@ if __name__ == "__main__":
 
 
 def state(process):
-    with open(f"/proc/{process}/stat") as handle:
-        return handle.read().rsplit(")", 1)[1].split()[0]
+    try:
+        with open(f"/proc/{process}/stat") as handle:
+            return handle.read().rsplit(")", 1)[1].split()[0]
+    except OSError:  # it has gone this moment
+        return "Z"
 
 
 def until(condition, seconds=60):

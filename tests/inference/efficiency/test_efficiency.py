@@ -80,7 +80,7 @@ def test_memory_and_cpu_time_of_this_process_are_seen():
         while len(measurement.samples) < 3:
             time.sleep(0.01)
     result, first = measurement.result, measurement.samples[0]
-    assert result.peak_memory_mb - first.memory_mb > 250
+    assert result.peak_memory_mb - first.memory_mb > 100
     # psutil counts in steps of 10 ms
     assert result.cpu_time_area_percent_s >= 100 * 0.28 / (efficiency.psutil.cpu_count() or 1)
     assert result.peak_gpu_memory_mb is None

@@ -1,5 +1,6 @@
 """A loop that is killed at any moment and started again ends where an uninterrupted one does."""
 
+import os
 import random
 import signal
 import time
@@ -9,17 +10,22 @@ from nnunet_partial.orchestration import job
 
 def kill_in(place, stage, delay, whole_tree):
     """Start the loop, and kill it ``delay`` seconds after it noted that ``stage`` runs. Returns whether that was so."""
-    process = place.start()
+    process, seen = place.start(), []
+
+    def begun():
+        seen.append(place.states().get(stage))
+        return seen[-1] in ("running", "done") or process.poll() is not None
+
     try:
-        place.wait_for(lambda: place.states().get(stage) in ("running", "done") or process.poll() is not None)
-        seen = place.states().get(stage)
+        place.wait_for(begun)
         time.sleep(delay)
     finally:
         place.kill(process, whole_tree)
-    return seen == "running"
+    return seen[-1] == "running"
 
 
 def test_killed_in_every_stage_and_started_again_equals_the_uninterrupted_run(uninterrupted, place):
+    place.environment["STUB_PAUSE_S"] = "0.1"  # an epoch: long enough to be seen
     stages = list(uninterrupted.journal()["stages"])
     order = random.Random(0)
     # every stage once, with all that was started, before it can be over; and more at any time, half of them the loop alone
@@ -49,13 +55,14 @@ def test_a_stage_that_outlived_its_loop_is_waited_for_and_not_started_twice(plac
 
 
 def test_what_a_stage_still_writes_is_not_removed_under_it(place):
-    place.environment["STUB_PAUSE_S"] = "1"
+    place.environment["STUB_PAUSE_S"] = "20"
     process = place.start(generations=1)
     place.wait_for(lambda: (place.run / "jobs" / "m0-train" / "started.json").is_file())
     place.kill(process, whole_tree=False)
     result = place.loop("--from-generation", 0, generations=1, check=False)
     assert result.returncode == 2 and "m0-train still runs (process" in result.stderr
     del place.environment["STUB_PAUSE_S"]
+    os.killpg(process.pid, signal.SIGKILL)  # the stage, which would live a minute longer
     place.wait_for(lambda: not is_held(place.run / "jobs" / "m0-train" / "lock"))
     place.loop("--from-generation", 0, generations=1, executor="debug")
     assert set(place.states().values()) == {"done"}
@@ -69,6 +76,7 @@ def test_a_job_that_is_withdrawn_before_it_begins_never_does(tmp_path):
 
 
 def test_an_interrupt_ends_the_stage_too_and_the_loop_goes_on_later(place):
+    place.environment["STUB_PAUSE_S"] = "5"  # an epoch: it cannot be over before the signal
     process = place.start(generations=1)
     place.wait_for(lambda: (place.run / "jobs" / "m0-train" / "started.json").is_file())
     process.send_signal(signal.SIGINT)
@@ -76,6 +84,7 @@ def test_an_interrupt_ends_the_stage_too_and_the_loop_goes_on_later(place):
     place.wait_for(lambda: not is_held(place.run / "jobs" / "m0-train" / "lock"))  # nothing of it lives
     assert place.states()["m0-train"] == "failed"
     assert not list(place.results_folder.rglob("checkpoint_final.pth"))
+    del place.environment["STUB_PAUSE_S"]
     place.loop(generations=1)
     assert set(place.states().values()) == {"done"}
 
