@@ -6,7 +6,7 @@ same classes, such as the three views of Huo et al. 2021, are fused by another r
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from nnunet_partial.evaluation.evaluate import read_dataset_json
 from nnunet_partial.files import PathLike, claim, read_json, sha256, write_json
 from nnunet_partial.inference.pseudo_labels import merge_claims
 from nnunet_partial.inference.rules import CLAIMS, RULES, Fusion
-from nnunet_partial.labels import check_case_names, check_dataset_names, foreground_classes
+from nnunet_partial.labels import check_case_names, check_dataset_names, foreground_classes, members, structure
 from nnunet_partial.outputs import Records, is_same
 from nnunet_partial.safe_read import load_npz, load_pickle
 from nnunet_partial.trust import check_plans
@@ -31,26 +31,34 @@ _REMEDY = "Predict it with nnUNetv2_predict ... --save_probabilities."
 
 @dataclass(frozen=True)
 class ModelPredictions:
-    """A folder that ``nnUNetv2_predict --save_probabilities`` wrote, and the values of its classes in the fused dataset."""
+    """A folder that ``nnUNetv2_predict --save_probabilities`` wrote, and the values of its classes in the fused dataset.
+
+    ``unions``: what the model does not tell apart, a value below 0 -> the values of its members.
+    """
 
     folder: Path
     plans: Mapping[str, Any]
     values: np.ndarray
+    unions: Mapping[int, tuple] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: PathLike, classes: Sequence[str]) -> "ModelPredictions":
         folder = Path(folder)
         own = foreground_classes(read_json(folder / "dataset.json", _REMEDY), str(folder / "dataset.json"))[0]
-        unknown = [i for i in own if i not in classes]
-        if unknown:
-            raise UserError(
-                f"{folder / 'dataset.json'} has the class {unknown[0]!r}, which the dataset does not. Classes: "
-                f"{', '.join(classes)}."
-            )
-        values = np.array([0, *(classes.index(i) + 1 for i in own)], dtype=np.int16)
+        values, unions = [0], {}
+        for name in own:
+            known = structure(name, classes)
+            if known is None:
+                raise UserError(
+                    f"{folder / 'dataset.json'} has the class {name!r}, which the dataset does not. Classes: {', '.join(classes)}."
+                )
+            own_values = tuple(classes.index(i) + 1 for i in members(known))
+            values.append(own_values[0] if len(own_values) == 1 else -1 - len(unions))
+            if values[-1] < 0:
+                unions[values[-1]] = own_values
         plans = read_json(folder / "plans.json", _REMEDY)
         check_plans(plans, folder / "plans.json", networks=False)  # only the writer of images is taken from them
-        return cls(folder, plans, values)
+        return cls(folder, plans, np.array(values, dtype=np.int16), unions)
 
     def probabilities(self, case: str) -> Path:
         """The file with the probabilities of a case."""
@@ -62,16 +70,21 @@ class ModelPredictions:
             "folder": str(self.folder.absolute()),
             "plans": sha256(self.folder / "plans.json"),
             "values": self.values.tolist(),
+            **({"unions": {str(k): list(v) for k, v in self.unions.items()}} if self.unions else {}),
         }
 
     @property
     def cases(self) -> set:
         return {i.name[: -len(".npz")] for i in self.folder.glob("*.npz")}
 
-    def claim(self, case: str) -> tuple:
-        """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case."""
+    def claim(self, case: str, divided: Mapping[tuple, np.ndarray]) -> tuple:
+        """``(labels (*S) in the fused dataset's values, probability (*S))`` of one case. ``divided``: the members of a union ->
+        which of them (*S) a voxel is, if it is one of the union."""
         probabilities = self.read_probabilities(case)
-        return self.values[probabilities.argmax(0)], probabilities.max(0)
+        labels = self.values[probabilities.argmax(0)]
+        for value, own in self.unions.items():
+            labels = np.where(labels == value, divided[own], labels)
+        return labels, probabilities.max(0)
 
     def in_order(self, case: str) -> np.ndarray:
         """Probabilities (C, *S) of one case, by rising values in the fused dataset."""
@@ -103,7 +116,8 @@ def fuse(
 
     ``folders`` from ``nnUNetv2_predict --save_probabilities``, one a model; ``dataset`` names the classes of the result.
     ``remove_probabilities`` deletes the .npz and .pkl files of a case once it is written; ``overwrite`` replaces what was
-    fused from other folders. ``rule``: ``claims``, or one of :data:`~nnunet_partial.inference.rules.RULES` for models that all
+    fused from other folders. A model's output of classes that it does not tell apart (``kidney_left+kidney_right``) says that a voxel
+    is one of them; which one, the models that know them alone. ``rule``: ``claims``, or one of :data:`~nnunet_partial.inference.rules.RULES` for models that all
     know the same classes. Raises :class:`UserError`, also for an ``out`` that holds anything else.
     """
     content, file = read_dataset_json(dataset)
@@ -111,6 +125,7 @@ def fuse(
     classes, out = foreground_classes(content, file)[0], Path(out)
     models = [ModelPredictions.read(i, classes) for i in folders]
     _check_rule(rule, models)
+    _check_unions(models, classes)
     ending = content["file_ending"]
     own = {k: content[k] for k in ("channel_names", "labels", "file_ending") if k in content}
     if (out / "dataset.json").is_file() and read_json(out / "dataset.json") != own:  # a raw dataset, for example
@@ -145,12 +160,28 @@ def fuse(
 def _check_rule(rule: str, models: Sequence[ModelPredictions]) -> None:
     if rule not in (CLAIMS, *RULES):
         raise UserError(f"--rule {rule}: there is no such rule. Rules: {', '.join((CLAIMS, *RULES))}.")
+    outlining = [i for i in models if i.unions]
+    if rule != CLAIMS and outlining:
+        raise UserError(
+            f"{outlining[0].folder} does not tell all classes apart, and --rule {rule} is for models that all know the same. Leave it out."
+        )
     other = [i for i in models if sorted(i.values) != sorted(models[0].values)]
     if rule != CLAIMS and other:
         raise UserError(
             f"{other[0].folder} has other classes than {models[0].folder}, and --rule {rule} is for models that all know the same. "
             f"Leave it out: every class then comes from the models that know it."
         )
+
+
+def _check_unions(models: Sequence[ModelPredictions], classes: Sequence[str]) -> None:
+    single = {i for model in models for i in model.values.tolist()}
+    for model in models:
+        lacking = [i for own in model.unions.values() for i in own if i not in single]
+        if lacking:
+            raise UserError(
+                f"{model.folder} does not tell {classes[lacking[0] - 1]!r} apart, and no other model does. Add one that knows the class "
+                "alone, or fuse for a dataset that has the structure as one class."
+            )
 
 
 def _cases(models: Sequence[ModelPredictions], done: set) -> set:
@@ -182,14 +213,29 @@ def _fuse_case(models: Sequence[ModelPredictions], case: str, target: Path, rule
 
 def _merged(models: Sequence[ModelPredictions], case: str) -> np.ndarray:
     """Labels (*S), each from the models that know it; one model's probabilities are in memory at a time."""
-    labels = probability = None
+    labels, probability, divided = None, None, _divided(models, case)
     for model in models:
-        claim = model.claim(case)
+        claim = model.claim(case, divided)
         if labels is not None:
             _check_shape(model, case, claim[0].shape, labels.shape)
         labels, probability = merge_claims([claim] if labels is None else [(labels, probability), claim], claim[0].shape)
     assert labels is not None  # there is a model at least
     return labels
+
+
+def _divided(models: Sequence[ModelPredictions], case: str) -> dict:
+    """Members of a union -> which of them a voxel (*S) is, if it is one: the most probable to the models that tell them apart."""
+    wanted = {own for model in models for own in model.unions.values()}
+    best: dict = {}
+    for model in models if wanted else ():
+        probabilities = model.read_probabilities(case)
+        for value, own in zip(model.values.tolist(), probabilities):
+            for union in (i for i in wanted if value in i):
+                labels, highest = best.setdefault(union, (np.zeros(own.shape, np.int16), np.full(own.shape, -1, np.float32)))
+                _check_shape(model, case, own.shape, labels.shape)
+                better = own > highest
+                labels[better], highest[better] = value, own[better]
+    return {union: labels for union, (labels, _) in best.items()}
 
 
 def _fused(models: Sequence[ModelPredictions], case: str, rule: str) -> np.ndarray:

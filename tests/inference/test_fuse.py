@@ -65,6 +65,23 @@ def test_the_higher_probability_decides(models):
     assert json.loads((root / "ab" / "dataset.json").read_text())["labels"] == LABELS
 
 
+def test_what_a_model_does_not_tell_apart_is_divided_by_those_that_do(models):
+    """Model c is sure of liver or kidney at voxels 0, 1 and 3; of these a finds the liver likelier at 0 and b the kidney at 1."""
+    root, a, b = models
+    c = predictions(root / "c", ("liver+kidney",), {"one": [volume(x0=0.99, x1=0.99, x3=0.99)]})
+    for order in ((a, b, c), (c, b, a)):
+        out = root / "".join(i.name for i in order)
+        assert fuse(order, root / "dataset.json", out, progress=False) == ["one"]
+        # voxel 2: liver 0.55 against kidney 0.52; voxel 3: the spleen's 0.7 gives way, and a and b have 0.1 each for liver and kidney
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "one.nii.gz")))
+        assert found[0, 0, :3].tolist() == [1, 2, 1] and found[0, 0, 3] in (1, 2) and not found[1:].any()
+    with pytest.raises(UserError, match="c does not tell 'kidney' apart, and no other model does"):
+        fuse([a, c], root / "dataset.json", root / "out", progress=False)
+    with pytest.raises(UserError, match="does not tell all classes apart, and --rule mean"):
+        fuse([a, b, c], root / "dataset.json", root / "out", progress=False, rule="mean")
+    assert not (root / "out").exists()
+
+
 def test_finished_cases_stay_and_probabilities_can_go(models, capsys):
     root, a, b = models
     argv = ["fuse", "--pred", str(a), str(b), "--dataset", str(root / "dataset.json"), "--out", str(root / "out")]
