@@ -283,6 +283,11 @@ def publish(arguments):
     points = scores.curve([*reference, *own], budgets)
     if not own:
         raise UserError(f"there are no scores of {study_name(arguments)} in {arguments.results}. Train some first.")
+    for other in (i for i in own if i["cases"] != reference[0]["cases"]) if reference else ():
+        raise UserError(
+            f"{other['method']} with seed {other['seed']} was trained or tested on other cases than {question.reference}: they cannot be "
+            "subtracted. Train one of them on the cases of the other."
+        )
     differences = scores.differences(own, reference, budgets)
     page = scores.curve_page(f"{arguments.study}, {question.title}", points, [], command(), differences)
     content = json_values({"command": command(), "points": points, "differences": differences})

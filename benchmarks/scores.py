@@ -31,6 +31,7 @@ CONVERGED_DSC = 0.5  # the most that twice the steps may move full supervision, 
 FULL, NAIVE = "full", "naive"
 CALLED = {FULL: "full supervision", "partial": "training on the labelled cases alone"}  # what a budget converges by
 _REQUIRED = ("study", "budget", "steps", "method", "title", "seed", "settings", "classes", "cases", "commands", "test")
+SMALLEST_P = 2e-4  # of a two-sided permutation test with 9999 resamples
 TEACHES_NOTHING_NEW = (NAIVE, "individual", FULL)  # everything else is a single student of partial labels
 
 
@@ -110,12 +111,12 @@ def mean_dsc(score: Mapping, part: str = "test") -> float:
     )
 
 
-def _table(rows: Sequence[Mapping], classes: Sequence[str]) -> np.ndarray:
-    """(cases, classes) of Dice; cases by name, so that tables of the same cases can be subtracted."""
+def _table(rows: Sequence[Mapping], classes: Sequence[str], metric: str = "dice") -> np.ndarray:
+    """(cases, classes) of Dice or another metric; cases by name, so that tables of the same cases can be subtracted."""
     cases = sorted({i["case"] for i in rows})
     table = np.full((len(cases), len(classes)), np.nan)
     for row in rows:
-        table[cases.index(row["case"]), classes.index(row["class"])] = row["dice"]
+        table[cases.index(row["case"]), classes.index(row["class"])] = row.get(metric, math.nan)
     return table
 
 
@@ -141,6 +142,7 @@ def _paired(pairs: Sequence[tuple]) -> dict:
         "validation": float(np.mean([mean_dsc(b, "validation") - mean_dsc(a, "validation") for a, b in pairs])),
         "test": float(np.mean(np.nanmean(moved, axis=0))) * 100,
         "test_interval": [100 * i for i in bootstrap_ci(moved)],
+        "by_seed": [mean_dsc(b) - mean_dsc(a) for a, b in pairs],
     }
 
 
@@ -188,6 +190,7 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
     first = next(iter(chosen.values()))[0]
     title = {m: own[0]["title"] for m, own in chosen.items()}
     evaluations = {title[m]: [rows_of(i) for i in own] for m, own in chosen.items()}
+    machines = _distinct(chosen, "machine")
     return json_values(
         {
             "version": VERSION,
@@ -201,16 +204,26 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
             "converged": moved,
             "ranking": [{**vars(i), "classes": _class_means(evaluations[i.name], first["classes"])} for i in rank(evaluations)],
             "pairs": [vars(i) for i in pairwise(evaluations)],
+            "dsc_by_seed": {title[m]: [mean_dsc(i) for i in own] for m, own in chosen.items()},
+            "hausdorff95_mm": {title[m]: float(np.mean([_mean_hd95(i) for i in own])) for m, own in chosen.items()},
             "validation_dsc": {title[m]: float(np.mean([mean_dsc(i, "validation") for i in own])) for m, own in chosen.items()},
             "core_minutes": {title[m]: _core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
             "core_hours_in_all": _core_seconds([i for own in chosen.values() for i in own]) / 3600,
             "single_students": [title[m] for m in chosen if m not in TEACHES_NOTHING_NEW],
             "titles": title,
             "commits": _distinct(chosen, "commit"),
-            "machines": _distinct(chosen, "machine"),
+            "machines": {
+                i: sorted({title[m] for m, own in chosen.items() for j in own if j.get("machine") == i}) for i in machines
+            },
             "versions": _distinct(chosen, "versions"),
         }
     )
+
+
+def _mean_hd95(score: Mapping) -> float:
+    """Mean over classes of the mean over the test cases in which it is finite, mm."""
+    table = _table(rows_of(score), score["classes"], "hausdorff95_mm")
+    return float(np.mean([np.mean(i[np.isfinite(i)]) if np.isfinite(i).any() else math.nan for i in table.T]))
 
 
 def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str]) -> dict:
@@ -266,11 +279,14 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str) -> str:
         *classes,
         "mean [95 % interval over cases]",
         "SD over seeds",
+        "HD95 mm",
         "against full supervision",
+        "by seed",
         "p",
         "core minutes",
     ]
     lines = [_line(head), _line(["---"] * len(head))]
+    smallest = min(1.0, SMALLEST_P * len(content["pairs"]))
     for own in content["ranking"]:
         pair = _pair(content["pairs"], own["name"], full)
         lines.append(
@@ -280,16 +296,21 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str) -> str:
                     *(f"{100 * own['classes'][i]:.2f}" for i in classes),
                     f"{100 * own['mean']:.2f} [{100 * own['low']:.2f}, {100 * own['high']:.2f}]",
                     f"{100 * own['seed_sd']:.2f}" if own["seed_sd"] is not None else "",
+                    _number_or_nothing(content["hausdorff95_mm"][own["name"]]),
                     f"{pair[0]:+.2f} [{pair[1]:+.2f}, {pair[2]:+.2f}]" if pair else "",
-                    _p_value(pair[3]) if pair else "",
+                    _signed(_minus(content["dsc_by_seed"], own["name"], full)) if pair else "",
+                    _p_value(pair[3], smallest) if pair else "",
                     f"{content['core_minutes'][own['name']]:.1f}",
                 ]
             )
         )
     parts = [
         f"# {content['study']}: {content['test_cases']} test cases, seeds {', '.join(map(str, content['seeds']))}",
-        f"DSC in percent, {content['budget']} steps a network. Intervals: bootstrap over test cases of the mean over seeds; p: paired "
-        "permutation test over cases, adjusted for all pairs (Holm). Core minutes of one seed, with the teachers that a method needs.",
+        f"DSC in percent, {content['budget']} steps a network. Intervals: bootstrap over test cases of the mean over seeds; they say how "
+        "the mean would change with other cases, and nothing of other trainings, for which see the differences by seed. p: paired "
+        f"permutation test over cases, adjusted for all {len(content['pairs'])} pairs (Holm); the smallest that its resamples can give is "
+        f"{smallest:.3f}. HD95: mean over classes of the mean over cases. Core minutes of one seed, with the teachers that a method needs, "
+        "on the machines named below, which differ in speed.",
         "\n".join(lines),
     ]
     judged = verdicts(content, bars)
@@ -303,7 +324,21 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _p_value(value: float) -> str:
+def _number_or_nothing(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _minus(by_seed: Mapping[str, Sequence[float]], name: str, other: str | None) -> list:
+    return [a - b for a, b in zip(by_seed[name], by_seed[other])] if other else []
+
+
+def _signed(values: Iterable[float]) -> str:
+    return ", ".join(f"{i:+.2f}" for i in values)
+
+
+def _p_value(value: float, smallest: float) -> str:
+    if value <= smallest * 1.001:
+        return f"<= {smallest:.3f}"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -325,9 +360,10 @@ def _origin(content: Mapping) -> str:
     settings = ", ".join(f"`{k}={v}`" for k, v in content["settings"].items())
     cases = ", ".join(f"{k} {v}" for k, v in (content["training_cases_per_source"] or {}).items())
     versions = "; ".join(", ".join(f"{k} {v}" for k, v in (i or {}).items()) for i in content["versions"])
+    machines = "; ".join(f"{k} ({', '.join(v)})" for k, v in content["machines"].items())
     return "\n".join(
         [
-            f"- {content['core_hours_in_all']:.2f} core hours in all; machines: {'; '.join(map(str, content['machines']))}",
+            f"- {content['core_hours_in_all']:.2f} core hours in all; machines: {machines}",
             f"- training cases per source: {cases}",
             f"- settings: {settings}",
             f"- commits {', '.join(map(str, content['commits']))}; {versions}",
@@ -396,7 +432,8 @@ def curve_page(
     parts = [
         f"# {study}: DSC against steps",
         "Mean test DSC in percent by steps a network; in brackets the number of seeds. No accuracy table: points of one seed are here "
-        "to show how methods start and when they stop gaining.",
+        "to show how methods start and when they stop gaining. Intervals are over test cases, of the mean over seeds; where seeds differ by "
+        "more, they say little. Differences are not adjusted for their number.",
         "\n".join(lines),
     ]
     for what, moved, name in (
@@ -404,14 +441,15 @@ def curve_page(
         ("budget", differences, lambda i: (f"{i['title']} minus {i['reference']}", i["budget"])),
     ):
         if moved:
-            head = ["method", what, "validation cases", "test cases [95 % interval over cases]", "seeds"]
+            head = ["method", what, "validation cases", "test cases [95 % interval over cases]", "test cases by seed"]
             parts.append("\n".join([_line(head), _line(["---"] * len(head)), *(_line([*name(i), *_moved(i)]) for i in moved)]))
     return "\n\n".join([*parts, f"`{command}`"]) + "\n"
 
 
 def _moved(i: Mapping) -> list:
     low, high = i["test_interval"]
-    return [f"{i['validation']:+.2f}", f"{i['test']:+.2f} [{low:+.2f}, {high:+.2f}]", str(len(i["seeds"]))]
+    by_seed = ", ".join(f"{j:+.2f} ({seed})" for seed, j in zip(i["seeds"], i["by_seed"]))
+    return [f"{i['validation']:+.2f}", f"{i['test']:+.2f} [{low:+.2f}, {high:+.2f}]", by_seed]
 
 
 def draw_curve(study: str, points: Sequence[Mapping]):

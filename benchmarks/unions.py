@@ -84,11 +84,11 @@ def write_page(content):
         low, high = i["interval"]
         spread = f"{i['seed_sd']:.2f}" if len(i["seeds"]) > 1 else ""
         lines.append(f"| {i['study']} | {i['title']} | {i['dsc']:.2f} | [{low:.2f}, {high:.2f}] | {spread} | {len(i['seeds'])} |")
-    lines += ["", "| row | against | difference | 95 % interval over cases | seeds |", "|---|---|---|---|---|"]
+    lines += ["", "| row | against | difference | 95 % interval over cases | by seed |", "|---|---|---|---|---|"]
     for i in content["differences"]:
         low, high = i["test_interval"]
         lines.append(
-            f"| {i['title']} | {i['reference']} | {i['test']:+.2f} | [{low:+.2f}, {high:+.2f}] | {', '.join(map(str, i['seeds']))} |"
+            f"| {i['title']} | {i['reference']} | {i['test']:+.2f} | [{low:+.2f}, {high:+.2f}] | {', '.join(f'{j:+.2f}' for j in i['by_seed'])} |"
         )
     head = f"# Hippocampus: a third of the cases annotated as one structure, {content['budget']} steps a network"
     lines += ["", f"Training cases: {content['training_cases_per_source']}."]

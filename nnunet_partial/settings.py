@@ -74,7 +74,7 @@ def setting(
 
 @dataclass(frozen=True)
 class MSKDSettings:
-    """MS-KD (Feng et al. 2021), Eq. 8. The defaults are the paper's."""
+    """MS-KD (Feng et al. 2021), Eq. 8. The weights are the paper's, whose logit terms are at full resolution alone: ``scales=full``."""
 
     lambda_background: float = setting(1.0, "weight of the background logit term (lambda_1)", low=0)
     lambda_feature: float = setting(10.0, "weight of the feature term (lambda_2)", low=0, methods=("mskd", "mskdplus"))

@@ -335,6 +335,7 @@ def test_the_table_of_starts_subtracts_seed_by_seed(study, one_change, scores, t
     one_change("mskd-start", "--table", "--out", tmp_path / "out")
     (row,) = json.loads((tmp_path / "out.json").read_text())["differences"]
     assert (row["title"], row["seeds"], row["test"]) == ("MSKD, full scale", [0], pytest.approx(100 * (0.1 + 0.3) / 2))
+    assert row["by_seed"] == pytest.approx([row["test"]], abs=1e-9) and "+20.00 (0)" in (tmp_path / "out.md").read_text()
 
 
 def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
@@ -451,6 +452,8 @@ def test_the_table_is_made_of_the_files_alone(accuracy, written, monkeypatch):
     assert content["core_minutes"]["MSKD"] == pytest.approx(9) and content["core_minutes"]["PARTIAL"] == pytest.approx(5)
     assert content["core_hours_in_all"] == pytest.approx(3 * (5 * 300 + 240) / 3600)
     page = (written.folder / "out.md").read_text()
+    by_seed = 100 * (every["mskd"].mean((1, 2)) - every["full"].mean((1, 2)))
+    assert ", ".join(f"{i:+.2f}" for i in by_seed) in next(i for i in page.splitlines() if i.startswith("| MSKD |"))
     assert (
         f"best single student, MSKD against NAIVE | >= +8.0 | {100 * gain:+.2f}" in page and "a machine" in page and "f00" in page
     )

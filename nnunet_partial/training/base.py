@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -160,7 +161,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self._find_labels = partial(self._read_labels, plans, configuration, fold)
             # validation alone needs none, and a finished training is not continued as a rule (see on_train_start)
             self.labels = None if finished else self._find_labels()
-            self.initial_weights = None if finished else self._find_initial_weights(plans, fold)
+            self.initial_weights = None if finished else self._find_initial_weights(plans, configuration, fold)
             dataset_json = self.preflight(plans, configuration, fold, dataset_json)
         super().__init__(plans, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type != "cuda":  # nnU-Net takes it for granted that DDP runs on GPUs
@@ -313,9 +314,12 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         self._set_averages(self.build_averages())
         self.on_networks_built()
 
-    def _find_initial_weights(self, plans: Mapping[str, Any], fold: Any) -> str | None:
-        if self.settings.initial_weights is None or plans.get("continue_training"):
+    def _find_initial_weights(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> str | None:
+        if self.settings.initial_weights is None:
             return None
+        model = paths.model_folder(plans["dataset_name"], type(self).__name__, plans["plans_name"], configuration)
+        if plans.get("continue_training") and any(paths.fold_folder(model, fold).glob("checkpoint_*.pth")):
+            return None  # nnU-Net takes these; without one --c begins a training
         file = self.settings.initial_weights.replace("{fold}", str(fold))
         if not os.path.isfile(file):
             raise UserError(
@@ -473,7 +477,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
     def do_split(self) -> tuple:
         assert self.preprocessed_dataset_folder_base is not None  # of a trainer that trains
         splits_file, known = join(self.preprocessed_dataset_folder_base, "splits_final.json"), self.dataset_annotations.cases
-        if self.fold != "all" and known is not None and not isfile(splits_file) and self.local_rank == 0:
+        if self.fold != "all" and known is not None and not isfile(splits_file):
+            # every process of DDP writes the same: those that do not wait for the first would find none and make nnU-Net's own
             with exit_on_user_error():
                 write_json(stratified_splits(self.dataset_annotations, list(known)), splits_file)
         training, validating = cast(tuple[list[str], list[str]], super().do_split())
@@ -506,6 +511,8 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
 
     def get_tr_and_val_datasets(self) -> tuple:
         training, validating = cast(tuple[Any, Any], super().get_tr_and_val_datasets())
+        if self.is_cascaded:
+            self._require_previous_stage([*training.identifiers, *validating.identifiers])
         if self.labels is not None:
             training = cast(Any, self.labels.over(training, self.cases_with_own_labels(training.identifiers)))
         weights = self.case_weights()
@@ -514,6 +521,18 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         if self.soft is not None:
             training.soft = self.soft
         return training, validating
+
+    def _require_previous_stage(self, cases: Sequence[str]) -> None:
+        folder = Path(cast(str, self.folder_with_segs_from_previous_stage))
+        lacking = [i for i in cases if not any((folder / f"{i}{j}").is_file() for j in (".b2nd", ".npy", ".npz"))]
+        if lacking:
+            with exit_on_user_error():
+                raise UserError(
+                    f"{folder} lacks what the first stage says of {len(lacking)} of {len(cases)} cases, such as {lacking[0]}. nnU-Net writes "
+                    f"it in the first stage's final validation: train {self.configuration_manager.previous_stage_name} with this trainer in all "
+                    "folds. A case that no fold validates (an unlabelled scan; the only case of a class) cannot be in a cascade: merge "
+                    "without it, or train 3d_fullres."
+                )
 
     def completed_annotations(self) -> Annotations:
         """What the labels of the training cases tell apart, pseudo labels included where the run has a label directory."""

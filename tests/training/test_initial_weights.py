@@ -190,6 +190,8 @@ def test_a_continued_training_does_not_start_again(tiny, trainer, own_results, t
     file, _ = checkpoint_of_two_classes(tiny, trainer, tmp_path)
     settings = {"initial_weights": str(file), "num_epochs": 1}
     plans = write_variant(tiny.id, "started", settings, base=tiny.plans, overwrite=True).stem
+    first = trainer("nnUNetTrainerPartial", plans, continue_training=True)  # --c of a first start, as compare gives it
+    assert first.initial_weights == str(file)
     made = trainer("nnUNetTrainerPartial", plans)
     made.run_training()
     file.unlink()  # no more needed

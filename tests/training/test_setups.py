@@ -173,6 +173,19 @@ def test_other_methods_train_a_second_stage(tiny, cascade, trainer, name):
     assert made.is_cascaded and np.isfinite(made.train_step(next(made.dataloader_train))["loss"])
 
 
+def test_a_second_stage_needs_the_first_ones_output_of_every_case(tiny, cascade, teachers, trainer, refused):
+    """nnU-Net writes it of validation cases alone, so never of unlabelled scans; it would fail in some step of the training."""
+    made = trainer("nnUNetTrainerCrossTeaching", cascade, "3d_cascade_fullres")
+    folder = Path(made.folder_with_segs_from_previous_stage)
+    away = folder / "plain_015.b2nd"
+    away.rename(folder / "away")
+    try:
+        error = refused(lambda: started(made))
+    finally:
+        (folder / "away").rename(away)
+    assert str(folder) in error and "such as plain_015" in error and "train 3d_lowres" in error and "unlabelled scan" in error
+
+
 def test_a_second_stage_is_refused_as_a_teacher(tiny, cascade, teachers, trainer, tmp_path, refused):
     import shutil
 
