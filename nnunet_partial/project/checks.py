@@ -32,6 +32,8 @@ from nnunet_partial.outputs import cases_of
 from nnunet_partial.settings import BLOCKS, NETWORK_CHANGES, merged
 from nnunet_partial.variants import check_deep_supervision, check_settings, make_variant
 
+# trainers, by the beginning of their names, with teachers, peers or averages beside the network that is planned
+SEVERAL_NETWORKS = ("nnUNetTrainerMSKD", "nnUNetTrainerCoTraining", "nnUNetTrainerCrossTeaching")
 GPU_GB = {"ExperimentPlanner": 8, "nnUNetPlannerResEncM": 8, "nnUNetPlannerResEncL": 24, "nnUNetPlannerResEncXL": 40}
 _AXES = {"2d": 2, "3d_fullres": 3, "3d_lowres": 3}
 
@@ -73,7 +75,7 @@ def check_project(project: Project, device: str = "cpu") -> Checked:
     tested = _check_test(project, content)
     _check_space(project, found)
     if device == "cuda":
-        _check_gpu(project)
+        found.lines += _check_gpu(project)
     counts = {k: len(v.cases) for k, v in found.raws.items()}
     return Checked(annotations.annotated_sources, {**counts, "test": tested}, (*found.lines, *_merged_lines(annotations)))
 
@@ -361,8 +363,9 @@ def _preprocessed(project: Project) -> bool:
     return (project.out / "jobs" / "plan" / "result.json").is_file()
 
 
-def _check_gpu(project: Project) -> None:
-    """The memory that nnU-Net's planner fills against the memory of the smallest GPU here."""
+def _check_gpu(project: Project) -> list:
+    """The memory that nnU-Net's planner fills against the memory of the smallest GPU here; lines on methods that hold more than the
+    one network that it plans for."""
     memory = gpu_memory_gb()
     wanted = project.plan.gpu_memory_gb or GPU_GB[project.plan.planner]
     if memory and wanted > min(memory):
@@ -370,6 +373,14 @@ def _check_gpu(project: Project) -> None:
             f"{project.file}: [plan] {project.plan.planner} plans networks for {wanted:g} GB of GPU memory, and the GPU here has "
             f"{min(memory):.1f} GB. Set gpu_memory_gb = {int(min(memory)) or 1}, or train elsewhere with --executor slurm."
         )
+    found = find_methods(i.name for i in project.methods)
+    several = [k for k, v in found.items() if v.trainer.startswith(SEVERAL_NETWORKS)]
+    if not several:
+        return []
+    return [
+        f"memory: {', '.join(several)} hold more networks than the one that is planned for {wanted:g} GB (teachers, peers, averages). If the "
+        "GPU's memory runs out, plan for less: [plan] gpu_memory_gb"
+    ]
 
 
 def gpu_memory_gb() -> list:

@@ -73,7 +73,14 @@ def test_a_gpu_that_is_too_small(place, monkeypatch):
     result = place.run("--device", "cuda", check=False)
     assert result.returncode == 2 and "gpu_memory_gb = 6" in result.stderr
     place.change("[plan]", "[plan]\ngpu_memory_gb = 6")
-    assert "-gpu_memory_target 6 -overwrite_plans_name nnUNetPlans_6GB" in place.run("--device", "cuda", "--dry-run").stdout
+    said = place.run("--device", "cuda", "--dry-run").stdout
+    assert "-gpu_memory_target 6 -overwrite_plans_name nnUNetPlans_6GB" in said
+    assert "memory:" not in said
+    place.change('"selftraining"', '"cotraining"')
+    assert (
+        "memory: cotraining hold more networks than the one that is planned for 6 GB"
+        in place.run("--device", "cuda", "--dry-run").stdout
+    )
 
 
 def test_cases_that_would_be_left_out_are_told_before(place):
