@@ -86,6 +86,16 @@ DESIGNS = {
         "bars": (("student", "full", -1.0),),
     },
 }
+CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation has over the labels alone
+    ("co-training", "cotraining", "selftraining-focal"),
+    ("the region mask", "cotraining", "cotraining-ctwa"),
+    ("instance-batch normalisation", "cotraining-ibn", "cotraining"),
+    ("weight averages", "cotraining-ctwa", "cotraining-ct"),
+    ("self-training's losses", "selftraining-focal", "selftraining"),
+    ("distillation", "mskd", "partial"),
+    ("labels beside distillation", "mskdplus", "mskd"),
+    ("the feature term", "mskd", "mskdlw"),
+)
 CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
 _ATSO_BARS = (("atso", "stso", 0.0), ("stso", "self-learning", 0.0), ("self-learning", "partial", 0.0), ("full", "partial", 5.0))
 _FEW = {"labelled": 8, "bars": _ATSO_BARS, "converged_by": CONVERGED_BY}
@@ -493,7 +503,7 @@ def publish_table(arguments):
     chosen = scores.complete(found, budget, methods_of(arguments), arguments.seeds)
     design = DESIGNS[arguments.study]
     content = scores.tabulate(chosen, scores.require_converged(found, budget, twice, design.get("converged_by", scores.FULL)))
-    page = scores.table_page(content, design["bars"], command())
+    page = scores.table_page(content, design["bars"], command(), CONTRASTS)
     write_json({"command": command(), **content}, arguments.out.with_suffix(".json"))
     write_text(page, arguments.out.with_suffix(".md"))
     print(page)

@@ -271,8 +271,21 @@ def _pair(pairs: Sequence[Mapping], a: str | None, b: str | None) -> tuple | Non
     return None
 
 
-def table_page(content: Mapping, bars: Sequence[tuple], command: str) -> str:
-    """The table as Markdown."""
+def contrasts(content: Mapping, asked: Sequence[tuple]) -> list:
+    """Rows of what one part of a method brings: (what, difference with its interval, by seed, p). ``asked``: (what, a, b), of which
+    those stay whose methods are in the table."""
+    titles, smallest, rows = content["titles"], min(1.0, SMALLEST_P * len(content["pairs"])), []
+    for what, a, b in asked:
+        pair = _pair(content["pairs"], titles.get(a), titles.get(b))
+        if pair is not None:
+            by_seed = _signed(_minus(content["dsc_by_seed"], titles[a], titles[b]))
+            difference = f"{pair[0]:+.2f} [{pair[1]:+.2f}, {pair[2]:+.2f}]"
+            rows.append((f"{what}: {titles[a]} against {titles[b]}", difference, by_seed, _p_value(pair[3], smallest)))
+    return rows
+
+
+def table_page(content: Mapping, bars: Sequence[tuple], command: str, asked: Sequence[tuple] = ()) -> str:
+    """The table as Markdown. ``asked``: as :func:`contrasts` takes them."""
     classes, full = list(content["ranking"][0]["classes"]), content["titles"].get(FULL)
     head = [
         "method",
@@ -316,6 +329,10 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str) -> str:
     judged = verdicts(content, bars)
     if judged:
         parts.append("\n".join([_line(["bar", "DSC", "measured", ""]), _line(["---"] * 4), *map(_line, judged)]))
+    found = contrasts(content, asked)
+    if found:
+        head = ["what it brings", "DSC [95 % interval over cases]", "by seed", "p"]
+        parts.append("\n".join([_line(head), _line(["---"] * len(head)), *map(_line, found)]))
     parts += [_convergence_line(content["converged"]), _origin(content), f"`{command}`"]
     return "\n\n".join(i for i in parts if i) + "\n"
 

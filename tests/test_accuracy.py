@@ -454,6 +454,9 @@ def test_the_table_is_made_of_the_files_alone(accuracy, written, monkeypatch):
     page = (written.folder / "out.md").read_text()
     by_seed = 100 * (every["mskd"].mean((1, 2)) - every["full"].mean((1, 2)))
     assert ", ".join(f"{i:+.2f}" for i in by_seed) in next(i for i in page.splitlines() if i.startswith("| MSKD |"))
+    gained = 100 * (every["mskd"].mean((1, 2)) - every["partial"].mean((1, 2)))
+    (row,) = [i for i in page.splitlines() if i.startswith("| distillation: MSKD against PARTIAL |")]
+    assert f"{gained.mean():+.2f} [" in row and ", ".join(f"{i:+.2f}" for i in gained) in row and "co-training" not in page
     assert (
         f"best single student, MSKD against NAIVE | >= +8.0 | {100 * gain:+.2f}" in page and "a machine" in page and "f00" in page
     )
