@@ -232,9 +232,10 @@ def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str
 
 
 def _core_seconds(scores: Sequence[Mapping]) -> float:
-    """Of all steps that these scores rest on; teachers that several methods of one seed share count once."""
-    steps = {step: values["core_seconds"] for score in scores for step, values in score["commands"].items()}
-    return float(sum(i or 0 for i in steps.values()))
+    """Of all steps that these scores rest on; teachers that several methods of one seed share count once, and twice where they
+    were trained twice."""
+    steps = {(step, values["core_seconds"]) for score in scores for step, values in score["commands"].items()}
+    return float(sum(seconds or 0 for _, seconds in steps))
 
 
 def _distinct(chosen: Mapping[str, Sequence[Mapping]], key: str) -> list:
