@@ -32,8 +32,9 @@ class nnUNetTrainerCoTraining(PartialTrainer):
     ``members``    the trained networks: ``network`` and, with ``co_teaching``, ``peer``, independently initialised
     ``averages``   with ``weight_averaged``, one of each network
     ``candidates`` what can be deployed: the averages, or without them the networks themselves. After every epoch the
-                   one with the best running mean of the validation Dice over annotated classes is deployed (of the last tenth
-                   of a training, or the first epochs of a short one would decide): its weights are a checkpoint's ``network_weights``, and it does the final validation.
+                   one with the best running mean of the validation Dice over annotated classes is deployed (over a tenth of the
+                   training at most, or the first epochs of a short one would decide): its weights are a checkpoint's
+                   ``network_weights``, and it does the final validation.
 
     ``self.network`` is the first trained network; a checkpoint holds all of them under keys of its own.
     """

@@ -108,5 +108,5 @@ def test_the_pages_commands_teach_one_more_organ_and_lose_none(own_datasets, old
     before, after = scores(old, images), scores(next((tmp_path / "exported").glob("*/*__3d_fullres")), images)
     assert set(before) == set(OLD_ORGANS) and min(before.values()) > 80
     for name in OLD_ORGANS:
-        assert after[name] > before[name] - 2  # three seeds lost 0.54 at most; another processor draws anew
+        assert after[name] > before[name] - 1  # three seeds lost 0.54 at most
     assert after[NEW_ORGAN] > 80

@@ -403,7 +403,8 @@ def test_a_comparison_does_every_step_once(finished):
 
 def test_commands_are_kept_with_their_time_and_users(finished):
     commands = {i["step"]: i for i in json.loads((finished.out / "commands.json").read_text())}
-    assert "report" not in commands and all(i["seconds"] > 0 and i["cpu_seconds"] >= 0 for i in commands.values())
+    assert "report" not in commands and all(i["seconds"] > 0 for i in commands.values())
+    assert sum(i["cpu_seconds"] for i in commands.values()) > 0  # counted in steps of 10 ms
     assert commands["s0-teacher-lits-fold0"]["methods"] == ["Individual", "MSKD", "SelfTraining"]
     assert commands["s0-labels-fold0"]["methods"] == ["SelfTraining"]
     assert commands["s0-naive-train-fold0"]["methods"] == ["naive nnU-Net"]
