@@ -20,9 +20,9 @@ def circumstances() -> dict:
 def command() -> str:
     """The command as it was given, but for the names of folders."""
     given = list(sys.argv[1:])
-    for name in _FOLDERS:
-        if name in given[:-1]:
-            given[given.index(name) + 1] = name.strip("-").upper()
+    for i, name in enumerate(given[:-1]):
+        if name in _FOLDERS:
+            given[i + 1] = name.strip("-").upper()
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *given])
 
 

@@ -1,6 +1,6 @@
 """What co-training's test DSC would be with the other of its two networks, which the choice at the end of training left out.
 
-    python benchmarks/other_network.py --work WORK [WORK ...] --out benchmarks/results/other_network.json
+    python benchmarks/other_network.py --work WORK [--work ANOTHER] --out benchmarks/results/other_network.json
 
 Reads finished co-training models of ``benchmarks/accuracy.py hippocampus`` in WORK, puts the weights of the other average into a copy, and
 predicts the test cases by nnU-Net's own command, as the study does. Seconds to a minute a model.
@@ -28,7 +28,7 @@ OTHER = {"network": "peer", "peer": "network"}
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, nargs="+", required=True, help="folders of finished studies")
+    parser.add_argument("--work", type=Path, action="append", required=True, help="folder of a finished study")
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     arguments = parser.parse_args()
     with exit_on_user_error():

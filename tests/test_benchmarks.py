@@ -116,9 +116,11 @@ def test_a_result_does_not_name_folders(run_all, monkeypatch):
     from circumstances import command, versions
 
     monkeypatch.setattr(
-        sys, "argv", ["/somewhere/benchmarks/accuracy.py", "ACDC", "--work", "/mine", "--seeds", "0", "1", "--out", "/a b"]
+        sys,
+        "argv",
+        ["/somewhere/benchmarks/accuracy.py", "ACDC", "--work", "/mine", "--work", "/too", "--seeds", "0", "1", "--out", "/a b"],
     )
-    assert command() == "python benchmarks/accuracy.py ACDC --work WORK --seeds 0 1 --out OUT"
+    assert command() == "python benchmarks/accuracy.py ACDC --work WORK --work WORK --seeds 0 1 --out OUT"
     assert {"python", "torch", "nnunetv2", "nnunet_partial"} <= set(versions())
 
 
