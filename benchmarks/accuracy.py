@@ -216,12 +216,20 @@ def settings(arguments, steps):
 
 def budget_name(arguments, steps):
     """``2d-4000``, and what else differs from the design: each budget has its own models and scores."""
+    given = {
+        "cases": (arguments.cases, None),
+        "labelled": (arguments.labelled, DESIGNS[arguments.study].get("labelled")),
+        "test-cases": (arguments.test_cases, None),
+        "atso-generations": (arguments.atso_generations, 3),
+        "atso-fine-tune-epochs": (arguments.atso_fine_tune_epochs, 5),
+    }
     differs = [
         *arguments.set,
         *(["planned"] if arguments.planned_network else []),
         *(["tta"] if arguments.tta else []),
         *([arguments.optimizer] if arguments.optimizer != "adamw" else []),
         *([f"lr={arguments.initial_lr:g}"] if arguments.initial_lr != 3e-3 else []),
+        *(f"{name}={value}" for name, (value, default) in given.items() if value not in (None, default)),
     ]
     return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([arguments.configuration, str(steps), *differs])).strip("-")
 
@@ -453,6 +461,10 @@ class Budget:
                 *("--seeds", str(self.seed), *(j for i in o.set for j in ("--set", i))),
                 *(["--configuration", o.configuration] if o.configuration != "2d" else []),
                 *(["--labelled", str(o.labelled)] if o.labelled is not None else []),
+                *(["--cases", str(o.cases)] if o.cases is not None else []),
+                *(["--test-cases", str(o.test_cases)] if o.test_cases is not None else []),
+                *(["--atso-generations", str(o.atso_generations)] if o.atso_generations != 3 else []),
+                *(["--atso-fine-tune-epochs", str(o.atso_fine_tune_epochs)] if o.atso_fine_tune_epochs != 5 else []),
                 *(["--optimizer", o.optimizer] if o.optimizer != "adamw" else []),
                 *(["--initial-lr", f"{o.initial_lr:g}"] if o.initial_lr != 3e-3 else []),
                 *(["--planned-network"] if o.planned_network else []),

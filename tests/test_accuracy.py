@@ -176,6 +176,16 @@ def test_budgets_and_settings_have_scores_of_their_own(study):
     assert [i.split("/")[1] for i in study.files()] == ["2d-4000", "2d-4000-oversample-foreground-percent-0-66", "2d-500"]
 
 
+def test_other_cases_and_other_loops_have_scores_of_their_own(accuracy):
+    def name(*more, study="hippocampus-few"):
+        return accuracy.budget_name(accuracy.arguments_of([study, *more]), 4000)
+
+    assert name() == name("--labelled", "8") == name("--atso-generations", "3") == "2d-4000"
+    assert name("--labelled", "4") == "2d-4000-labelled-4"
+    assert name("--cases", "60", "--test-cases", "9", study="union") == "2d-4000-cases-60-test-cases-9"
+    assert name("--atso-generations", "5", "--atso-fine-tune-epochs", "3") == "2d-4000-atso-generations-5-atso-fine-tune-epochs-3"
+
+
 def test_work_does_not_go_on_with_other_code(study, accuracy, monkeypatch, capsys):
     study(methods="naive")
     monkeypatch.setattr(accuracy, "circumstances", lambda: {"commit": "another", "versions": {}, "machine": ""})
