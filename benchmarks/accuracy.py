@@ -30,6 +30,9 @@ committed. What is there is not trained again, on this or another machine, with 
 on where it was. --table and --curve read these files alone. A table needs three seeds of every method, and twice the steps of full
 supervision, to show that the budget has converged.
 
+ACDC and the abdomen are trained and predicted at half their resolution in a slice (a design's ``spacing``, in mm), a quarter of the time;
+predictions are resampled back by nnU-Net and judged at the resolution of the scans, which is the same for every method.
+
 Every budget has ten epochs, so that the learning rate falls in the same ten steps. co_training.ema_decay averages over a quarter of
 the training, at most the paper's 0.999 (4000 steps and more).
 
@@ -75,14 +78,16 @@ DESIGNS = {
         "sources": {"right": ("right ventricle",), "wall": ("myocardium",), "left": ("left ventricle",)},
         "test": 19,
         "validation": 3,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "128,128"},
+        "spacing": (10.0, 3.125, 3.125),
+        "variant": {"features": "8,16,32,64", "batch_size": 4, "patch_size": "80,80", "mirroring": "[]"},
         "bars": (("student", "full", -1.0),),
     },
     "abdomen": {
         "sources": {"lits": ("liver",), "kits": ("kidney",), "nih": ("pancreas",), "msd": ("spleen",)},
         "test": 31,
         "validation": 5,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "96,128"},
+        "spacing": (3.0, 6.0, 6.0),
+        "variant": {"features": "8,16,32,64", "batch_size": 8, "patch_size": "48,64", "mirroring": "[]"},
         "bars": (("student", "full", -1.0),),
     },
 }
@@ -98,7 +103,7 @@ CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation ha
 )
 CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
 _ATSO_BARS = (("atso", "stso", 0.0), ("stso", "self-learning", 0.0), ("self-learning", "partial", 0.0), ("full", "partial", 5.0))
-_FEW = {"labelled": 8, "bars": _ATSO_BARS, "converged_by": CONVERGED_BY}
+_FEW = {"labelled": 4, "bars": _ATSO_BARS, "converged_by": CONVERGED_BY}
 WHOLE = "anterior+posterior"  # one structure, as merge --map writes it
 _THIRDS = {**DESIGNS["hippocampus"], "data": "hippocampus", "bars": ()}
 _THIRDS["sources"] = {**DESIGNS["hippocampus"]["sources"], "whole": (WHOLE,)}
@@ -117,7 +122,7 @@ DESIGNS |= {
         "sources": {"labelled": ("atrium",), "unlabelled": ()},
         "test": 16,
         "validation": 4,
-        "variant": {"features": "8,16,32,64,96", "batch_size": 8, "patch_size": "80,112"},
+        "variant": {"features": "8,16,32,64", "batch_size": 4, "patch_size": "64,80"},
     },
     "ACDC-few": {
         **DESIGNS["ACDC"],
@@ -159,7 +164,7 @@ def arguments_of(argv=None):
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--initial-lr", type=float, default=3e-3)
     parser.add_argument("--cases", type=int, help="use this many training cases (ACDC: patients) only")
-    parser.add_argument("--labelled", type=int, help="of few labels: how many training cases are labelled (default: 8)")
+    parser.add_argument("--labelled", type=int, help="of few labels: how many training cases (ACDC: patients) are labelled (default: 4)")
     parser.add_argument("--test-cases", type=int, help="test on this many cases (ACDC: patients)")
     parser.add_argument("--tta", action="store_true", help="mirror when predicting")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further settings of every model")
@@ -250,7 +255,7 @@ def prepare(arguments):
         merge_datasets(FULL, "Full", [SourceSpec(i, COMPLETE, cases=own[i]) for i in own], labels)
         annotated = DESIGNS[arguments.study]["sources"]
         merge_datasets(PARTIAL, "Partial", [source_of(i, annotated[i], labels, own[i]) for i in own], labels)
-    studies.plan(arguments.base / "logs", arguments.configuration, PARTIAL, FULL)
+    studies.plan(arguments.base / "logs", arguments.configuration, PARTIAL, FULL, DESIGNS[arguments.study].get("spacing"))
     split = {
         part: sorted(f"{source}_{case}" for source, share in shares.items() for case in share[part]) for part in ("train", "val")
     }
@@ -429,6 +434,7 @@ class Budget:
             "steps": self.steps,
             "seed": self.seed,
             "settings": self.settings,
+            "spacing_mm": DESIGNS[self.arguments.study].get("spacing"),
             "classes": classes_of(self.arguments.study),
             "cases": scores.digest(split),
             "training_cases_per_source": {k: len(v["train"]) for k, v in split["sources"].items()},

@@ -198,6 +198,7 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
             "budget": first["budget"],
             "seeds": [i["seed"] for i in next(iter(chosen.values()))],
             "settings": first["settings"],
+            "spacing_mm": first.get("spacing_mm"),
             "training_cases_per_source": first.get("training_cases_per_source"),
             "test_cases": len(first["test"]["dice"]),
             "validation_cases": len(first["validation"].get("dice", {})),
@@ -374,6 +375,10 @@ def _number_of(values: Sequence, what: str) -> str:
     return f"{len(values)} {what}{'' if len(values) == 1 else 's'}"
 
 
+def _millimetres(spacing: Sequence[float]) -> str:
+    return " x ".join(f"{i:g}" for i in spacing)
+
+
 def _origin(content: Mapping) -> str:
     settings = ", ".join(f"`{k}={v}`" for k, v in content["settings"].items())
     cases = ", ".join(f"{k} {v}" for k, v in (content["training_cases_per_source"] or {}).items())
@@ -384,6 +389,11 @@ def _origin(content: Mapping) -> str:
             f"- {content['core_hours_in_all']:.2f} core hours in all; machines: {machines}",
             f"- training cases per source: {cases}",
             f"- settings: {settings}",
+            *(
+                [f"- trained and predicted at {_millimetres(content['spacing_mm'])} mm, judged at the resolution of the scans"]
+                if content["spacing_mm"]
+                else []
+            ),
             f"- commits {', '.join(map(str, content['commits']))}; {versions}",
         ]
     )

@@ -162,13 +162,16 @@ def write_test_set(folder, cases, test, complete):
     return images, truth
 
 
-def plan(logs, configuration, first, second=None):
-    """Plan and preprocess dataset ``first``; ``second``, the same cases with other labels, gets the same plan."""
+def plan(logs, configuration, first, second=None, spacing=None):
+    """Plan and preprocess dataset ``first``; ``second``, the same cases with other labels, gets the same plan. ``spacing``: of nnU-Net's
+    full resolution (slices, rows, columns) in mm; None: the planned one."""
     done = logs / f".planned_{configuration}"
     if done.is_file():
         return
     one_worker = {"nnUNet_n_proc_DA": "1"}  # nnU-Net cannot plan with 0
-    run(["nnUNetv2_plan_and_preprocess", "-d", first, "-c", configuration, "-np", 2, "-npfp", 2], logs / "plan.log", one_worker)
+    coarser = ["-overwrite_target_spacing", *spacing] if spacing else []
+    planning = ["nnUNetv2_plan_and_preprocess", "-d", first, "-c", configuration, *coarser, "-np", 2, "-npfp", 2]
+    run(planning, logs / "plan.log", one_worker)
     if second is not None:
         raw = next(Path(os.environ["nnUNet_raw"]).glob(f"Dataset{second}_*"))
         run(["nnUNetv2_extract_fingerprint", "-d", second, "-np", 2], logs / "fingerprint.log", one_worker)

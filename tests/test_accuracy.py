@@ -180,8 +180,8 @@ def test_other_cases_and_other_loops_have_scores_of_their_own(accuracy):
     def name(*more, study="hippocampus-few"):
         return accuracy.budget_name(accuracy.arguments_of([study, *more]), 4000)
 
-    assert name() == name("--labelled", "8") == name("--atso-generations", "3") == "2d-4000"
-    assert name("--labelled", "4") == "2d-4000-labelled-4"
+    assert name() == name("--labelled", "4") == name("--atso-generations", "3") == "2d-4000"
+    assert name("--labelled", "8") == "2d-4000-labelled-8"
     assert name("--cases", "60", "--test-cases", "9", study="union") == "2d-4000-cases-60-test-cases-9"
     assert name("--atso-generations", "5", "--atso-fine-tune-epochs", "3") == "2d-4000-atso-generations-5-atso-fine-tune-epochs-3"
 
@@ -350,14 +350,14 @@ def test_the_table_of_starts_subtracts_seed_by_seed(study, one_change, scores, t
 
 def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
     units = {f"c{i:03d}": [f"c{i:03d}"] for i in range(100)}
-    given = SimpleNamespace(study="hippocampus-few", test_cases=None, cases=None, labelled=4)
+    given = SimpleNamespace(study="hippocampus-few", test_cases=None, cases=None, labelled=8)
     shares, test = accuracy.divide(given, units)
     counts = {k: (len(i["train"]), len(i["val"])) for k, i in shares.items()}
-    assert counts == {"labelled": (4, 10), "unlabelled": (100 - 53 - 14, 0)} and len(test) == 53
+    assert counts == {"labelled": (8, 10), "unlabelled": (100 - 53 - 18, 0)} and len(test) == 53
     every = [c for i in shares.values() for part in i.values() for c in part] + test
     assert sorted(every) == sorted(units) and shares["labelled"]["train"] != sorted(shares["labelled"]["train"])
     given.labelled = None
-    assert [len(accuracy.divide(given, units)[0]["labelled"][i]) for i in ("train", "val")] == [8, 10]
+    assert [len(accuracy.divide(given, units)[0]["labelled"][i]) for i in ("train", "val")] == [4, 10]
     assert accuracy.classes_of("hippocampus-few") == ["anterior", "posterior"]
     given.study, units = "no-union-few", {f"c{i:03d}": [f"c{i:03d}"] for i in range(213)}
     shares, _ = accuracy.divide(given, units)
@@ -376,7 +376,7 @@ def test_any_trainer_is_a_row(study):
 
 
 def test_labelled_is_of_few_labels_alone(accuracy, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["accuracy.py", "hippocampus", "--work", "x", "--labelled", "8"])
+    monkeypatch.setattr(sys, "argv", ["accuracy.py", "hippocampus", "--work", "x", "--labelled", "4"])
     with pytest.raises(SystemExit) as end:
         accuracy.main()
     assert end.value.code == 2 and "hippocampus-few, LeftAtrium-few, ACDC-few" in capsys.readouterr().err
