@@ -102,7 +102,12 @@ CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation ha
     ("the feature term", "mskd", "mskdlw"),
 )
 CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
-_ATSO_BARS = (("atso", "stso", 0.0), ("stso", "self-learning", 0.0), ("self-learning", "partial", 0.0), ("full", "partial", 5.0))
+_ATSO_BARS = (
+    ("atso", "stso", 0.0),
+    ("stso", "self-learning", 0.0),
+    ("self-learning", scores.AS_LONG, 0.0),
+    ("full", "partial", 5.0),
+)
 _FEW = {"labelled": 4, "bars": _ATSO_BARS, "converged_by": CONVERGED_BY}
 WHOLE = "anterior+posterior"  # one structure, as merge --map writes it
 _THIRDS = {**DESIGNS["hippocampus"], "data": "hippocampus", "bars": ()}
@@ -164,7 +169,9 @@ def arguments_of(argv=None):
     parser.add_argument("--optimizer", default="adamw", choices=("adamw", "sgd"))
     parser.add_argument("--initial-lr", type=float, default=3e-3)
     parser.add_argument("--cases", type=int, help="use this many training cases (ACDC: patients) only")
-    parser.add_argument("--labelled", type=int, help="of few labels: how many training cases (ACDC: patients) are labelled (default: 4)")
+    parser.add_argument(
+        "--labelled", type=int, help="of few labels: how many training cases (ACDC: patients) are labelled (default: 4)"
+    )
     parser.add_argument("--test-cases", type=int, help="test on this many cases (ACDC: patients)")
     parser.add_argument("--tta", action="store_true", help="mirror when predicting")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further settings of every model")
@@ -520,6 +527,8 @@ def publish_table(arguments):
     budget, twice = budget_name(arguments, steps), budget_name(arguments, 2 * steps)
     chosen = scores.complete(found, budget, methods_of(arguments), arguments.seeds)
     design = DESIGNS[arguments.study]
+    if "labelled" in design:
+        chosen |= scores.as_long(found, twice, arguments.seeds, CONVERGED_BY)
     content = scores.tabulate(chosen, scores.require_converged(found, budget, twice, design.get("converged_by", scores.FULL)))
     page = scores.table_page(content, design["bars"], command(), CONTRASTS)
     write_json({"command": command(), **content}, arguments.out.with_suffix(".json"))

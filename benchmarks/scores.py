@@ -29,6 +29,7 @@ METRICS = ("dice", "hausdorff95_mm")
 SEEDS_OF_A_TABLE = 3
 CONVERGED_DSC = 0.5  # the most that twice the steps may move full supervision, in points of DSC
 FULL, NAIVE = "full", "naive"
+AS_LONG = "as-long"  # the row of training on the labelled cases alone with twice the steps
 CALLED = {FULL: "full supervision", "partial": "training on the labelled cases alone"}  # what a budget converges by
 _REQUIRED = ("study", "budget", "steps", "method", "title", "seed", "settings", "classes", "cases", "commands", "test")
 SMALLEST_P = 2e-4  # of a two-sided permutation test with 9999 resamples
@@ -183,6 +184,15 @@ def complete(scores: Sequence[Mapping], budget: str, methods: Sequence[str], see
                 "of one of them and train it again."
             )
     return chosen
+
+
+def as_long(scores: Sequence[Mapping], twice: str, seeds: Sequence[int], method: str) -> dict:
+    """A row more, of ``method`` with twice the steps: what a loop of several trainings has to be compared with. Nothing where a seed
+    lacks it."""
+    found = {i["seed"]: i for i in scores if (i["budget"], i["method"]) == (twice, method)}
+    if any(i not in found for i in seeds):
+        return {}
+    return {AS_LONG: [{**found[i], "title": f"{found[i]['title']}, twice the steps"} for i in seeds]}
 
 
 def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> dict:

@@ -513,6 +513,21 @@ def test_few_labels_converge_by_what_the_labelled_cases_teach(scores, written):
         scores.require_converged(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000", "partial")
 
 
+def test_few_labels_are_compared_with_training_as_long(scores, written):
+    found = scores.read_study(written.folder, "hippocampus")
+    assert scores.as_long(found, "2d-8000", [0, 1, 2], "partial") == {}
+    for seed in (0, 1, 2):
+        written("partial", seed, 8000, shift=0.05)
+    found = scores.read_study(written.folder, "hippocampus")
+    chosen = scores.complete(found, "2d-4000", ["partial", "full"], [0, 1, 2]) | scores.as_long(
+        found, "2d-8000", [0, 1, 2], "partial"
+    )
+    content = scores.tabulate(chosen, None)
+    once, twice = (content["dsc_by_seed"][i] for i in ("PARTIAL", "PARTIAL, twice the steps"))
+    assert np.subtract(twice, once) == pytest.approx([5.0] * 3, abs=0.5) and content["budget"] == "2d-4000"
+    assert scores.verdicts(content, ((scores.AS_LONG, "partial", 0.0),))[0][3] == "met"
+
+
 def test_movement_is_over_paired_seeds_and_cases(scores, written):
     written("full", 1, 8000, shift=0.02)
     moved = scores.movement(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000")
