@@ -12,6 +12,7 @@ by-region      the logit terms divided by the voxels of each region at first, by
 from-teacher   the student begins with the weights of the first source's teacher (setting initial_weights: the outputs that it does not know
                begin as equal parts of its background)
 from-partial   the same with the weights of nnUNetTrainerPartial, which has had as many steps itself
+longer         twice the steps, by the same teachers: what the steps of from-partial, Partial's own included, bring from scratch
 
 soft-labels: MSKDLW from probabilities that lie beside the labels (pseudo-label --soft, mskd.teachers=soft), against teachers in memory (mskdlw)
 
@@ -52,13 +53,15 @@ MSKD, PARTIAL_TRAINER = "nnUNetTrainerMSKD", "nnUNetTrainerPartial"
 @dataclass(frozen=True)
 class Row:
     """A change. ``trainer``: the method's; ``settings``: of its plans; ``start``: trainer whose weights it begins with; ``labels``:
-    options of pseudo-label, for a row that learns from labels which the teachers have completed."""
+    options of pseudo-label, for a row that learns from labels which the teachers have completed; ``times``: its steps, in those of the
+    budget."""
 
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     trainer: str = MSKD
     start: str | None = None
     labels: tuple | None = None
+    times: int = 1
 
     @property
     def needs_teachers(self) -> bool:
@@ -85,6 +88,7 @@ QUESTIONS = {
             "by-region": Row("MSKD, by region at first", {"mskd": {"by_region": 0.5}}),
             "from-teacher": Row("MSKD from a teacher", start=TEACHER),
             "from-partial": Row("MSKD from Partial", start=PARTIAL_TRAINER),
+            "longer": Row("MSKD, twice the steps", times=2),
         },
     ),
     "soft-labels": Question(
@@ -182,12 +186,17 @@ class Student:
 
     @property
     def _settings(self):
-        found = self.row.settings
+        found = {**self.row.settings, **self._length}
         if self.row.needs_teachers:
             found = merged({"mskd": {"teachers": dict(zip(self.planner.sources, map(str, self._teachers)))}}, found)
         if self.row.labels is not None:
             found = merged(found, {"labels": str(self._label_directory)})
         return merged(found, self._initial_weights)
+
+    @property
+    def _length(self):
+        key = "num_iterations_per_epoch"
+        return {} if self.row.times == 1 else {key: self.row.times * int(self.budget.settings[key])}
 
     @property
     def _initial_weights(self):
@@ -255,7 +264,7 @@ class Student:
             "study": f"{o.study}-{self.question}",
             "method": self.name,
             "title": self.row.title,
-            "settings": {**self.budget.settings, **{k: str(v) for k, v in self.row.settings.items()}},
+            "settings": {**self.budget.settings, **{k: str(v) for k, v in {**self.row.settings, **self._length}.items()}},
             "begins_with": self.row.start,
             "labelled_with": self.row.labels,
             "command": shlex.join(

@@ -290,7 +290,7 @@ def one_change(study, monkeypatch):
 def test_students_start_where_their_row_says_and_are_trained_once(study, one_change):
     given = ("--work", study.work, "--steps", 600, "--seeds", 0)
     started = {i.split(" -p ")[1].split()[0].rpartition("_")[2]: i for i in one_change("mskd-start", *given)}
-    assert sorted(started) == ["by-region", "foreground", "from-partial", "from-teacher", "full-scale"]
+    assert sorted(started) == ["by-region", "foreground", "from-partial", "from-teacher", "full-scale", "longer"]
     assert len([i for i in study.trained() if i == "Individual"]) == 2  # one for each source, for all rows
     preprocessed = study.work / "hippocampus" / "nnUNet_preprocessed" / "Dataset611_Partial"
     written = {i: json.loads((preprocessed / f"nnUNetPlans_2d-600-s0_{i}.json").read_text())["nnunet_partial"] for i in started}
@@ -299,8 +299,11 @@ def test_students_start_where_their_row_says_and_are_trained_once(study, one_cha
         "from-partial": "nnUNetTrainerPartial__nnUNetPlans_2d-600-s0__2d",
     }
     assert written["by-region"]["mskd"]["by_region"] == 0.5 and set(written["by-region"]["mskd"]["teachers"]) == {"kits", "lits"}
+    assert [written[i].get("num_iterations_per_epoch") for i in ("longer", "from-partial")] == [120, None]
     own = written["full-scale"]
     assert own["deep_supervision"] is False and "600-s0_lits" in own["mskd"]["teachers"]["lits"]
+    score = json.loads((study.results / "hippocampus-mskd-start/2d-600/longer_seed0.json").read_text())
+    assert score["settings"]["num_iterations_per_epoch"] == "120"
     score = json.loads((study.results / "hippocampus-mskd-start/2d-600/full-scale_seed0.json").read_text())
     assert score["settings"]["deep_supervision"] == "False" and score["settings"]["num_iterations_per_epoch"] == "60"
     assert score["validation"]["dice"] == {"kits_1": [0.5, None]}  # the kidney alone is annotated
