@@ -22,6 +22,9 @@ Three more are of few labels, for ATSO and cross-teaching: some cases with the l
 
 hippocampus-few, LeftAtrium-few, ACDC-few
 
+The rows of cross-teaching's Table 3 are trainers of their own: --methods partial,crossteaching,trainer=nnUNetTrainerCrossTeachingFSL and so on
+with FSLKD, SSLKD, SSLPSV, SSLKDPSV, CTS, NoKD, NoPSV and SD.
+
 The cases that are left are fully labelled and used for testing alone. Of each source that annotates something some cases are held out of
 training: they are what budgets and settings are chosen by.
 

@@ -9,8 +9,7 @@ clinical size; quoted is the median of the ratios (bar: 20 x). That no image byt
 and from the images, which must not have changed.
 
 The loop's own share of the wall time (bar: 2 %) is that of the real loop over stand-ins of its commands, which sleep for a minute
-or two each, far less than real stages take (the share is the cost of starting a stage, about a second, over its length); the
-studies of benchmarks/atso.py say what it was in real runs.
+or two each, far less than real stages take (the share is the cost of starting a stage, about a second, over its length).
 """
 
 import argparse

@@ -5,7 +5,7 @@
     python benchmarks/run_all.py --from-results       # runs none: the table of the results that are there
 
 Writes benchmarks/results/table.md. A bar that was missed is named, and so is a benchmark without a result. The accuracy
-studies (accuracy.py, cross_teaching.py) need real data and hours, and are no part of this.
+studies (accuracy.py, one_change.py, unions.py) need real data and hours, and are no part of this.
 """
 
 import argparse
@@ -297,27 +297,6 @@ def rows_of(benchmark: Benchmark, problem: str = "") -> list:
     return [Row(benchmark.name, what, bar, problem or "no result", None) for what, bar in benchmark.promised]
 
 
-def study_rows() -> list:
-    """The ATSO loop's own share of the wall time in the studies that are there (benchmarks/atso.py)."""
-    rows, what = [], "ATSO loop's own share of the wall time"
-    for file in sorted(RESULTS.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            shares, bar = content["loop_share_percent"], content["bar_loop_share_percent"]
-        except (KeyError, TypeError, ValueError):
-            continue
-        rows.append(
-            Row(
-                "atso",
-                f"{what}, study {file.stem}",
-                f"<= {bar:.0f} %",
-                ", ".join(f"{k} {v:.1f} %" for k, v in shares.items()),
-                max(shares.values()) <= bar,
-            )
-        )
-    return rows
-
-
 def table(rows: Iterable[Row]) -> str:
     lines = ["| benchmark | what | bar | measured | |", "|---|---|---|---|---|"]
     lines += [
@@ -380,7 +359,7 @@ def main():
     parser.add_argument("--out", type=Path, default=RESULTS / "table.md")
     arguments = parser.parse_args()
     problems = {} if arguments.from_results else {i.name: run(i) for i in BENCHMARKS if i.name in arguments.only}
-    rows = [row for i in BENCHMARKS for row in rows_of(i, problems.get(i.name, ""))] + study_rows()
+    rows = [row for i in BENCHMARKS for row in rows_of(i, problems.get(i.name, ""))]
     write_text(page(rows), arguments.out)
     print(page(rows))
     sys.exit(1 if any(problems.values()) else 0)

@@ -10,30 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nnunet_partial import api
 from nnunet_partial.errors import UserError
-from nnunet_partial.evaluation.results import read_metrics
 from nnunet_partial.files import read_json, write_json
-from nnunet_partial.orchestration.compare.steps import ComparisonSteps
 from nnunet_partial.orchestration.foreground import run
 
 CHANNEL = {"hippocampus": "MRI", "LeftAtrium": "MRI", "ACDC": "MRI", "abdomen": "CT"}
 # of abdomen_labels: liver, both kidneys, pancreas, spleen; the other organs are background
 ABDOMEN_VALUES = {5: 1, 2: 2, 3: 2, 8: 3, 1: 4}
-
-
-def assignments(settings):
-    """Settings as ``compare`` and ``variant --set`` take them."""
-    return tuple(f"{k}={v}" for k, v in settings.items())
-
-
-def compared(options):
-    """Run a comparison under one seed: method -> (rows of its evaluation, seconds of all commands that it needed)."""
-    api.compare(options)
-    plan, (seed,) = ComparisonSteps(options), options.seeds
-    commands = read_json(plan.out / "commands.json")
-    seconds = {i.title: round(sum(j["seconds"] or 0 for j in commands if i.title in j["methods"])) for i in plan.methods.values()}
-    return {name: (read_metrics(plan.evaluation(name, seed)), seconds[i.title]) for name, i in plan.methods.items()}
 
 
 def data_folder():

@@ -59,15 +59,6 @@ def test_a_result_that_states_its_bars_is_shown_as_it_says(run_all, tmp_path):
     ]
 
 
-def test_the_loops_share_is_taken_from_the_studies(run_all, tmp_path):
-    assert run_all.study_rows() == []
-    content = {"loop_share_percent": {"atso": 1.2, "stso": 2.4}, "bar_loop_share_percent": 2.0}
-    (tmp_path / "atso_acdc.json").write_text(json.dumps(content))
-    (tmp_path / "other.json").write_text("[]")
-    (row,) = run_all.study_rows()
-    assert (row.measured, row.met) == ("atso 1.2 %, stso 2.4 %", False) and "atso_acdc" in row.what
-
-
 @pytest.mark.parametrize(
     "name",
     [
