@@ -19,6 +19,7 @@ from nnunet_partial.networks.ibn import use_instance_batch_norm
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import CoTrainingSettings
 from nnunet_partial.training.base import Batch, PartialTrainer
+from nnunet_partial.training.whole_cases import dice_of_cases, mean_dice
 
 RUNNING_MEAN_EPOCHS = 10  # over which nnU-Net smooths its own pseudo Dice, with a momentum of 1 - 1/10
 MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
@@ -31,10 +32,11 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     ``members``    the trained networks: ``network`` and, with ``co_teaching``, ``peer``, independently initialised
     ``averages``   with ``weight_averaged``, one of each network
-    ``candidates`` what can be deployed: the averages, or without them the networks themselves. After every epoch the
-                   one with the best running mean of the validation Dice over annotated classes is deployed (over a tenth of the
-                   training at most, or the first epochs of a short one would decide): its weights are a checkpoint's
-                   ``network_weights``, and it does the final validation.
+    ``candidates`` what can be deployed: the averages, or without them the networks themselves. The weights of the deployed one
+                   are a checkpoint's ``network_weights``, and it does the final validation. After every epoch it is the
+                   one with the best running mean of the validation Dice over annotated classes, which is of patches (over a tenth of
+                   the training at most, or the first epochs of a short one would decide); at the end the one with the best
+                   Dice of the annotated classes on whole validation cases (section 4.1: "better validation performance").
 
     ``self.network`` is the first trained network; a checkpoint holds all of them under keys of its own.
     """
@@ -234,6 +236,27 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             self.deployed = max(known, key=known.__getitem__)  # of equal ones the first
         figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
         self.print_to_log_file(f"Running pseudo Dice: {figures or 'nothing annotated seen'}; deployed: {self.deployed}")
+
+    def on_train_end(self) -> None:
+        if len(self.candidates) > 1 and self.settings.final_validation:
+            self._choose_by_whole_cases()
+        super().on_train_end()
+
+    def _choose_by_whole_cases(self) -> None:
+        """Patches say little of which network is better: both are close, and few are looked at."""
+        cases, share = self.do_split()[1], slice(None)
+        if self.is_ddp:
+            share = slice(distributed.get_rank(), None, distributed.get_world_size())
+        found = {k: dice_of_cases(self, i, cases[share], self.annotations) for k, i in self.candidates.items()}
+        if self.is_ddp:
+            gathered: list[Any] = [None] * distributed.get_world_size()
+            distributed.all_gather_object(gathered, found)
+            found = {k: {case: own for part in gathered for case, own in part[k].items()} for k in found}
+        known = {k: value for k, value in ((k, mean_dice(i)) for k, i in found.items()) if np.isfinite(value)}
+        if known:
+            self.deployed = max(known, key=known.__getitem__)  # of equal ones the first
+        figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
+        self.print_to_log_file(f"Dice of whole validation cases: {figures or 'nothing annotated'}; deployed: {self.deployed}")
 
     @property
     def deployed_network(self) -> nn.Module:

@@ -4,16 +4,21 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import distributed
 
 from nnunet_partial.files import read_json
+from nnunet_partial.labels import Annotations, CaseAnnotation, Union
 from nnunet_partial.losses import co_training
 from nnunet_partial.losses.ramps import gaussian
 from nnunet_partial.networks.unwrap import unwrap
 from nnunet_partial.settings import OPTIMIZER_PAPER
+from nnunet_partial.training import whole_cases
+from nnunet_partial.training.whole_cases import dice_of_cases, mean_dice
 from nnunet_partial.variants import write_variant
 
 CLASSES = ("liver", "kidney", "pancreas")
@@ -390,6 +395,110 @@ def test_the_end_of_a_training_decides_which_is_deployed(tiny, plans, trainer, o
     for epoch in range(epochs):
         made._choose(np.array([0.1, 0.7] if epoch < epochs // 2 else [0.8, 0.79]))
     assert made.deployed == "network"
+
+
+def constant(network, output):
+    """Let a network say ``output`` everywhere."""
+    with torch.no_grad():
+        for layer in unwrap(network).decoder.seg_layers:
+            layer.weight.zero_()
+            layer.bias.zero_()
+            layer.bias[output] = 1
+
+
+def test_whole_validation_cases_decide_at_the_end(tiny, plans, trainer, own_results, final_state):
+    """Each average says one class everywhere: Dice is 2 n / (n + volume) where that class is annotated, and 0 of the others."""
+    import blosc2
+
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    cases, known, saying = made.do_split()[1], made.annotations, {"network": "kidney", "peer": "liver"}
+    for name, said in saying.items():
+        constant(made.averages[name].module, CLASSES.index(said) + 1)
+    folder = Path(made.preprocessed_dataset_folder)
+    targets = {i: blosc2.open(str(folder / f"{i}_seg.b2nd"))[:][0] for i in cases}
+    scores = {}
+    for name, said in saying.items():
+        by_class = {i: [] for i in CLASSES}
+        for case in cases:
+            for organ in known.of(case).annotated:
+                voxels = int((targets[case] == CLASSES.index(organ) + 1).sum())
+                predicted = targets[case].size if organ == said else 0
+                if voxels + predicted:
+                    by_class[organ].append(2 * (voxels if organ == said else 0) / (voxels + predicted))
+        scores[name] = np.mean([np.mean(i) for i in by_class.values() if i])
+    better, worse = sorted(scores, key=scores.get, reverse=True)
+    assert scores[better] > scores[worse] > 0
+    made.deployed = worse  # as the patches of the last epoch may have it
+    made.running_dice = {worse: 0.9, better: 0.1}
+    flags = [unwrap(i.network).decoder.deep_supervision for i in made.members.values()]
+    made.current_epoch = 1
+    made.on_train_end()
+    log = Path(made.log_file).read_text()
+    said = f"network {scores['network']:.4f}, peer {scores['peer']:.4f}; deployed: {better}"
+    assert f"Dice of whole validation cases: {said}" in log and made.deployed == better
+    assert final_state(own_results)["nnunet_partial"]["deployed"] == better
+    assert [unwrap(i.network).decoder.deep_supervision for i in made.members.values()] == flags
+
+
+def test_every_process_looks_at_its_share_of_the_whole_cases(tiny, plans, trainer, own_results, monkeypatch):
+    made = ready(trainer("nnUNetTrainerCoTraining", plans))
+    alone = {k: dice_of_cases(made, i, made.do_split()[1], made.annotations) for k, i in made.candidates.items()}
+    monkeypatch.setattr(made, "is_ddp", True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    seen = []
+
+    def gather(into, own):
+        into[:] = own, {k: {c: d for c, d in alone[k].items() if c not in own[k]} for k in own}
+        seen.append([sorted(i) for i in own.values()])
+
+    monkeypatch.setattr(distributed, "all_gather_object", gather)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
+    made._choose_by_whole_cases()
+    assert seen == [[made.do_split()[1][1::2]] * 2]
+    figures = ", ".join(f"{k} {mean_dice(i):.4f}" for k, i in alone.items())
+    assert figures in Path(made.log_file).read_text()
+
+
+def test_dice_of_unions_and_without_ignored_voxels(monkeypatch):
+    """By hand: of the union {1, 2} three voxels are right and one is missed; of class 3 one is right, and the ignored one is not
+    counted; d is neither there nor predicted; of b's liver nothing is right."""
+    annotations = Annotations(
+        ("a", "b", "c", "d"),
+        {
+            "x": CaseAnnotation("s", (Union(("a", "b")), "c", "d")),
+            "y": CaseAnnotation("s", ("a",)),
+        },
+    )
+    targets = {"x": [1, 1, 1, 1, 3, 5, 0], "y": [1, 1, 0, 0, 0, 0, 0]}
+    said = {"x": [2, 1, 1, 0, 3, 3, 0], "y": [0, 0, 0, 2, 2, 0, 0]}
+
+    class Dataset:
+        def __init__(self, folder, identifiers, folder_with_segs_from_previous_stage):
+            self.identifiers = identifiers
+
+        def load_case(self, case):
+            return np.zeros((1, 1, 1, 7)), np.array(targets[case])[None, None, None], None, {}
+
+    answers = iter(said.values())
+
+    class Predictor:
+        def predict_sliding_window_return_logits(self, data):
+            assert data.dtype == torch.float32 and data.shape == (1, 1, 1, 7)
+            return torch.nn.functional.one_hot(torch.tensor(next(answers)), 5).T[:, None, None].half()
+
+    monkeypatch.setattr(whole_cases, "_predictor", lambda *_: Predictor())
+    made = SimpleNamespace(
+        dataset_class=Dataset,
+        device=torch.device("cpu"),
+        folder_with_segs_from_previous_stage=None,
+        ignored_value=5,
+        is_cascaded=False,
+        preprocessed_dataset_folder="",
+    )
+    found = dice_of_cases(made, torch.nn.Conv2d(1, 1, 1), ["x", "y"], annotations)
+    assert found["x"] == pytest.approx({Union(("a", "b")): 6 / 7, "c": 1.0, "d": math.nan}, nan_ok=True)
+    assert found["y"] == {"a": 0.0}
+    assert mean_dice(found) == pytest.approx((6 / 7 + 1.0 + 0.0) / 3) and math.isnan(mean_dice({}))
 
 
 # ---- checkpoints
