@@ -103,6 +103,8 @@ CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation ha
     ("distillation", "mskd", "partial"),
     ("labels beside distillation", "mskdplus", "mskd"),
     ("the feature term", "mskd", "mskdlw"),
+    ("MS-KD over its paper's comparator", "mskd", "dodnet"),
+    ("co-training over its paper's comparator", "cotraining", "conditioncnn"),
 )
 CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
 _ATSO_BARS = (
