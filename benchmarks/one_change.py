@@ -277,7 +277,7 @@ class Student:
 
     def _seconds(self, name):
         result = runner.read_result(self.out / "jobs" / name)
-        return {"seconds": round(result["seconds"], 1), "core_seconds": round(result["cpu_seconds"], 1)}
+        return {"seconds": round(runner.all_seconds(result), 1), "core_seconds": round(runner.all_cpu_seconds(result), 1)}
 
 
 PARTS = {"train": "training", "predict": "prediction"}

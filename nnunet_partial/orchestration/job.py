@@ -63,8 +63,9 @@ def _run_locked(folder: Path, token: str) -> int:
         with _Forwarding() as forwarding:  # before anybody can know whom to tell
             write_json({"token": token, "pid": os.getpid(), "host": platform.node()}, folder / STARTED)
             code = run_command(job["argv"], Path(job["log"]), job["environment"], forwarding, job.get("share", 1), handle)
-        ended = time.time()
-        write_json([*earlier, {**attempt, "seconds": ended - started, "exit_code": code}], folder / ATTEMPTS)
+        ended, used = time.time(), _seconds_of_children() - used_before
+        now = {**attempt, "seconds": ended - started, "cpu_seconds": used, "exit_code": code}
+        write_json([*earlier, now], folder / ATTEMPTS)
         if forwarding.told is not None and code != 0:
             raise SystemExit(128 + forwarding.told)
         write_json(
@@ -73,7 +74,9 @@ def _run_locked(folder: Path, token: str) -> int:
                 "exit_code": code,
                 "seconds": ended - started,
                 "earlier_seconds": sum(i["seconds"] for i in earlier),
-                "cpu_seconds": _seconds_of_children() - used_before,
+                "cpu_seconds": used,
+                # of an attempt that was killed with this process nobody knows them: its seconds stand for them
+                "earlier_cpu_seconds": sum(i.get("cpu_seconds", i["seconds"]) for i in earlier),
                 "ended": ended,
                 "host": platform.node(),
             },
@@ -100,6 +103,12 @@ def _until_last_output(log: Path, began: float) -> float:
 def all_seconds(result: Mapping) -> float:
     """What a job took that ended, with its attempts that were interrupted or failed."""
     return result["seconds"] + result.get("earlier_seconds", 0.0)  # version 0.2 did not count them
+
+
+def all_cpu_seconds(result: Mapping) -> float | None:
+    """The same in seconds of one core; None where the result does not say."""
+    used = result.get("cpu_seconds")
+    return None if used is None else used + result.get("earlier_cpu_seconds", 0.0)
 
 
 def _seconds_of_children() -> float:

@@ -55,9 +55,13 @@ def test_the_cost_of_a_job_is_that_of_all_its_attempts(tmp_path):
     assert first["exit_code"] == 1 and first["seconds"] >= 1 and second["seconds"] >= 0.9
     assert result["earlier_seconds"] == pytest.approx(first["seconds"] + second["seconds"])
     assert runner.all_seconds(result) >= result["seconds"] + 1.9
+    # the first slept; what the one that was killed used nobody knows, and its seconds stand for it
+    assert result["earlier_cpu_seconds"] == pytest.approx(first["cpu_seconds"] + second["seconds"])
+    assert first["cpu_seconds"] < 0.9 and runner.all_cpu_seconds(result) >= 0.9
+    assert runner.all_cpu_seconds({"cpu_seconds": 2.0}) == 2.0 and runner.all_cpu_seconds({}) is None
     # what ended well and is done anew, or is another command, costs nothing that was before
     make_executor("local", tmp_path, gpus=()).run([job])
-    assert runner.read_result(folder)["earlier_seconds"] == 0
+    assert runner.read_result(folder)["earlier_seconds"] == runner.read_result(folder)["earlier_cpu_seconds"] == 0
     make_executor("local", tmp_path, gpus=()).run([shell(tmp_path, "a", "true")])
     assert runner.all_seconds(runner.read_result(folder)) == runner.read_result(folder)["seconds"]
 

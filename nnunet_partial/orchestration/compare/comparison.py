@@ -75,7 +75,7 @@ class Comparison(StampedEngine):
 
 
 def commands_for_report(engine: Engine, steps: Sequence[Step], plan: ComparisonSteps, name_of: Callable = str) -> list:
-    """Every command in order, with the seconds that it took (all attempts together; the core seconds are of the last), its log,
+    """Every command in order, with the seconds and core seconds that it took (all attempts together), its log,
     and the titles of the methods that needed it. ``name_of``: the name that ``engine`` has for a step of ``plan``."""
     users, steps = _users(steps, plan, name_of), [i for i in steps if i.part not in ("report", "export")]
     results = {i.name: engine.result(i) or {} for i in steps}
@@ -87,7 +87,7 @@ def commands_for_report(engine: Engine, steps: Sequence[Step], plan: ComparisonS
             "part": i.part,
             "methods": users[i.name],
             "seconds": runner.all_seconds(results[i.name]) if results[i.name] else None,
-            "cpu_seconds": results[i.name].get("cpu_seconds"),
+            "cpu_seconds": runner.all_cpu_seconds(results[i.name]),
             "log": logs[i.name],
         }
         for i in steps
