@@ -44,6 +44,7 @@ refuses to go on with another commit. Needs NNUNET_PARTIAL_DATA, but for --table
 """
 
 import argparse
+import csv
 import re
 import shlex
 from pathlib import Path
@@ -334,7 +335,8 @@ def train_and_record(arguments):
     arguments.base = arguments.work.absolute() / arguments.study
     studies.use_folders(arguments.base, arguments.device)
     test_set = prepare(arguments)
-    keep_code(arguments)
+    if not arguments.record:  # which only reads; a score names the code that trained
+        keep_code(arguments)
     for seed, steps in todo:
         one = Budget(arguments, steps, seed, *test_set)
         one.record()
@@ -466,9 +468,22 @@ class Budget:
                 for i in comparison.commands()
                 if i["part"] != "plans"
             },
+            **self._of_loop(comparison, method),
             "test": scores.by_case(read_metrics(comparison.plan.evaluation(key_of(method), self.seed)), about["classes"]),
             "validation": scores.by_case(self._validation_rows(comparison.plan, method), about["classes"]),
         }
+
+    def _of_loop(self, comparison, method):
+        """Of ATSO, STSO and self-learning: Dice of each generation's pseudo labels to those of M0, by the loop's own report."""
+        step = f"s{self.seed}-{key_of(method)}-loop-fold0"
+        argv = next((shlex.split(i["command"]) for i in comparison.commands() if i["step"] == step), None)
+        if argv is None:
+            return {}
+        run_folder = f"{argv[argv.index('--run') + 1]}_{self.arguments.configuration}_fold0"
+        runs = paths.root("nnUNet_results") / paths.dataset_name(str(PARTIAL)) / "atso"
+        with open(runs / run_folder / "report" / "summary.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {"dice_to_m0": {i["generation"]: float(i["dice_to_m0"]) for i in rows if i["dice_to_m0"]}}
 
     def _command(self, method):
         """The command that makes this one file."""

@@ -218,6 +218,7 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
             "dsc_by_seed": {title[m]: [mean_dsc(i) for i in own] for m, own in chosen.items()},
             "hausdorff95_mm": {title[m]: float(np.mean([_mean_hd95(i) for i in own])) for m, own in chosen.items()},
             "validation_dsc": {title[m]: float(np.mean([mean_dsc(i, "validation") for i in own])) for m, own in chosen.items()},
+            "dice_to_m0": {title[m]: _last_dice_to_m0(own) for m, own in chosen.items() if all("dice_to_m0" in i for i in own)},
             "core_minutes": {title[m]: _core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
             "core_hours_in_all": _core_seconds([i for own in chosen.values() for i in own]) / 3600,
             "single_students": [title[m] for m in chosen if m not in TEACHES_NOTHING_NEW],
@@ -235,6 +236,11 @@ def _mean_hd95(score: Mapping) -> float:
     """Mean over classes of the mean over the test cases in which it is finite, mm."""
     table = _table(rows_of(score), score["classes"], "hausdorff95_mm")
     return float(np.mean([np.mean(i[np.isfinite(i)]) if np.isfinite(i).any() else math.nan for i in table.T]))
+
+
+def _last_dice_to_m0(own: Sequence[Mapping]) -> float:
+    """Mean over seeds of the Dice of the last pseudo labels to those of the first model."""
+    return float(np.mean([list(i["dice_to_m0"].values())[-1] for i in own]))
 
 
 def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str]) -> dict:
@@ -345,6 +351,9 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str, asked: Seq
     if found:
         head = ["what it brings", "DSC [95 % interval over cases]", "by seed", "p"]
         parts.append("\n".join([_line(head), _line(["---"] * len(head)), *map(_line, found)]))
+    if content.get("dice_to_m0"):
+        own = ", ".join(f"{name} {100 * value:.1f}" for name, value in content["dice_to_m0"].items())
+        parts.append(f"DSC of the last pseudo labels to those of the first model, M0 (100: nothing but its imitation): {own}.")
     parts += [_convergence_line(content["converged"]), _origin(content), f"`{command}`"]
     return "\n\n".join(i for i in parts if i) + "\n"
 

@@ -147,9 +147,10 @@ def test_what_was_finished_before_a_failure_is_kept(study, monkeypatch):
     assert study.trained() == ["MSKD"] and len(study.files()) == 3 and kept.items() <= study.files().items()
 
 
-def test_record_trains_nothing(study):
+def test_record_trains_nothing(study, accuracy, monkeypatch):
     study(methods="naive")
     shutil.rmtree(study.results)
+    monkeypatch.setattr(accuracy, "circumstances", lambda: {"commit": "another", "versions": {}, "machine": ""})  # it only reads
     assert study("--record", methods="naive,mskd") == []
     assert list(study.files()) == ["hippocampus/2d-4000/naive_seed0.json"]
 
@@ -368,6 +369,26 @@ def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
     labels = accuracy.classes_of("ACDC-few")
     assert accuracy.source_of("unlabelled", (), labels, ["x"]).labelled is False
     assert accuracy.source_of("labelled", labels, labels, ["x"]).labelled is True
+
+
+def test_the_score_of_a_loop_says_how_far_its_labels_went_from_those_of_m0(accuracy, scores, written, monkeypatch, tmp_path):
+    monkeypatch.setenv("nnUNet_results", str(tmp_path))
+    monkeypatch.setattr(accuracy.paths, "dataset_name", lambda _: "Dataset611_Partial")
+    report = tmp_path / "Dataset611_Partial" / "atso" / "2d-4000-s1-stso_2d_fold0" / "report"
+    report.mkdir(parents=True)
+    (report / "summary.csv").write_text("generation,test_dice,dice_to_m0\n0,,1.0\n1,,0.9\n2,,\nfinal,,0.8\n")
+    given = accuracy.arguments_of(["hippocampus-few", "--work", str(tmp_path)])
+    given.base = tmp_path
+    one = accuracy.Budget(given, 4000, 1, None, None)
+    command = "python -m nnunet_partial.orchestration.atso.command --dataset d --run 2d-4000-s1-stso --generations 3"
+    commands = [{"step": "s1-stso-loop-fold0", "command": command}, {"step": "s1-partial-train-fold0", "command": "x"}]
+    comparison = SimpleNamespace(commands=lambda: commands)
+    assert one._of_loop(comparison, "stso") == {"dice_to_m0": {"0": 1.0, "1": 0.9, "final": 0.8}}
+    assert one._of_loop(comparison, "partial") == {}
+    found = scores.complete(scores.read_study(written.folder, "hippocampus"), "2d-4000", ["partial", "full"], [0, 1])
+    found["partial"] = [{**i, "dice_to_m0": {"0": 1.0, "final": last}} for i, last in zip(found["partial"], (0.8, 0.9))]
+    page = scores.table_page(scores.tabulate(found, None), (), "command")
+    assert "those of the first model, M0 (100: nothing but its imitation): PARTIAL 85.0." in page
 
 
 def test_any_trainer_is_a_row(study):
