@@ -537,6 +537,16 @@ def test_few_labels_converge_by_what_the_labelled_cases_teach(scores, written):
         scores.require_converged(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000", "partial")
 
 
+def test_few_labels_may_be_learnt_by_heart(scores, written):
+    """Twice the steps make it worse: more of them are not what it lacks. Of full supervision the same is not accepted."""
+    for method in ("partial", "full"):
+        written(method, 0, 8000, shift=-0.1, validation_shift=-0.1)
+    found = scores.read_study(written.folder, "hippocampus")
+    assert scores.require_converged(found, "2d-4000", "2d-8000", "partial")["validation"] < -5
+    with pytest.raises(UserError, match="has not converged"):
+        scores.require_converged(found, "2d-4000", "2d-8000")
+
+
 def test_few_labels_are_compared_with_training_as_long(scores, written):
     found = scores.read_study(written.folder, "hippocampus")
     assert scores.as_long(found, "2d-8000", [0, 1, 2], "partial") == {}

@@ -108,7 +108,8 @@ def all_seconds(result: Mapping) -> float:
 def all_cpu_seconds(result: Mapping) -> float | None:
     """The same in seconds of one core; None where the result does not say."""
     used = result.get("cpu_seconds")
-    return None if used is None else used + result.get("earlier_cpu_seconds", 0.0)
+    earlier = result.get("earlier_cpu_seconds", result.get("earlier_seconds", 0.0))  # version 0.1 did not count them
+    return None if used is None else used + earlier
 
 
 def _seconds_of_children() -> float:
