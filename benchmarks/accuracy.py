@@ -31,7 +31,7 @@ training: they are what budgets and settings are chosen by.
 Each method and seed that is finished leaves its scores per case in RESULTS (benchmarks/results/accuracy), a small file to be
 committed. What is there is not trained again, on this or another machine, with or without models; an interrupted training goes
 on where it was. --table and --curve read these files alone. A table needs three seeds of every method, and twice the steps of full
-supervision, to show that the budget has converged.
+supervision, to show that the budget has converged; of few labels, twice the steps of training on the labelled cases alone (partial).
 
 ACDC and the abdomen are trained and predicted at half their resolution in a slice (a design's ``spacing``, in mm), a quarter of the time;
 predictions are resampled back by nnU-Net and judged at the resolution of the scans, which is the same for every method.
@@ -234,6 +234,19 @@ def settings(arguments, steps):
 
 def budget_name(arguments, steps):
     """``2d-4000``, and what else differs from the design: each budget has its own models and scores."""
+    differs = [
+        *arguments.set,
+        *(["planned"] if arguments.planned_network else []),
+        *(["tta"] if arguments.tta else []),
+        *([arguments.optimizer] if arguments.optimizer != "adamw" else []),
+        *([f"lr={arguments.initial_lr:g}"] if arguments.initial_lr != 3e-3 else []),
+        *(f"{name}={value}" for name, value in other_numbers(arguments).items()),
+    ]
+    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([arguments.configuration, str(steps), *differs])).strip("-")
+
+
+def other_numbers(arguments):
+    """Option -> number, of how many cases and how long a loop, where the design has another."""
     given = {
         "cases": (arguments.cases, None),
         "labelled": (arguments.labelled, DESIGNS[arguments.study].get("labelled")),
@@ -241,15 +254,7 @@ def budget_name(arguments, steps):
         "atso-generations": (arguments.atso_generations, 3),
         "atso-fine-tune-epochs": (arguments.atso_fine_tune_epochs, 5),
     }
-    differs = [
-        *arguments.set,
-        *(["planned"] if arguments.planned_network else []),
-        *(["tta"] if arguments.tta else []),
-        *([arguments.optimizer] if arguments.optimizer != "adamw" else []),
-        *([f"lr={arguments.initial_lr:g}"] if arguments.initial_lr != 3e-3 else []),
-        *(f"{name}={value}" for name, (value, default) in given.items() if value not in (None, default)),
-    ]
-    return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([arguments.configuration, str(steps), *differs])).strip("-")
+    return {name: value for name, (value, design) in given.items() if value not in (None, design)}
 
 
 # ------------------------------------------------------------------ data
@@ -493,11 +498,7 @@ class Budget:
                 *("python", "benchmarks/accuracy.py", o.study, "--work", "WORK", "--steps", str(self.steps), "--methods", method),
                 *("--seeds", str(self.seed), *(j for i in o.set for j in ("--set", i))),
                 *(["--configuration", o.configuration] if o.configuration != "2d" else []),
-                *(["--labelled", str(o.labelled)] if o.labelled is not None else []),
-                *(["--cases", str(o.cases)] if o.cases is not None else []),
-                *(["--test-cases", str(o.test_cases)] if o.test_cases is not None else []),
-                *(["--atso-generations", str(o.atso_generations)] if o.atso_generations != 3 else []),
-                *(["--atso-fine-tune-epochs", str(o.atso_fine_tune_epochs)] if o.atso_fine_tune_epochs != 5 else []),
+                *(i for name, value in other_numbers(o).items() for i in (f"--{name}", str(value))),
                 *(["--optimizer", o.optimizer] if o.optimizer != "adamw" else []),
                 *(["--initial-lr", f"{o.initial_lr:g}"] if o.initial_lr != 3e-3 else []),
                 *(["--planned-network"] if o.planned_network else []),
@@ -543,8 +544,9 @@ def _classes_of(model, classes):
 
 def publish_table(arguments):
     """OUT.json and OUT.md; nothing is written unless the table is complete and its budget has converged."""
-    (steps,), found = arguments.steps, scores.read_study(arguments.results, arguments.study)
+    (steps,) = arguments.steps
     budget, twice = budget_name(arguments, steps), budget_name(arguments, 2 * steps)
+    found = scores.read_study(arguments.results, arguments.study, (budget, twice))
     chosen = scores.complete(found, budget, methods_of(arguments), arguments.seeds)
     design = DESIGNS[arguments.study]
     if "labelled" in design:
@@ -558,9 +560,10 @@ def publish_table(arguments):
 
 def publish_curve(arguments):
     """OUT.json, OUT.md, OUT.png."""
-    found = scores.read_study(arguments.results, arguments.study)
-    every = sorted({i["steps"] for i in found})
+    names = {i.name for i in (arguments.results / arguments.study).glob("*")}
+    every = sorted({i for name in names for i in map(int, re.findall(r"\d+", name)) if budget_name(arguments, i) in names})
     budgets = {budget_name(arguments, i): i for i in every}
+    found = scores.read_study(arguments.results, arguments.study, tuple(budgets))
     points = scores.curve(found, budgets, methods_of(arguments))
     if not points:
         raise UserError(

@@ -78,9 +78,10 @@ def read_score(file: Path) -> dict:
     return content
 
 
-def read_study(results: Path, study: str) -> list:
-    """Every score of a study, checked to be of the same cases; by budget, method and seed."""
+def read_study(results: Path, study: str, budgets: Sequence[str] | None = None) -> list:
+    """Every score of a study, or of some budgets alone, checked to be of the same cases; by budget, method and seed."""
     files = sorted((Path(results) / study).glob("*/*_seed*.json"))
+    files = [i for i in files if budgets is None or i.parent.name in budgets]
     scores = [read_score(i) for i in files]
     for file, score in zip(files, scores):
         if score["cases"] != scores[0]["cases"]:
@@ -258,7 +259,7 @@ def _core_seconds(scores: Sequence[Mapping]) -> float:
     """Of all steps that these scores rest on; teachers that several methods of one seed share count once, and twice where they
     were trained twice."""
     steps = {(step, values["core_seconds"]) for score in scores for step, values in score["commands"].items()}
-    return float(sum(seconds or 0 for _, seconds in steps))
+    return math.fsum(seconds or 0 for _, seconds in steps)  # in whatever order a set has
 
 
 def _distinct(chosen: Mapping[str, Sequence[Mapping]], key: str) -> list:

@@ -562,6 +562,17 @@ def test_few_labels_are_compared_with_training_as_long(scores, written):
     assert scores.verdicts(content, ((scores.AS_LONG, "partial", 0.0),))[0][3] == "met"
 
 
+def test_scores_of_another_split_have_tables_of_their_own(accuracy, written, monkeypatch):
+    """Another number of cases is another budget: it neither enters nor hinders the table and the curve of the others."""
+    validation = {"dice": {f"v{i}": list(v) for i, v in enumerate(dice(written.folder, "full", 0, "validation"))}}
+    written("full", 0, 8000, validation=validation)  # converged
+    written("full", 0, 8000, budget="2d-8000-cases-60", cases="other")
+    publish(accuracy, monkeypatch, written.folder, "--table")
+    publish(accuracy, monkeypatch, written.folder, "--curve", "--methods", "full")
+    points = json.loads((written.folder / "out.json").read_text())["points"]
+    assert [(i["steps"], i["seeds"]) for i in points] == [(4000, [0, 1, 2]), (8000, [0])]
+
+
 def test_movement_is_over_paired_seeds_and_cases(scores, written):
     written("full", 1, 8000, shift=0.02)
     moved = scores.movement(scores.read_study(written.folder, "hippocampus"), "2d-4000", "2d-8000")

@@ -3,9 +3,7 @@
 The windows, the Gaussian weights, the mirroring and their sum are nnU-Net's own predictor's.
 """
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +114,7 @@ def differing_preprocessing(theirs: Mapping[str, Any], ours: Mapping[str, Any], 
 
 def load_predictor(files: ModelFiles, device: torch.device, mirroring: bool = True):
     """nnU-Net's predictor for one checkpoint, at its own defaults (half overlap, Gaussian, mirroring)."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunet_partial.networks.predictor import make_predictor  # heavy
 
     loaded = load_network(files)
     if loaded.configuration.previous_stage_name is not None:
@@ -124,9 +122,7 @@ def load_predictor(files: ModelFiles, device: torch.device, mirroring: bool = Tr
             f"{files.folder} is the second stage of a cascade, which needs the first one's output. Use a "
             f"model of 2d, 3d_lowres or 3d_fullres."
         )
-    on_gpu = device.type == "cuda"
-    with redirect_stdout(io.StringIO()):  # on the CPU it tells that results stay on the CPU
-        predictor = nnUNetPredictor(use_mirroring=mirroring, perform_everything_on_device=on_gpu, device=device, allow_tqdm=False)
+    predictor = make_predictor(device, mirroring)
     if device.type == "cpu":
         use_onednn_convolutions(loaded.network)
     predictor.manual_initialization(

@@ -102,13 +102,13 @@ def _until_last_output(log: Path, began: float) -> float:
 
 def all_seconds(result: Mapping) -> float:
     """What a job took that ended, with its attempts that were interrupted or failed."""
-    return result["seconds"] + result.get("earlier_seconds", 0.0)  # version 0.2 did not count them
+    return result["seconds"] + result.get("earlier_seconds", 0.0)  # which an older result lacks
 
 
 def all_cpu_seconds(result: Mapping) -> float | None:
     """The same in seconds of one core; None where the result does not say."""
     used = result.get("cpu_seconds")
-    earlier = result.get("earlier_cpu_seconds", result.get("earlier_seconds", 0.0))  # version 0.1 did not count them
+    earlier = result.get("earlier_cpu_seconds", result.get("earlier_seconds", 0.0))  # likewise
     return None if used is None else used + earlier
 
 

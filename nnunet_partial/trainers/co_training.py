@@ -231,11 +231,14 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             if np.isfinite(value):
                 smoothed = value if before is None else momentum * before + (1 - momentum) * value
                 self.running_dice[name] = float(smoothed)
-        known = {name: value for name, value in self.running_dice.items() if value is not None}
-        if known:
-            self.deployed = max(known, key=known.__getitem__)  # of equal ones the first
-        figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
-        self.print_to_log_file(f"Running pseudo Dice: {figures or 'nothing annotated seen'}; deployed: {self.deployed}")
+        self._deploy_best("Running pseudo Dice", {k: v for k, v in self.running_dice.items() if v is not None})
+
+    def _deploy_best(self, what: str, dice: Mapping[str, float]) -> None:
+        """Deploy the candidate with the highest of these values, of equal ones the first; without any value, what is deployed."""
+        if dice:
+            self.deployed = max(dice, key=dice.__getitem__)
+        figures = ", ".join(f"{k} {v:.4f}" for k, v in dice.items())
+        self.print_to_log_file(f"{what}: {figures or 'nothing annotated seen'}; deployed: {self.deployed}")
 
     def on_train_end(self) -> None:
         if len(self.candidates) > 1 and self.settings.final_validation:
@@ -252,11 +255,8 @@ class nnUNetTrainerCoTraining(PartialTrainer):
             gathered: list[Any] = [None] * distributed.get_world_size()
             distributed.all_gather_object(gathered, found)
             found = {k: {case: own for part in gathered for case, own in part[k].items()} for k in found}
-        known = {k: value for k, value in ((k, mean_dice(i)) for k, i in found.items()) if np.isfinite(value)}
-        if known:
-            self.deployed = max(known, key=known.__getitem__)  # of equal ones the first
-        figures = ", ".join(f"{k} {v:.4f}" for k, v in known.items())
-        self.print_to_log_file(f"Dice of whole validation cases: {figures or 'nothing annotated'}; deployed: {self.deployed}")
+        means = {k: mean_dice(i) for k, i in found.items()}
+        self._deploy_best("Dice of whole validation cases", {k: v for k, v in means.items() if np.isfinite(v)})
 
     @property
     def deployed_network(self) -> nn.Module:

@@ -4,10 +4,9 @@ nnU-Net's own running figure is of random patches. This is of the cases as they 
 window without mirroring; nothing is resampled or written, so it costs a fraction of the final validation.
 """
 
-import io
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import nn
 from nnunet_partial.labels import Annotations
 from nnunet_partial.networks.heads import can_switch_deep_supervision
 from nnunet_partial.networks.onednn import onednn_convolutions
+from nnunet_partial.networks.predictor import make_predictor
 from nnunet_partial.networks.unwrap import unwrap
 
 
@@ -28,8 +28,7 @@ def dice_of_cases(trainer: Any, network: nn.Module, cases: Sequence[str], annota
     ``trainer`` gives plans, device and preprocessed cases. Voxels to be ignored do not count.
     """
     plain, found = unwrap(network), {}
-    fast = onednn_convolutions(plain) if trainer.device.type == "cpu" else nullcontext()
-    with _predicting(plain), fast:
+    with _predicting(plain), onednn_convolutions(plain):
         predictor = _predictor(trainer, plain)
         for case, data, target in _loaded(trainer, cases):
             segmentation = predictor.predict_sliding_window_return_logits(data).argmax(0).cpu().numpy()
@@ -55,20 +54,9 @@ def _dice(segmentation: np.ndarray, target: np.ndarray, values: Iterable[int], v
 
 
 def _predictor(trainer: Any, network: nn.Module) -> nnUNetPredictor:
-    on_gpu = trainer.device.type == "cuda"
-    with redirect_stdout(io.StringIO()):  # on the CPU it tells that results stay on the CPU
-        predictor = nnUNetPredictor(
-            use_mirroring=False, perform_everything_on_device=on_gpu, device=trainer.device, allow_tqdm=False
-        )
-    predictor.manual_initialization(
-        network,
-        trainer.plans_manager,
-        trainer.configuration_manager,
-        None,
-        trainer.dataset_json,
-        type(trainer).__name__,
-        None,
-    )
+    predictor = make_predictor(trainer.device, mirroring=False)
+    plans, configuration, dataset_json = trainer.plans_manager, trainer.configuration_manager, trainer.dataset_json
+    predictor.manual_initialization(network, plans, configuration, None, dataset_json, type(trainer).__name__, None)
     return predictor
 
 
