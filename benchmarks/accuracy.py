@@ -132,8 +132,8 @@ DESIGNS |= {
         "data": "LeftAtrium",
         "sources": {"labelled": ("atrium",), "unlabelled": ()},
         "test": 16,
-        "validation": 4,
-        "variant": {"features": "8,16,32,64", "batch_size": 4, "patch_size": "64,80"},
+        "validation": 8,
+        "variant": {"features": "8,16,32,64", "batch_size": 4, "patch_size": "64,80", "mirroring": "[]"},
     },
     "ACDC-few": {
         **DESIGNS["ACDC"],
