@@ -512,28 +512,44 @@ def _moved(i: Mapping) -> list:
 
 
 def draw_curve(study: str, points: Sequence[Mapping]):
-    """Figure: a line a method, steps on a logarithmic axis, whiskers are 95 % intervals over the test cases."""
+    """Figure: a line a method that has several budgets, the best at the end first; whiskers are 95 % intervals over the test cases.
+
+    Both axes are logarithmic, DSC in what is missing to 100, so that a slow start and differences of half a point at the end are both seen.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axis = figure.subplots()
-    titles = list(dict.fromkeys(i["title"] for i in points))
-    for number, title in enumerate(titles):
-        own = [i for i in points if i["title"] == title]
-        x = np.array([i["steps"] for i in own]) * 1.02 ** (number - (len(titles) - 1) / 2)  # whiskers beside each other
+    lines = {title: [i for i in points if i["title"] == title] for title in dict.fromkeys(i["title"] for i in points)}
+    lines = {title: own for title, own in lines.items() if len(own) > 1} or lines
+    for number, title in enumerate(sorted(lines, key=lambda i: -lines[i][-1]["dsc"])):
+        own = lines[title]
+        x = np.array([i["steps"] for i in own]) * 1.02 ** (number - (len(lines) - 1) / 2)  # whiskers beside each other
         y = np.array([i["dsc"] for i in own])
         whiskers = np.abs(np.array([i["interval"] for i in own], dtype=float).T - y)
         axis.errorbar(
             x, y, whiskers, marker="os^Dv<>P"[number % 8], ms=5, lw=1.5, elinewidth=0.8, color=f"C{number % 10}", label=title
         )
-    steps = sorted({i["steps"] for i in points})
+    steps = sorted({i["steps"] for own in lines.values() for i in own})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(steps, [str(i) for i in steps])
+    axis.set_xticks(steps, [str(i) for i in steps], rotation=45)
+    low, high = axis.get_ylim()
+    axis.set_yscale("function", functions=(_missing_to_100, _of_missing))
+    axis.set_ylim(low, min(high, 99.5))
+    axis.set_yticks([i for i in (0, 20, 40, *range(50, 80, 5), *range(80, 100)) if low <= i <= high])
     axis.minorticks_off()
     axis.set_xlabel("steps a network")
     axis.set_ylabel("DSC in percent, mean over classes and test cases")
     axis.set_title(study)
     axis.grid(color=palette.GRID)
     axis.set_axisbelow(True)
-    axis.legend(loc="lower right")
+    figure.legend(loc="outside right upper")
     return figure
+
+
+def _missing_to_100(dsc):
+    return -np.log(np.maximum(100 - dsc, 1e-3))
+
+
+def _of_missing(value):
+    return 100 - np.exp(-value)

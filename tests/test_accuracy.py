@@ -597,6 +597,19 @@ def test_the_curve_has_a_point_a_method_and_budget(accuracy, written, monkeypatc
     assert "No accuracy table" in (written.folder / "out.md").read_text()
 
 
+def test_the_figure_has_a_line_a_method_of_several_budgets_the_best_first(scores):
+    def point(title, steps, dsc):
+        return {"title": title, "steps": steps, "dsc": dsc, "interval": (dsc - 1, dsc + 1)}
+
+    points = [point("slow", 500, 0.0), point("slow", 1000, 60.0), point("good", 500, 95.0), point("good", 1000, 100.0)]
+    figure = scores.draw_curve("phantom", [*points, point("once", 1000, 70.0)])
+    figure.canvas.draw()
+    assert [i.get_text() for i in figure.legends[0].get_texts()] == ["good", "slow"]
+    low, high = figure.axes[0].get_ylim()
+    assert low < 0 and 95 < high < 100, "a Dice of 0 is on the figure, and 100 does not take the axis to infinity"
+    assert scores.draw_curve("phantom", points[:1]).legends, "a single point is drawn too"
+
+
 def test_missed_structures_come_through_a_file(scores, tmp_path):
     rows = [
         {"case": "a", "class": "liver", "dice": 0.0, "hausdorff95_mm": math.inf},
