@@ -44,7 +44,6 @@ refuses to go on with another commit. Needs NNUNET_PARTIAL_DATA, but for --table
 """
 
 import argparse
-import csv
 import re
 import shlex
 from pathlib import Path
@@ -57,6 +56,7 @@ from nnunet_partial import paths
 from nnunet_partial.data.merge.merge import merge_datasets
 from nnunet_partial.data.merge.sources import SourceSpec
 from nnunet_partial.errors import UserError, exit_on_user_error
+from nnunet_partial.evaluation.atso_report.generations import Run, all_changes, mean
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values, read_metrics
 from nnunet_partial.files import atomic_path, read_json, write_json, write_text
@@ -480,16 +480,25 @@ class Budget:
         }
 
     def _of_loop(self, comparison, method):
-        """Of ATSO, STSO and self-learning: Dice of each generation's pseudo labels to those of M0, by the loop's own report."""
+        """Of ATSO, STSO and self-learning: Dice of each generation's pseudo labels to those of M0 and to the labels that were taken away."""
         step = f"s{self.seed}-{key_of(method)}-loop-fold0"
         argv = next((shlex.split(i["command"]) for i in comparison.commands() if i["step"] == step), None)
         if argv is None:
             return {}
         run_folder = f"{argv[argv.index('--run') + 1]}_{self.arguments.configuration}_fold0"
-        runs = paths.root("nnUNet_results") / paths.dataset_name(str(PARTIAL)) / "atso"
-        with open(runs / run_folder / "report" / "summary.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return {"dice_to_m0": {i["generation"]: float(i["dice_to_m0"]) for i in rows if i["dice_to_m0"]}}
+        loop = Run(paths.root("nnUNet_results") / paths.dataset_name(str(PARTIAL)) / "atso" / run_folder)
+        loop.options["reference_truth"] = str(paths.preprocessed_dataset(FULL) / "gt_segmentations")
+        loop.report = self.arguments.base / "labels_and_truth" / run_folder  # not the loop's own report, which has no truth
+        rows = all_changes(loop)
+        return {
+            "pseudo_labels": {
+                generation: {
+                    name: round(mean(i[name] for i in rows if str(i["generation"]) == generation), 5)
+                    for name in ("dice_to_m0", "dice_to_truth")
+                }
+                for generation in dict.fromkeys(str(i["generation"]) for i in rows)
+            }
+        }
 
     def _command(self, method):
         """The command that makes this one file."""

@@ -220,7 +220,9 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
             "dsc_by_seed": {title[m]: [mean_dsc(i) for i in own] for m, own in chosen.items()},
             "hausdorff95_mm": {title[m]: float(np.mean([_mean_hd95(i) for i in own])) for m, own in chosen.items()},
             "validation_dsc": {title[m]: float(np.mean([mean_dsc(i, "validation") for i in own])) for m, own in chosen.items()},
-            "dice_to_m0": {title[m]: _last_dice_to_m0(own) for m, own in chosen.items() if all("dice_to_m0" in i for i in own)},
+            "pseudo_labels": {
+                title[m]: _pseudo_labels(own) for m, own in chosen.items() if all("pseudo_labels" in i for i in own)
+            },
             "core_minutes": {title[m]: _core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
             "core_hours_in_all": _core_seconds([i for own in chosen.values() for i in own]) / 3600,
             "single_students": [title[m] for m in chosen if m not in TEACHES_NOTHING_NEW],
@@ -245,9 +247,10 @@ def _mean_hd95(score: Mapping) -> float:
     return float(np.mean([np.mean(i[np.isfinite(i)]) if np.isfinite(i).any() else math.nan for i in table.T]))
 
 
-def _last_dice_to_m0(own: Sequence[Mapping]) -> float:
-    """Mean over seeds of the Dice of the last pseudo labels to those of the first model."""
-    return float(np.mean([list(i["dice_to_m0"].values())[-1] for i in own]))
+def _pseudo_labels(own: Sequence[Mapping]) -> list:
+    """Generation by generation, M0 first: mean over seeds of the Dice of the pseudo labels to those of M0 and to the truth."""
+    by_seed = [list(i["pseudo_labels"].values()) for i in own]
+    return [{name: float(np.mean([i[name] for i in one])) for name in one[0]} for one in zip(*by_seed)]
 
 
 def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str]) -> dict:
@@ -358,11 +361,20 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str, asked: Seq
     if found:
         head = ["what it brings", "DSC [95 % interval over cases]", "by seed", "p"]
         parts.append("\n".join([_line(head), _line(["---"] * len(head)), *map(_line, found)]))
-    if content.get("dice_to_m0"):
-        own = ", ".join(f"{name} {100 * value:.1f}" for name, value in content["dice_to_m0"].items())
-        parts.append(f"DSC of the last pseudo labels to those of the first model, M0 (100: nothing but its imitation): {own}.")
+    if content.get("pseudo_labels"):
+        parts.append(_pseudo_label_table(content["pseudo_labels"]))
     parts += [_convergence_line(content["converged"]), _origin(content), f"`{command}`"]
     return "\n\n".join(i for i in parts if i) + "\n"
+
+
+def _pseudo_label_table(labels: Mapping[str, Sequence[Mapping]]) -> str:
+    most = max(map(len, labels.values()))
+    head = ["pseudo labels: DSC to the truth", "M0", *(f"generation {i}" for i in range(1, most)), "the last, to those of M0"]
+    lines = [_line(head), _line(["---"] * len(head))]
+    for name, own in labels.items():
+        to_truth = [f"{100 * i['dice_to_truth']:.1f}" for i in own]
+        lines.append(_line([name, *to_truth, *[""] * (most - len(own)), f"{100 * own[-1]['dice_to_m0']:.1f}"]))
+    return "\n".join(lines)
 
 
 def _line(cells: Iterable[str]) -> str:

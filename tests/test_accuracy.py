@@ -371,24 +371,44 @@ def test_few_labels_are_dealt_at_random_and_the_rest_keeps_none(accuracy):
     assert accuracy.source_of("labelled", labels, labels, ["x"]).labelled is True
 
 
-def test_the_score_of_a_loop_says_how_far_its_labels_went_from_those_of_m0(accuracy, scores, written, monkeypatch, tmp_path):
+def test_the_score_of_a_loop_says_how_good_its_labels_were_and_how_far_from_those_of_m0(
+    accuracy, scores, written, monkeypatch, tmp_path
+):
     monkeypatch.setenv("nnUNet_results", str(tmp_path))
     monkeypatch.setattr(accuracy.paths, "dataset_name", lambda _: "Dataset611_Partial")
-    report = tmp_path / "Dataset611_Partial" / "atso" / "2d-4000-s1-stso_2d_fold0" / "report"
-    report.mkdir(parents=True)
-    (report / "summary.csv").write_text("generation,test_dice,dice_to_m0\n0,,1.0\n1,,0.9\n2,,\nfinal,,0.8\n")
+    monkeypatch.setattr(accuracy.paths, "preprocessed_dataset", lambda number: tmp_path / str(number))
+    folder = tmp_path / "Dataset611_Partial" / "atso" / "2d-4000-s1-stso_2d_fold0"
+    folder.mkdir(parents=True)
+    options = {"plans": "nnUNetPlans", "configuration": "2d", "reference_truth": None}
+    plan = {"dataset": "Dataset611_Partial", "returned_model": "m1", "options": options, "generations": []}
+    (folder / "plan.json").write_text(json.dumps(plan))
+
+    def changes(run):
+        assert run.options["reference_truth"] == str(tmp_path / str(accuracy.FULL) / "gt_segmentations")
+        assert run.report.parent == tmp_path / "labels_and_truth", "the loop's own report knows no truth"
+        dice = [(0, 1.0, 0.5), (0, 1.0, 0.7), (1, 0.9, 0.8), (1, 0.7, None), ("final", 0.8, 0.9)]
+        return [{"generation": g, "dice_to_m0": m0, "dice_to_truth": truth} for g, m0, truth in dice]
+
+    monkeypatch.setattr(accuracy, "all_changes", changes)
     given = accuracy.arguments_of(["hippocampus-few", "--work", str(tmp_path)])
     given.base = tmp_path
     one = accuracy.Budget(given, 4000, 1, None, None)
     command = "python -m nnunet_partial.orchestration.atso.command --dataset d --run 2d-4000-s1-stso --generations 3"
     commands = [{"step": "s1-stso-loop-fold0", "command": command}, {"step": "s1-partial-train-fold0", "command": "x"}]
     comparison = SimpleNamespace(commands=lambda: commands)
-    assert one._of_loop(comparison, "stso") == {"dice_to_m0": {"0": 1.0, "1": 0.9, "final": 0.8}}
+    generations = [("0", 1.0, 0.6), ("1", 0.8, 0.8), ("final", 0.8, 0.9)]
+    expected = {g: {"dice_to_m0": m0, "dice_to_truth": truth} for g, m0, truth in generations}
+    assert one._of_loop(comparison, "stso") == {"pseudo_labels": expected}
     assert one._of_loop(comparison, "partial") == {}
+
     found = scores.complete(scores.read_study(written.folder, "hippocampus"), "2d-4000", ["partial", "full"], [0, 1])
-    found["partial"] = [{**i, "dice_to_m0": {"0": 1.0, "final": last}} for i, last in zip(found["partial"], (0.8, 0.9))]
-    page = scores.table_page(scores.tabulate(found, None), (), "command")
-    assert "those of the first model, M0 (100: nothing but its imitation): PARTIAL 85.0." in page
+    last = [{"dice_to_m0": 0.7, "dice_to_truth": 0.95}, {"dice_to_m0": 0.8, "dice_to_truth": 0.85}]
+    found["partial"] = [{**i, "pseudo_labels": {**expected, "final": own}} for i, own in zip(found["partial"], last)]
+    content = scores.tabulate(found, None)
+    assert content["pseudo_labels"]["PARTIAL"][1] == {"dice_to_m0": 0.8, "dice_to_truth": 0.8}
+    page = scores.table_page(content, (), "command")
+    assert "| pseudo labels: DSC to the truth | M0 | generation 1 | generation 2 | the last, to those of M0 |" in page
+    assert "| PARTIAL | 60.0 | 80.0 | 90.0 | 75.0 |" in page
 
 
 def test_any_trainer_is_a_row(study):
