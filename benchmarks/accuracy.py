@@ -33,7 +33,7 @@ committed. What is there is not trained again, on this or another machine, with 
 on where it was. --table and --curve read these files alone. A table needs three seeds of every method, and twice the steps of full
 supervision, to show that the budget has converged; of few labels, twice the steps of training on the labelled cases alone (partial).
 
-All but hippocampus are trained and predicted at half their resolution in a slice (a design's ``spacing``, in mm), a quarter of the time;
+All but hippocampus are trained and predicted at half their resolution in a slice (a design's ``spacing``, in mm), a quarter of the voxels;
 predictions are resampled back by nnU-Net and judged at the resolution of the scans, which is the same for every method.
 
 Every budget has ten epochs, so that the learning rate falls in the same ten steps. co_training.ema_decay averages over a quarter of
