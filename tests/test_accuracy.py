@@ -729,3 +729,27 @@ def test_unions_are_compared_over_the_same_seeds_and_cases(monkeypatch, scores, 
         ("partial, union, 20 steps", "partial, no-union", 25.0, [0]),
     ]
     assert "| partial, union | partial, no-union | +20.00 |" in (tmp_path / "out.md").read_text()
+
+
+# ------------------------------------------------------------------ the data of the abdomen
+
+
+def lps_abdomen():
+    """(z, y, x) with the liver on the right, spleen on the left, kidneys behind the pancreas."""
+    array = np.zeros((4, 8, 8), np.uint8)
+    array[2, 3:6, 0:3], array[2, 5, 6], array[2, 3, 4] = 5, 1, 8
+    array[1, 6, 2], array[1, 6, 5] = 2, 3
+    return array
+
+
+@pytest.mark.parametrize("mirrored", [(), (1,), (2,), (1, 2)])
+def test_a_mirrored_label_map_of_the_abdomen_is_turned_by_its_organs(monkeypatch, scores, mirrored):
+    studies = load(monkeypatch, "studies")
+    right = lps_abdomen()
+    np.testing.assert_array_equal(studies.turned_in_a_slice(np.flip(right, mirrored)), right)
+
+
+def test_a_label_map_without_the_organs_of_a_side_stays_as_it_is(monkeypatch, scores):
+    studies = load(monkeypatch, "studies")
+    liver = np.flip(lps_abdomen() * (lps_abdomen() == 5), 2)
+    np.testing.assert_array_equal(studies.turned_in_a_slice(liver), liver)
