@@ -287,8 +287,9 @@ def publish(arguments):
     """DSC by steps of every row, of the method that they change, and of the differences between both."""
     question = QUESTIONS[arguments.question]
     own = scores.read_study(arguments.results, study_name(arguments))
-    reference = [i for i in scores.read_study(arguments.results, arguments.study) if i["method"] == question.reference]
     budgets = {i["budget"]: i["steps"] for i in own}
+    compared = scores.read_study(arguments.results, arguments.study, tuple(budgets))
+    reference = [i for i in compared if i["method"] == question.reference]
     points = scores.curve([*reference, *own], budgets)
     if not own:
         raise UserError(f"there are no scores of {study_name(arguments)} in {arguments.results}. Train some first.")
