@@ -17,9 +17,8 @@ from nnunet_partial.orchestration.foreground import run
 CHANNEL = {"hippocampus": "MRI", "LeftAtrium": "MRI", "ACDC": "MRI", "abdomen": "CT"}
 # of abdomen_labels: liver, both kidneys, pancreas, spleen; the other organs are background
 ABDOMEN_VALUES = {5: 1, 2: 2, 3: 2, 8: 3, 1: 4}
-# one label map a patient: label0041 to label0220 are mirrored, sheared and cropped copies of eighteen of those before, three of which
-# (24, 26, 28) are not in the set themselves. A volume-preserving copy keeps every organ's volume, by which they were found
-# (tests/test_accuracy.py)
+# one label map a patient: label0041 to label0220 are mirrored, sheared and cropped copies of eighteen patients, three of whom (24, 26,
+# 28) are not among those before. nnunet_partial check finds them by their organs
 ABDOMEN_PATIENTS = 40
 
 

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from nnunet_partial import _moved
 from nnunet_partial.data import images
-from nnunet_partial.data.check import placement
+from nnunet_partial.data.check import placement, same_patient
 from nnunet_partial.data.check.dataset import dataset_problems
 from nnunet_partial.data.fingerprint import NOT_FINITE, Fingerprint, fingerprint, patient_axes
 from nnunet_partial.data.parallel import map_cases
@@ -31,10 +31,10 @@ from nnunet_partial.labels import CaseAnnotation, Union
 BODY_HU, BONE_HU = -300, 250
 SPINE_HALF_WIDTH_MM = 40
 _BODY_GRID = 128  # the middle of the body needs no more voxels along an edge
-# An organ this far on the wrong side of the middle of the body. On 151 real label maps, with the side as the other organs of
-# the same map say it, none of 733 livers, spleens, kidneys and gallbladders reaches 5 mm; mirrored, 728 do. The stomach,
-# which lies near the middle, does so in 5 of 151, and is no witness. (72 of these maps are stored mirrored against their
-# headers: there all organs are on the wrong side, and the finding is right.)
+# An organ this far on the wrong side of the middle of the body. On 151 label maps of 25 patients, most of them deformed copies, with
+# the side as the other organs of the same map say it, none of 733 livers, spleens, kidneys and gallbladders reaches 5 mm; mirrored,
+# 728 do. The stomach, which lies near the middle, does so in 5 of 151, and is no witness. (72 of these maps are stored mirrored
+# against their headers: there all organs are on the wrong side, and the finding is right.)
 WRONG_SIDE_MM = 10
 OUTLIER_FACTOR, OUTLIER_DEVIATIONS, OUTLIER_CASES = 2.0, 3.5, 6
 JUMP_HU = 200  # between neighbouring slices, in three quarters of their voxels and the same way
@@ -58,6 +58,7 @@ class Facts:
 
     ``volumes_ml`` and ``centres_mm`` per class that the label holds; centres and ``bone_y_mm``, the mean place of
     bone near the midline, count from the middle of the body. ``print``: what identifies the voxels; empty if unreadable.
+    ``spreads_mm``: of the classes that are large enough for it (:mod:`same_patient`). ``patient``: whom the case shows, where that is known.
     ``evenness``: how uniform the image is below each class, in place and mirrored (:mod:`placement`); CT alone.
     ``jumps``: (number of a slice from the feet, HU by which the next one lies higher), where nearly all voxels do.
     """
@@ -77,6 +78,8 @@ class Facts:
     evenness: Mapping[str, placement.Evenness] = field(default_factory=dict)
     jumps: tuple = ()
     problem: str | None = None
+    spreads_mm: Mapping[str, float] = field(default_factory=dict)
+    patient: str | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def _measure(job: CaseToInspect) -> Facts:
     low, middle, high = np.percentile(grey, (0.5, 50, 99.5)) if grey.size else (0.0,) * 3
     middle_mm, bone_y_mm = _body(array, image, job.is_ct)
     label = _label(job, image)
-    volumes, centres = ({}, {}) if label is None else _organs(job, label, image, middle_mm)
+    volumes, centres, spreads = ({}, {}, {}) if label is None else _organs(job, label, image, middle_mm)
     in_3d_ct = job.is_ct and image.GetDimension() == 3
     return Facts(
         job.case.name,
@@ -192,6 +195,8 @@ def _measure(job: CaseToInspect) -> Facts:
         bone_y_mm,
         placement.evenness(array, label, job.values) if in_3d_ct and label is not None else {},
         slice_jumps(array) if in_3d_ct else (),
+        spreads_mm=spreads,
+        patient=job.annotation.patient,
     )
 
 
@@ -244,12 +249,12 @@ def _label(job: CaseToInspect, image: "sitk.Image") -> np.ndarray | None:
 
 
 def _organs(job: CaseToInspect, label: np.ndarray, image: "sitk.Image", middle_mm: tuple) -> tuple:
-    """``(volume, centre from the middle of the body)`` of every class in the label."""
+    """``(volume, centre from the middle of the body, spread)`` of every class in the label."""
     from scipy import ndimage
 
     spacing, origin = np.array(image.GetSpacing()), np.array(image.GetOrigin())
     boxes = ndimage.find_objects(label)
-    volumes, centres = {}, {}
+    volumes, centres, spreads = {}, {}, {}
     for name, value in job.values.items():
         box = boxes[value - 1] if value <= len(boxes) else None
         if box is not None:
@@ -257,7 +262,10 @@ def _organs(job: CaseToInspect, label: np.ndarray, image: "sitk.Image", middle_m
             volumes[name] = float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
             voxel = np.array(ndimage.center_of_mass(mask)) + [i.start for i in box]
             centres[name] = tuple(float(i) for i in origin + spacing * voxel[::-1] - middle_mm)
-    return volumes, centres
+            spread = same_patient.spread_mm(mask, spacing[::-1])
+            if spread is not None:
+                spreads[name] = spread
+    return volumes, centres, spreads
 
 
 # -------------------------------------------------------------------------------------------------------------- judging
@@ -283,6 +291,7 @@ def judge(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
     yield from _spacings(readable)
     yield from _volumes(readable)
     yield from _duplicates(readable)
+    yield from _same_patients(readable)
 
 
 def _orientations(facts: Sequence[Facts], raw: RawDataset) -> Iterator[Finding]:
@@ -429,6 +438,22 @@ def _duplicates(facts: Sequence[Facts]) -> Iterator[Finding]:
                     yield Finding("error", "duplicate", other, f"{words} {first}")
 
 
+def _same_patients(facts: Sequence[Facts]) -> Iterator[Finding]:
+    annotated = {i.case: {str(k) for k in i.annotated} for i in facts}
+    sizes = {
+        i.case: {str(k): (i.volumes_ml[k], spread) for k, spread in i.spreads_mm.items() if str(k) in annotated[i.case]}
+        for i in facts
+    }
+    for case, other, organs in same_patient.suspected(sizes, {i.case: i.patient for i in facts if i.patient is not None}):
+        named = ", ".join(organs[:4]) + (f" and {len(organs) - 4} more" if len(organs) > 4 else "")
+        yield Finding(
+            "warning",
+            "patient",
+            case,
+            f"{named} have the volumes and spreads that they have in {other}: a copy of it, mirrored or deformed, or the same patient?",
+        )
+
+
 def shared_images(facts: Sequence[Facts], others: Mapping[str, Mapping[str, Fingerprint]]) -> Iterator[Finding]:
     """Images that other datasets (name -> case -> fingerprint) hold too: leakage if one trains and the other tests."""
     for name, cases in others.items():
@@ -487,6 +512,7 @@ _REMEDIES = {
     "contract": "correct the file that is named, and convert or merge again",
     "duplicate": _LEAVE_OUT,
     "leakage": "take it out of one of the two: nnunet_partial merge ... --exclude {case}",
+    "patient": "leave it out, or keep both in one fold (nnunet_partial merge ... --patients FILE). Or " + _LOOK,
     "empty label": "correct its label, or say what it annotates (docs/data_contract.md), or " + _LEAVE_OUT,
     "placement": "correct the label, or " + _LEAVE_OUT + ". Or " + _LOOK,
 }
