@@ -71,11 +71,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Question:
-    """Changes to one method, ``reference``: a row of benchmarks/accuracy.py. ``title``: of the page."""
+    """Changes to one method, ``reference``: a row of benchmarks/accuracy.py. ``title``: of the page. ``controls``: row -> the row that
+    has all of it but the change in question."""
 
     title: str
     reference: str
     rows: Mapping[str, Row]
+    controls: Mapping[str, str] = field(default_factory=dict)
 
 
 QUESTIONS = {
@@ -90,6 +92,7 @@ QUESTIONS = {
             "from-partial": Row("MSKD from Partial", start=PARTIAL_TRAINER),
             "longer": Row("MSKD, twice the steps", times=2),
         },
+        controls={"from-partial": "longer"},
     ),
     "soft-labels": Question(
         "MSKDLW from soft labels",
@@ -299,6 +302,9 @@ def publish(arguments):
             "subtracted. Train one of them on the cases of the other."
         )
     differences = scores.differences(own, reference, budgets)
+    for row, control in question.controls.items():
+        pair = [[i for i in own if i["method"] == name] for name in (row, control)]
+        differences += scores.differences(*pair, budgets)
     page = scores.curve_page(f"{arguments.study}, {question.title}", points, [], command(), differences)
     content = json_values({"command": command(), "points": points, "differences": differences})
     write_json(content, arguments.out.with_suffix(".json"))

@@ -314,6 +314,9 @@ def test_students_start_where_their_row_says_and_are_trained_once(study, one_cha
     assert set(score["commands"]) == {"s0-full-scale-train", "s0-full-scale-predict"}
     shutil.rmtree(study.work)
     assert one_change("mskd-start", *given) == [] and not study.work.exists()
+    one_change("mskd-start", "--table", "--out", study.results / "start")
+    compared = [(i["title"], i["reference"]) for i in json.loads((study.results / "start.json").read_text())["differences"]]
+    assert compared == [("MSKD from Partial", "MSKD, twice the steps")]  # there is no score of MSKD itself
 
 
 @pytest.mark.parametrize(
