@@ -444,7 +444,10 @@ def _same_patients(facts: Sequence[Facts]) -> Iterator[Finding]:
         i.case: {str(k): (i.volumes_ml[k], spread) for k, spread in i.spreads_mm.items() if str(k) in annotated[i.case]}
         for i in facts
     }
+    keys = {i.case: set(i.print.keys) for i in facts}
     for case, other, organs in same_patient.suspected(sizes, {i.case: i.patient for i in facts if i.patient is not None}):
+        if keys[case] & keys[other]:
+            continue  # _duplicates tells more
         named = ", ".join(organs[:4]) + (f" and {len(organs) - 4} more" if len(organs) > 4 else "")
         yield Finding(
             "warning",

@@ -82,6 +82,13 @@ def test_a_mirrored_and_sheared_copy_is_suspected(raw_dataset):
     assert "nnunet_partial check" in found.remedy and "--accept patient:copy" in found.remedy
 
 
+def test_an_exact_copy_is_a_duplicate_and_told_once(raw_dataset):
+    folder = raw_dataset({"a": (label_map(0), {}), "b": (label_map(0), {})})
+    (folder / "imagesTr" / "b_0000.nii.gz").write_bytes((folder / "imagesTr" / "a_0000.nii.gz").read_bytes())
+    kinds = [(i.kind, i.case) for i in inspect(folder, processes=1).findings if i.kind in ("patient", "duplicate")]
+    assert kinds == [("duplicate", "b")]
+
+
 def test_patients_that_are_known_are_not_suspected(raw_dataset):
     same = {"patient": "anna"}
     assert findings(raw_dataset({"a": (label_map(0), same), "b": (sheared_and_mirrored(label_map(0)), same)})) == []
