@@ -299,10 +299,15 @@ def _pair(pairs: Sequence[Mapping], a: str | None, b: str | None) -> tuple | Non
     return None
 
 
+def smallest_p(content: Mapping) -> float:
+    """The smallest adjusted p value that a table can hold: n cases have 2^n exchanges, two of which are the extreme ones."""
+    return min(1.0, max(SMALLEST_P, 2.0 ** (1 - content["test_cases"])) * len(content["pairs"]))
+
+
 def contrasts(content: Mapping, asked: Sequence[tuple]) -> list:
     """Rows of what one part of a method brings: (what, difference with its interval, by seed, p). ``asked``: (what, a, b), of which
     those stay whose methods are in the table."""
-    titles, smallest, rows = content["titles"], min(1.0, SMALLEST_P * len(content["pairs"])), []
+    titles, smallest, rows = content["titles"], smallest_p(content), []
     for what, a, b in asked:
         pair = _pair(content["pairs"], titles.get(a), titles.get(b))
         if pair is not None:
@@ -327,7 +332,7 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str, asked: Seq
         "core minutes",
     ]
     lines = [_line(head), _line(["---"] * len(head))]
-    smallest = min(1.0, SMALLEST_P * len(content["pairs"]))
+    smallest = smallest_p(content)
     for own in content["ranking"]:
         pair = _pair(content["pairs"], own["name"], full)
         lines.append(
@@ -349,7 +354,7 @@ def table_page(content: Mapping, bars: Sequence[tuple], command: str, asked: Seq
         f"# {content['study']}: {content['test_cases']} test cases, seeds {', '.join(map(str, content['seeds']))}",
         f"DSC in percent, {content['budget']} steps a network. Intervals: bootstrap over test cases of the mean over seeds; they say how "
         "the mean would change with other cases, and nothing of other trainings, for which see the differences by seed. p: paired "
-        f"permutation test over cases, adjusted for all {len(content['pairs'])} pairs (Holm); the smallest that its resamples can give is "
+        f"permutation test over cases, adjusted for all {len(content['pairs'])} pairs (Holm); the smallest that it can give is "
         f"{smallest:.3f}. HD95: mean over classes of the mean over cases. Core minutes of one seed, with the teachers that a method needs, "
         "on the machines named below, which differ in speed.",
         "\n".join(lines),

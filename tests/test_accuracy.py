@@ -19,6 +19,7 @@ import SimpleITK as sitk
 from nnunet_partial import cli
 from nnunet_partial.data.check.same_patient import spread_mm, suspected
 from nnunet_partial.errors import UserError
+from nnunet_partial.evaluation.statistics import paired_permutation_test
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, CASES = ("liver", "kidney"), 12
@@ -520,6 +521,12 @@ def test_the_table_is_made_of_the_files_alone(accuracy, written, monkeypatch):
     assert (
         f"best single student, MSKD against NAIVE | >= +8.0 | {100 * gain:+.2f}" in page and "a machine" in page and "f00" in page
     )
+
+
+@pytest.mark.parametrize("cases", [2, 6, 13, 40])
+def test_no_p_is_smaller_than_that_of_a_difference_of_one_sign(scores, cases):
+    p = paired_permutation_test(np.arange(1.0, cases + 1), np.zeros(cases))
+    assert scores.smallest_p({"test_cases": cases, "pairs": [None] * 3}) == pytest.approx(min(1.0, 3 * p))
 
 
 def test_the_best_student_is_chosen_on_validation_cases(scores, written):
