@@ -106,6 +106,19 @@ CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation ha
     ("the feature term", "mskd", "mskdlw"),
     ("MS-KD over its paper's comparator", "mskd", "dodnet"),
     ("co-training over its paper's comparator", "cotraining", "conditioncnn"),
+    *(
+        (what, *(f"trainer=nnUNetTrainerCrossTeaching{row}" if row else "crossteaching" for row in rows))
+        for what, *rows in (  # Table 3 of Choi 2022; "": the proposed method, CTT
+            ("distillation on labelled cases", "FSLKD", "FSL"),
+            ("distillation on unlabelled cases", "SSLKD", "FSLKD"),
+            ("pseudo-supervision by one teacher", "SSLKDPSV", "SSLKD"),
+            ("cross teaching of two students", "CTS", "FSL"),
+            ("a second teacher and cross teaching", "", "SSLKDPSV"),
+            ("distillation", "", "NoKD"),
+            ("pseudo-supervision", "", "NoPSV"),
+            ("different decoders", "", "SD"),
+        )
+    ),
 )
 CONVERGED_BY = "partial"  # of few labels: before unlabelled cases can help, the labelled ones must have taught what they can
 _ATSO_BARS = (

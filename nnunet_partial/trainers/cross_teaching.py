@@ -244,6 +244,7 @@ class nnUNetTrainerCrossTeaching(PartialTrainer):
 class nnUNetTrainerCrossTeachingFSL(nnUNetTrainerCrossTeaching):
     """FSL: the student alone, on labelled cases."""
 
+    title = "CrossTeaching FSL"
     loss_terms = ("supervised",)
     peers, teachers, cross_teachers = {}, (), ()
     semi_supervised = False
@@ -252,6 +253,7 @@ class nnUNetTrainerCrossTeachingFSL(nnUNetTrainerCrossTeaching):
 class nnUNetTrainerCrossTeachingFSLKD(nnUNetTrainerCrossTeaching):
     """FSL + KD: a teacher and the student, on labelled cases."""
 
+    title = "CrossTeaching FSL+KD"
     loss_terms = ("supervised", "distillation")
     peers, teachers, cross_teachers = {"teacher1": ("transposed", False)}, ("teacher1",), ()
     semi_supervised = False
@@ -260,24 +262,28 @@ class nnUNetTrainerCrossTeachingFSLKD(nnUNetTrainerCrossTeaching):
 class nnUNetTrainerCrossTeachingSSLKD(nnUNetTrainerCrossTeachingFSLKD):
     """SSL + KD: one teacher; unlabelled cases are distilled."""
 
+    title = "CrossTeaching SSL+KD"
     semi_supervised = True
 
 
 class nnUNetTrainerCrossTeachingSSLPSV(nnUNetTrainerCrossTeachingSSLKD):
     """SSL + PSV: one teacher; its argmax is the student's label on unlabelled cases."""
 
+    title = "CrossTeaching SSL+PSV"
     loss_terms = ("supervised", "pseudo_supervision")
 
 
 class nnUNetTrainerCrossTeachingSSLKDPSV(nnUNetTrainerCrossTeachingSSLKD):
     """SSL + KD + PSV: one teacher."""
 
+    title = "CrossTeaching SSL+KD+PSV"
     loss_terms = ("supervised", "pseudo_supervision", "distillation")
 
 
 class nnUNetTrainerCrossTeachingCTS(nnUNetTrainerCrossTeaching):
     """CTS: two students teach each other; the one with transposed convolutions is deployed."""
 
+    title = "CrossTeaching CTS"
     loss_terms = ("supervised", "cross_teaching")
     peers, teachers, cross_teachers = {"student2": ("trilinear", True)}, (), ("network", "student2")
 
@@ -285,18 +291,21 @@ class nnUNetTrainerCrossTeachingCTS(nnUNetTrainerCrossTeaching):
 class nnUNetTrainerCrossTeachingNoKD(nnUNetTrainerCrossTeaching):
     """CTT without distillation."""
 
+    title = "CrossTeaching without KD"
     loss_terms = ("supervised", "cross_teaching", "pseudo_supervision")
 
 
 class nnUNetTrainerCrossTeachingNoPSV(nnUNetTrainerCrossTeaching):
     """CTT without pseudo-supervision."""
 
+    title = "CrossTeaching without PSV"
     loss_terms = ("supervised", "cross_teaching", "distillation")
 
 
 class nnUNetTrainerCrossTeachingSD(nnUNetTrainerCrossTeaching):
     """CTT with teachers of the same decoder, both transposed."""
 
+    title = "CrossTeaching, same decoders"
     peers = {"teacher1": ("transposed", False), "teacher2": ("transposed", False)}
 
 
