@@ -747,6 +747,82 @@ def test_unions_are_compared_over_the_same_seeds_and_cases(monkeypatch, scores, 
     assert "| partial, union | partial, no-union | +20.00 |" in (tmp_path / "out.md").read_text()
 
 
+# ------------------------------------------------------------------ training images, by whether their source annotates a class
+
+
+def own_source_scores(scores, results, method, seed, by_case, study="abdomen-training-images"):
+    content = {"study": study, "budget": "2d-10", "steps": 10, "settings": {}, "commands": {}, "validation": {}, "cases": "c"}
+    content |= {"classes": ["liver", "kidney", "pancreas", "spleen"], "method": method, "title": method.upper(), "seed": seed}
+    scores.write_score({**content, "test": {"dice": by_case}}, scores.score_file(results, study, "2d-10", method, seed))
+
+
+@pytest.fixture
+def own_source(accuracy, monkeypatch):
+    return load(monkeypatch, "own_source")
+
+
+def test_training_images_are_told_apart_by_their_source(own_source, scores, monkeypatch, tmp_path):
+    for seed in (0, 1):
+        seen = {"lits_1": [0.9, 0.2, 0, 0], "kits_1": [0.6, 0.8, 0, 0], "kits_2": [0.4, 0.6, 0, 0]}
+        seen |= {"nih_1": [0.5, 0.1 * seed, 0.7, 0], "msd_1": [0.5, 0, 0.2, 1]}
+        own_source_scores(scores, tmp_path, "dodnet", seed, seen)
+        own_source_scores(scores, tmp_path, "dodnet", seed, {"a": [0.5, 0.5, 0, 0], "b": [0.7, 0.5, 0, 0]}, "abdomen")
+    argv = ["own_source.py", "abdomen", "--results", tmp_path, "--methods", "dodnet", "--seeds", 0, 1, "--steps", 10]
+    monkeypatch.setattr(sys, "argv", [*map(str, argv), "--table", "--out", str(tmp_path / "out")])
+    own_source.main()
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["own_source"]["classes"] == pytest.approx([90, 70, 70, 100])
+    assert row["other_sources"]["classes"] == pytest.approx([50, 100 * (0.2 / 3 + 0.3 / 3) / 2, 5, 0])
+    assert row["other_sources"]["seeds"] == pytest.approx([(50 + 20 / 3 + 5) / 4, (50 + 10 + 5) / 4])
+    assert row["test"]["classes"] == pytest.approx([60, 50, 0, 0])
+    assert (
+        "| DODNET | training images, own source | 90.0 | 70.0 | 70.0 | 100.0 | 82.5 | 82.5, 82.5 |"
+        in (tmp_path / "out.md").read_text()
+    )
+
+
+def test_training_images_are_predicted_once_and_no_others(own_source, study, monkeypatch, tmp_path, capsys):
+    study(methods="mskd,individual")
+    images = {i: str(tmp_path / f"{i}.nii.gz") for i in ("kits_0", "kits_1", "lits_0", "lits_1")}
+    file, asked = study.work / "hippocampus" / "nnUNet_raw" / "Dataset621_Full" / "dataset.json", []
+    prepare = study.prepare
+
+    def with_images(arguments):
+        prepared = prepare(arguments)
+        content = json.loads(file.read_text())
+        file.write_text(json.dumps({**content, "dataset": {k: {"images": [v]} for k, v in images.items()}}))
+        return prepared
+
+    def predict(argv, log):
+        folder = Path(argv[argv.index("-i") + 1])
+        asked.append(({i.name: os.readlink(i) for i in folder.iterdir()}, Path(argv[argv.index("-m") + 1]).name))
+
+    def evaluate(folder, truth, dataset, **more):
+        return [{"case": i, "class": name, "dice": 0.5} for i in ("kits_0", "lits_0") for name in ("liver", "kidney")]
+
+    monkeypatch.setattr(own_source.accuracy, "prepare", with_images)
+    monkeypatch.setattr(own_source, "run", predict)
+    monkeypatch.setattr(own_source, "evaluate_folder", evaluate)
+    argv = ["own_source.py", "hippocampus", "--work", study.work, "--results", study.results, "--seeds", 0, "--methods", "mskd"]
+    monkeypatch.setattr(sys, "argv", [str(i) for i in argv])
+    model = next((study.work / "hippocampus" / "nnUNet_results").glob("*/nnUNetTrainerMSKD__*"))
+    checkpoint = model / "fold_0" / "checkpoint_final.pth"
+    checkpoint.unlink()
+    with pytest.raises(SystemExit):
+        own_source.main()
+    assert f"{checkpoint} is not there" in capsys.readouterr().err
+    checkpoint.touch()
+    for _ in range(2):
+        own_source.main()
+    assert asked == [({f"{i}_0000.nii.gz": images[i] for i in ("kits_0", "lits_0")}, model.name)]
+    score = json.loads((study.results / "hippocampus-training-images" / "2d-4000" / "mskd_seed0.json").read_text())
+    assert score["test"]["dice"] == {"kits_0": [0.5, 0.5], "lits_0": [0.5, 0.5]} and score["title"] == "MSKD"
+    monkeypatch.setattr(sys, "argv", [*map(str, argv[:-1]), "individual"])
+    with pytest.raises(SystemExit) as end:
+        own_source.main()
+    assert end.value.code == 2 and "it has 2 networks" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------ the data of the abdomen
 
 
