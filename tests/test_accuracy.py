@@ -426,6 +426,10 @@ def test_any_trainer_is_a_row(study):
     assert study(methods=f"naive,{row}") == []
 
 
+def test_contrasts_are_of_methods_that_there_are(accuracy):
+    assert accuracy.find_methods(dict.fromkeys(i for _, *pair in accuracy.CONTRASTS for i in pair))
+
+
 def test_labelled_is_of_few_labels_alone(accuracy, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "hippocampus", "--work", "x", "--labelled", "4"])
     with pytest.raises(SystemExit) as end:
