@@ -14,6 +14,8 @@ from-teacher   the student begins with the weights of the first source's teacher
 from-partial   the same with the weights of nnUNetTrainerPartial, which has had as many steps itself
 longer         twice the steps, by the same teachers: what the steps of from-partial, Partial's own included, bring from scratch
 
+mskd-alone: distillation without labels beside it, by the very teachers of nnUNetTrainerMSKDPlus (mskdplus)
+
 soft-labels: MSKDLW from probabilities that lie beside the labels (pseudo-label --soft, mskd.teachers=soft), against teachers in memory (mskdlw)
 
 min-confidence: self-training without the voxels of which no teacher is surer than 0.8 (pseudo-label --min-confidence 0.8), against all
@@ -93,6 +95,11 @@ QUESTIONS = {
             "longer": Row("MSKD, twice the steps", times=2),
         },
         controls={"from-partial": "longer"},
+    ),
+    "mskd-alone": Question(
+        "distillation without labels beside it",
+        "mskdplus",
+        {"alone": Row("MSKD, MSKDPlus's teachers")},
     ),
     "soft-labels": Question(
         "MSKDLW from soft labels",

@@ -340,6 +340,16 @@ def test_labels_of_a_row_come_from_the_teachers_of_the_method(study, one_change,
     assert set(score["commands"]) == {f"s0-{row}-{i}" for i in ("labels", "train", "predict")}
 
 
+def test_distillation_alone_is_taught_by_the_teachers_of_mskdplus(study, one_change):
+    (started,) = one_change("mskd-alone", "--work", study.work, "--steps", 600, "--seeds", 0)
+    assert " -tr nnUNetTrainerMSKD " in started and study.trained() == ["Individual", "Individual", "MSKD"]
+    file = "nnUNet_preprocessed/Dataset611_Partial/nnUNetPlans_2d-600-s0_alone.json"
+    written = json.loads((study.work / "hippocampus" / file).read_text())["nnunet_partial"]
+    teachers = {k: Path(i).parts[-1] for k, i in written.pop("mskd")["teachers"].items()}
+    assert teachers == {i: f"nnUNetTrainerIndividual__nnUNetPlans_2d-600-s0_{i}__2d" for i in ("kits", "lits")}
+    assert written == {}  # nothing else is changed
+
+
 def test_a_row_of_another_question_is_refused(one_change, capsys):
     with pytest.raises(SystemExit) as end:
         one_change("soft-labels", "--work", "x", "--rows", "full-scale")
