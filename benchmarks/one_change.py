@@ -16,6 +16,9 @@ longer         twice the steps, by the same teachers: what the steps of from-par
 
 mskd-alone: distillation without labels beside it, by the very teachers of nnUNetTrainerMSKDPlus (mskdplus)
 
+own-weights: nnUNetTrainerCoTrainingWA (cotraining-wa) predicting with the weights of the network itself, where the method predicts with
+             their average: what the average brings at prediction, and what as a teacher. Nothing is trained for it
+
 soft-labels: MSKDLW from probabilities that lie beside the labels (pseudo-label --soft, mskd.teachers=soft), against teachers in memory (mskdlw)
 
 min-confidence: self-training without the voxels of which no teacher is surer than 0.8 (pseudo-label --min-confidence 0.8), against all
@@ -41,7 +44,7 @@ from nnunet_partial import paths
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values
-from nnunet_partial.files import write_json, write_text
+from nnunet_partial.files import load_checkpoint, read_json, save_checkpoint, write_json, write_text
 from nnunet_partial.labels import Annotations
 from nnunet_partial.orchestration import job as runner
 from nnunet_partial.orchestration.compare.methods import TEACHER
@@ -56,7 +59,7 @@ MSKD, PARTIAL_TRAINER = "nnUNetTrainerMSKD", "nnUNetTrainerPartial"
 class Row:
     """A change. ``trainer``: the method's; ``settings``: of its plans; ``start``: trainer whose weights it begins with; ``labels``:
     options of pseudo-label, for a row that learns from labels which the teachers have completed; ``times``: its steps, in those of the
-    budget."""
+    budget; ``own_weights``: the model of the question's reference, predicting with its network's own weights."""
 
     title: str
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Row:
     start: str | None = None
     labels: tuple | None = None
     times: int = 1
+    own_weights: bool = False
 
     @property
     def needs_teachers(self) -> bool:
@@ -100,6 +104,11 @@ QUESTIONS = {
         "distillation without labels beside it",
         "mskdplus",
         {"alone": Row("MSKD, MSKDPlus's teachers")},
+    ),
+    "own-weights": Question(
+        "the network itself and its average",
+        "cotraining-wa",
+        {"itself": Row("CoTraining WA, its network itself", trainer="nnUNetTrainerCoTrainingWA", own_weights=True)},
     ),
     "soft-labels": Question(
         "MSKDLW from soft labels",
@@ -166,8 +175,11 @@ def train_and_record(arguments):
                 test_set = accuracy.prepare(o)
                 accuracy.keep_code(o)
                 one = accuracy.Budget(o, steps, seed, *test_set)
-                starts = {QUESTIONS[arguments.question].rows[i].start for i in missing}
-                one.train(["individual", *(["partial"] if PARTIAL_TRAINER in starts else [])])
+                question = QUESTIONS[arguments.question]
+                rows = [question.rows[i] for i in missing]
+                partial = ["partial"] if PARTIAL_TRAINER in {i.start for i in rows} else []
+                reference = [question.reference] if any(i.own_weights for i in rows) else []
+                one.train(["individual", *partial, *reference])
                 for row in missing:
                     content = Student(one, arguments.question, row).score()
                     scores.write_score(content, score_file(arguments, budget, row, seed))
@@ -185,6 +197,8 @@ class Student:
         self.out = budget.out / question.replace("-", "_") / f"{row}_seed{budget.seed}"
 
     def score(self):
+        if self.row.own_weights:
+            return self._score_of_own_weights()
         if self.row.labels is not None:
             self._run("labels", self._labelling(), self._label_directory / "provenance.json")
         o = self.planner.options
@@ -192,7 +206,26 @@ class Student:
         model = self.planner.model(self.row.trainer, plans)
         self._run("train", self._training(plans), paths.fold_folder(model, "0") / "validation" / "summary.json")
         self._run("predict", self._prediction(model), self.out / "predictions" / "predict_from_raw_data_args.json")
-        return self._content(model)
+        return self._content(paths.fold_folder(model, "0") / "validation", {"train": "training", "predict": "prediction"})
+
+    def _score_of_own_weights(self):
+        """Test and validation cases, predicted by a copy of the reference's model that holds the weights which were trained."""
+        reference = QUESTIONS[self.question].reference
+        (source,) = self.budget.comparison(reference).plan.models(reference, self.budget.seed)
+        model, validation = self.out / "model", self.out / "validation"
+        checkpoint = load_checkpoint(paths.final_checkpoint(source, "0"))
+        checkpoint["network_weights"] = checkpoint["nnunet_partial"]["trained_weights"]
+        paths.fold_folder(model, "0").mkdir(parents=True, exist_ok=True)
+        for name in ("plans.json", "dataset.json"):
+            write_json(read_json(source / name), model / name)
+        save_checkpoint(checkpoint, paths.final_checkpoint(model, "0"))
+        images = studies.link(self.out / "validation_images", validation_images())
+        for name, given, out in (
+            ("predict", self.planner.options.test_images, self.out / "predictions"),
+            ("validate", images, validation),
+        ):
+            self._run(name, self._prediction(model, given, out), out / "predict_from_raw_data_args.json")
+        return self._content(validation, {"predict": "prediction", "validate": "prediction"})
 
     @property
     def _settings(self):
@@ -245,8 +278,8 @@ class Student:
         more = ["--c"] if any(model.glob("checkpoint_*.pth")) else []
         return [*argv, "-device", self.device, *more]
 
-    def _prediction(self, model):
-        images, out = self.planner.options.test_images, self.out / "predictions"
+    def _prediction(self, model, images=None, out=None):
+        images, out = images or self.planner.options.test_images, out or self.out / "predictions"
         argv = ["nnUNetv2_predict_from_modelfolder", "-i", images, "-o", out, "-m", model, "-f", "0", "-device", self.device]
         return [*argv, "-npp", "1", "-nps", "1", "--disable_progress_bar", "--disable_tta"]
 
@@ -259,16 +292,17 @@ class Student:
         print(f"{self.name}, seed {self.budget.seed}: {shlex.join(job.argv)}", flush=True)
         make_executor("debug", self.out).run([job])
 
-    def _content(self, model):
+    def _content(self, validation, parts):
+        """``validation``: folder of the predicted validation cases; ``parts``: of the row's commands -> part of the method."""
         about = self.budget.about()
         more = {"metrics": scores.METRICS, "annotated": "all", "allow_missing": True, "processes": 1, "progress": False}
         truth = paths.preprocessed_dataset(accuracy.FULL) / "gt_segmentations"
         test = evaluate_folder(self.out / "predictions", self.planner.truth, str(accuracy.PARTIAL), **more)
-        validation = evaluate_folder(paths.fold_folder(model, "0") / "validation", truth, str(accuracy.FULL), **more)
+        validation = evaluate_folder(validation, truth, str(accuracy.FULL), **more)
         validation = accuracy.on_annotated(validation, Annotations.read(paths.preprocessed_dataset(self.planner.dataset)))
         o, seed = self.budget.arguments, self.budget.seed
         given = ["python", "benchmarks/one_change.py", self.question, o.study, "--work", "WORK", "--steps", self.budget.steps]
-        parts = {**({"labels": "labels"} if self.row.labels is not None else {}), **PARTS}
+        parts = {**({"labels": "labels"} if self.row.labels is not None else {}), **parts}
         return {
             **about,
             "study": f"{o.study}-{self.question}",
@@ -290,7 +324,11 @@ class Student:
         return {"seconds": round(runner.all_seconds(result), 1), "core_seconds": round(runner.all_cpu_seconds(result), 1)}
 
 
-PARTS = {"train": "training", "predict": "prediction"}
+def validation_images():
+    """File name -> image of the cases that are held out of training."""
+    dataset = read_json(paths.raw_dataset(accuracy.FULL) / "dataset.json")["dataset"]
+    names = read_json(paths.preprocessed_dataset(accuracy.FULL) / "splits_final.json")[0]["val"]
+    return {f"{name}_0000.nii.gz": Path(dataset[name]["images"][0]) for name in names}
 
 
 def publish(arguments):

@@ -20,6 +20,7 @@ from nnunet_partial import cli
 from nnunet_partial.data.check.same_patient import spread_mm, suspected
 from nnunet_partial.errors import UserError
 from nnunet_partial.evaluation.statistics import paired_permutation_test
+from nnunet_partial.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CLASSES, CASES = ("liver", "kidney"), 12
@@ -270,7 +271,7 @@ def one_change(study, monkeypatch):
 
     def evaluate_folder(folder, *_, **__):
         assert (folder / "predict_from_raw_data_args.json").exists() or (folder / "summary.json").exists()
-        case = "kits_1" if (folder / "summary.json").exists() else "a"
+        case = "kits_1" if folder.name == "validation" else "a"
         return [{"case": case, "class": i, "dice": 0.5, "hausdorff95_mm": 1.0} for i in ("kidney", "liver")]
 
     def write_variant(dataset, name, changes, base, configuration):
@@ -348,6 +349,34 @@ def test_distillation_alone_is_taught_by_the_teachers_of_mskdplus(study, one_cha
     teachers = {k: Path(i).parts[-1] for k, i in written.pop("mskd")["teachers"].items()}
     assert teachers == {i: f"nnUNetTrainerIndividual__nnUNetPlans_2d-600-s0_{i}__2d" for i in ("kits", "lits")}
     assert written == {}  # nothing else is changed
+
+
+def test_own_weights_of_a_trained_average_predict_without_training(study, one_change, monkeypatch):
+    module, read, written = sys.modules["one_change"], [], {}
+
+    def load_checkpoint(file):
+        read.append(file)
+        return {"network_weights": "average", "nnunet_partial": {"trained_weights": "network"}}
+
+    def save_checkpoint(content, file):
+        written[file] = content["network_weights"]
+        file.write_text("0")  # the stub reads text
+
+    image = study.work / "hippocampus" / "test" / "imagesTs" / "a_0000.nii.gz"
+    monkeypatch.setattr(module, "validation_images", lambda: {"kits_1_0000.nii.gz": image})
+    monkeypatch.setattr(module, "load_checkpoint", load_checkpoint)
+    monkeypatch.setattr(module, "save_checkpoint", save_checkpoint)
+    # the stub's model has neither
+    monkeypatch.setattr(module, "read_json", lambda file: {} if file.name in ("plans.json", "dataset.json") else read_json(file))
+    assert one_change("own-weights", "--work", study.work, "--steps", 600, "--seeds", 0) == []  # no row is trained
+    assert study.trained() == ["Individual", "Individual", "CoTrainingWA"]
+    assert [i.parts[-3] for i in read] == ["nnUNetTrainerCoTrainingWA__nnUNetPlans_2d-600-s0_completed__2d"]
+    out = study.work / "hippocampus" / "comparison" / "2d-600" / "own_weights" / "itself_seed0"
+    assert written == {out / "model" / "fold_0" / "checkpoint_final.pth": "network"}
+    predictions = [i for i in study.started() if f" -m {out}/model " in i]
+    assert [i.split(" -i ")[1].split()[0].split("/")[-1] for i in predictions] == ["imagesTs", "validation_images"]
+    score = json.loads((study.results / "hippocampus-own-weights/2d-600/itself_seed0.json").read_text())
+    assert set(score["commands"]) == {"s0-itself-predict", "s0-itself-validate"} and score["method"] == "itself"
 
 
 def test_a_row_of_another_question_is_refused(one_change, capsys):
