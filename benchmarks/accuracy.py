@@ -25,6 +25,9 @@ hippocampus-few, LeftAtrium-few, ACDC-few
 The rows of cross-teaching's Table 3 are trainers of their own: --methods partial,crossteaching,trainer=nnUNetTrainerCrossTeachingFSL and so on
 with FSLKD, SSLKD, SSLPSV, SSLKDPSV, CTS, NoKD, NoPSV and SD.
 
+Two methods of benchmarks/trainers predict with the average of their network's weights, as co-training does (export
+nnUNet_extTrainer=benchmarks/trainers): trainer=nnUNetTrainerPartialAveraged and trainer=nnUNetTrainerSelfTrainingAveraged.
+
 The cases that are left are fully labelled and used for testing alone. Of each source that annotates something some cases are held out of
 training: they are what budgets and settings are chosen by.
 
@@ -106,6 +109,11 @@ CONTRASTS = (  # Table 1 of Huang 2020 from row to row, and what distillation ha
     ("the feature term", "mskd", "mskdlw"),
     ("MS-KD over its paper's comparator", "mskd", "dodnet"),
     ("co-training over its paper's comparator", "cotraining", "conditioncnn"),
+    *(
+        ("predicting with the weight average", f"trainer=nnUNetTrainer{name}Averaged", name.lower())
+        for name in ("Partial", "SelfTraining")
+    ),
+    ("co-training over labels and an average", "cotraining", "trainer=nnUNetTrainerPartialAveraged"),
     *(
         (what, *(f"trainer=nnUNetTrainerCrossTeaching{row}" if row else "crossteaching" for row in rows))
         for what, *rows in (  # Table 3 of Choi 2022; "": the proposed method, CTT

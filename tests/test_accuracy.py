@@ -465,7 +465,8 @@ def test_any_trainer_is_a_row(study):
     assert study(methods=f"naive,{row}") == []
 
 
-def test_contrasts_are_of_methods_that_there_are(accuracy):
+def test_contrasts_are_of_methods_that_there_are(accuracy, monkeypatch):
+    monkeypatch.setenv("nnUNet_extTrainer", str(ROOT / "benchmarks" / "trainers"))
     assert accuracy.find_methods(dict.fromkeys(i for _, *pair in accuracy.CONTRASTS for i in pair))
 
 
