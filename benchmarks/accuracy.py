@@ -304,6 +304,13 @@ def prepare(arguments):
     return studies.write_test_set(arguments.base / "test", cases, test, complete)
 
 
+def images_of(part):
+    """File name -> image of the cases that are trained on (``train``) or held out (``val``), as they are prepared."""
+    dataset = read_json(paths.raw_dataset(FULL) / "dataset.json")["dataset"]
+    names = read_json(paths.preprocessed_dataset(FULL) / "splits_final.json")[0][part]
+    return {f"{name}_0000.nii.gz": Path(dataset[name]["images"][0]) for name in names}
+
+
 def data_of(study):
     """The public set whose cases a study divides."""
     return DESIGNS[study].get("data", study)

@@ -219,7 +219,7 @@ class Student:
         for name in ("plans.json", "dataset.json"):
             write_json(read_json(source / name), model / name)
         save_checkpoint(checkpoint, paths.final_checkpoint(model, "0"))
-        images = studies.link(self.out / "validation_images", validation_images())
+        images = studies.link(self.out / "validation_images", accuracy.images_of("val"))
         for name, given, out in (
             ("predict", self.planner.options.test_images, self.out / "predictions"),
             ("validate", images, validation),
@@ -322,13 +322,6 @@ class Student:
     def _seconds(self, name):
         result = runner.read_result(self.out / "jobs" / name)
         return {"seconds": round(runner.all_seconds(result), 1), "core_seconds": round(runner.all_cpu_seconds(result), 1)}
-
-
-def validation_images():
-    """File name -> image of the cases that are held out of training."""
-    dataset = read_json(paths.raw_dataset(accuracy.FULL) / "dataset.json")["dataset"]
-    names = read_json(paths.preprocessed_dataset(accuracy.FULL) / "splits_final.json")[0]["val"]
-    return {f"{name}_0000.nii.gz": Path(dataset[name]["images"][0]) for name in names}
 
 
 def publish(arguments):

@@ -26,7 +26,7 @@ from nnunet_partial import paths
 from nnunet_partial.errors import UserError, exit_on_user_error
 from nnunet_partial.evaluation.evaluate import evaluate_folder
 from nnunet_partial.evaluation.results import json_values
-from nnunet_partial.files import read_json, write_json, write_text
+from nnunet_partial.files import write_json, write_text
 from nnunet_partial.orchestration.foreground import run
 
 
@@ -92,7 +92,7 @@ def score(budget, method):
     if not checkpoint.is_file():
         raise UserError(f"{checkpoint} is not there. Train it first: benchmarks/accuracy.py --methods {method}.")
     out = budget.out / "training_images" / f"{key}_seed{budget.seed}"
-    images = studies.link(base / "training_images", training_images())
+    images = studies.link(base / "training_images", accuracy.images_of("train"))
     predict = ["nnUNetv2_predict_from_modelfolder", "-i", images, "-o", out, "-m", models[0], "-f", "0", "-npp", "1", "-nps", "1"]
     device = ["-device", budget.arguments.device, "--disable_progress_bar", "--disable_tta"]
     run([*predict, *device], base / "logs" / f"training_images_{budget.name}_{key}_seed{budget.seed}.log")
@@ -114,13 +114,6 @@ def score(budget, method):
         "test": scores.by_case(rows, about["classes"]),
         "validation": {},
     }
-
-
-def training_images():
-    """File name -> image of the cases that are trained on."""
-    dataset = read_json(paths.raw_dataset(accuracy.FULL) / "dataset.json")["dataset"]
-    names = read_json(paths.preprocessed_dataset(accuracy.FULL) / "splits_final.json")[0]["train"]
-    return {f"{name}_0000.nii.gz": Path(dataset[name]["images"][0]) for name in names}
 
 
 # ------------------------------------------------------------------ what is published

@@ -363,7 +363,7 @@ def test_own_weights_of_a_trained_average_predict_without_training(study, one_ch
         file.write_text("0")  # the stub reads text
 
     image = study.work / "hippocampus" / "test" / "imagesTs" / "a_0000.nii.gz"
-    monkeypatch.setattr(module, "validation_images", lambda: {"kits_1_0000.nii.gz": image})
+    monkeypatch.setattr(study.module, "images_of", lambda part: {"kits_1_0000.nii.gz": image} if part == "val" else {})
     monkeypatch.setattr(module, "load_checkpoint", load_checkpoint)
     monkeypatch.setattr(module, "save_checkpoint", save_checkpoint)
     # the stub's model has neither

@@ -10,6 +10,7 @@ Only prediction and validation see the average: the loss, and so the network tha
 from nnunet_partial.networks.ema import EMA
 from nnunet_partial.trainers.partial import nnUNetTrainerPartial
 from nnunet_partial.trainers.self_training import nnUNetTrainerSelfTraining
+from nnunet_partial.training.base import PartialTrainer
 
 
 def decay(steps: int) -> float:
@@ -17,17 +18,18 @@ def decay(steps: int) -> float:
     return max(0.0, min(0.999, 1 - 4 / steps))
 
 
+def average_of(trainer: PartialTrainer) -> dict:
+    """What ``build_averages`` returns, for the length of this training."""
+    return {"network": EMA(trainer.network, decay(trainer.num_epochs * trainer.num_iterations_per_epoch))}
+
+
 class nnUNetTrainerPartialAveraged(nnUNetTrainerPartial):
     title = "Partial, averaged"
     deployed_average = "network"
-
-    def build_averages(self) -> dict:
-        return {"network": EMA(self.network, decay(self.num_epochs * self.num_iterations_per_epoch))}
+    build_averages = average_of
 
 
 class nnUNetTrainerSelfTrainingAveraged(nnUNetTrainerSelfTraining):
     title = "SelfTraining, averaged"
     deployed_average = "network"
-
-    def build_averages(self) -> dict:
-        return {"network": EMA(self.network, decay(self.num_epochs * self.num_iterations_per_epoch))}
+    build_averages = average_of
