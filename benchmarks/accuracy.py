@@ -40,7 +40,8 @@ All but hippocampus are trained and predicted at half their resolution in a slic
 predictions are resampled back by nnU-Net and judged at the resolution of the scans, which is the same for every method.
 
 Every budget has ten epochs, so that the learning rate falls in the same ten steps. co_training.ema_decay averages over a quarter of
-the training, at most the paper's 0.999 (4000 steps and more).
+the training, at most the paper's 0.999 (4000 steps and more). With --average so does ema_decay: every network, teachers too, predicts
+with the average of its weights.
 
 A study takes hours. Give it code that nobody changes meanwhile: git worktree add --detach FOLDER COMMIT, PYTHONPATH=FOLDER; WORK
 refuses to go on with another commit. Needs NNUNET_PARTIAL_DATA, but for --table and --curve.
@@ -202,6 +203,7 @@ def arguments_of(argv=None):
     )
     parser.add_argument("--test-cases", type=int, help="test on this many cases (ACDC: patients)")
     parser.add_argument("--tta", action="store_true", help="mirror when predicting")
+    parser.add_argument("--average", action="store_true", help="predict with the average of the weights (ema_decay)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="further settings of every model")
     parser.add_argument("--planned-network", action="store_true", help="the planned network, batch and patch size (needs a GPU)")
     parser.add_argument("--atso-generations", type=int, default=3)
@@ -242,6 +244,7 @@ def methods_of(arguments):
 
 def settings(arguments, steps):
     """Name -> value, as text, of everything that differs from the plans."""
+    decay = round(max(0.0, min(0.999, 1 - 4 / steps)), 6)
     own = {
         "num_epochs": EPOCHS,
         "num_iterations_per_epoch": steps // EPOCHS,
@@ -249,7 +252,8 @@ def settings(arguments, steps):
         "optimizer": arguments.optimizer,
         "initial_lr": arguments.initial_lr,
         **({} if arguments.planned_network else DESIGNS[arguments.study]["variant"]),
-        "co_training.ema_decay": round(max(0.0, min(0.999, 1 - 4 / steps)), 6),
+        "co_training.ema_decay": decay,
+        **({"ema_decay": decay} if arguments.average else {}),
     }
     return {**{k: str(v) for k, v in own.items()}, **dict(i.split("=", 1) for i in arguments.set)}
 
@@ -260,6 +264,7 @@ def budget_name(arguments, steps):
         *arguments.set,
         *(["planned"] if arguments.planned_network else []),
         *(["tta"] if arguments.tta else []),
+        *(["average"] if arguments.average else []),
         *([arguments.optimizer] if arguments.optimizer != "adamw" else []),
         *([f"lr={arguments.initial_lr:g}"] if arguments.initial_lr != 3e-3 else []),
         *(f"{name}={value}" for name, value in other_numbers(arguments).items()),
@@ -541,6 +546,7 @@ class Budget:
                 *(["--initial-lr", f"{o.initial_lr:g}"] if o.initial_lr != 3e-3 else []),
                 *(["--planned-network"] if o.planned_network else []),
                 *(["--tta"] if o.tta else []),
+                *(["--average"] if o.average else []),
             ]
         )
 

@@ -219,6 +219,14 @@ class RunSettings:
     )
     weight_decay: float = setting(3e-5, "weight decay", low=0)
     clip_gradient: float = setting(12.0, "largest norm of a network's gradient (nnU-Net's: 12); 0: any", low=0)
+    ema_decay: float | None = setting(
+        None,
+        "predict and validate with the exponential average of the weights, of this decay after each step (0.999 averages over a "
+        "thousand steps); the training is the same. None: with the weights as they are, as nnU-Net does. Co-training's rows that "
+        "have averages go by co_training.ema_decay instead",
+        low=0,
+        high=1,
+    )
     mirroring: list | None = setting(
         None,
         "axes of the patch that are mirrored in training and prediction, [] for none, so that left and right classes can be "
@@ -357,6 +365,8 @@ def _check_combinations(settings: RunSettings, where: str) -> None:
         raise UserError(f"{where}: setting nesterov=true has no effect without momentum. Set momentum above 0, or leave it out.")
     if settings.plateau_factor is not None and not 0 < settings.plateau_factor < 1:
         raise UserError(f"{where}: setting plateau_factor must lie between 0 and 1, found {settings.plateau_factor}.")
+    if settings.ema_decay is not None and settings.ema_decay >= 1:
+        raise UserError(f"{where}: setting ema_decay must be below 1, found {settings.ema_decay}: an average that never changes.")
     axes = settings.mirroring or []
     if len(set(map(str, axes))) < len(axes) or any(type(i) is not int or not 0 <= i <= 2 for i in axes):
         raise UserError(f"{where}: setting mirroring must list different axes of 0, 1, 2, or be [] for none, found {axes}.")

@@ -188,6 +188,7 @@ def test_other_cases_and_other_loops_have_scores_of_their_own(accuracy):
 
     assert name() == name("--labelled", "4") == name("--atso-generations", "3") == "2d-4000"
     assert name("--labelled", "8") == "2d-4000-labelled-8"
+    assert name("--average") == "2d-4000-average"
     assert name("--cases", "60", "--test-cases", "9", study="union") == "2d-4000-cases-60-test-cases-9"
     assert name("--atso-generations", "5", "--atso-fine-tune-epochs", "3") == "2d-4000-atso-generations-5-atso-fine-tune-epochs-3"
 
@@ -202,12 +203,14 @@ def test_work_does_not_go_on_with_other_code(study, accuracy, monkeypatch, capsy
 
 
 def test_the_average_of_co_training_fits_the_budget(accuracy):
-    def decay(steps):
-        given = SimpleNamespace(study="hippocampus", optimizer="adamw", initial_lr=3e-3, planned_network=False, set=[])
-        return float(accuracy.settings(given, steps)["co_training.ema_decay"])
+    def settings(steps, *more):
+        return accuracy.settings(accuracy.arguments_of(["hippocampus", *more]), steps)
 
     # a quarter of the training: 1 / (1 - decay) = steps / 4, at most the paper's
-    assert [decay(i) for i in (500, 1000, 4000, 8000)] == [0.992, 0.996, 0.999, 0.999]
+    steps, expected = (500, 1000, 4000, 8000), ["0.992", "0.996", "0.999", "0.999"]
+    assert [settings(i)["co_training.ema_decay"] for i in steps] == expected
+    assert [settings(i, "--average")["ema_decay"] for i in steps] == expected
+    assert "ema_decay" not in settings(4000)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from nnunet_partial.training.base import Batch, PartialTrainer
 from nnunet_partial.training.whole_cases import dice_of_cases, mean_dice
 
 RUNNING_MEAN_EPOCHS = 10  # over which nnU-Net smooths its own pseudo Dice, with a momentum of 1 - 1/10
-MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
 FEW_SAMPLES, PAPER_BATCH = 8, 24  # of a batch whose statistics normalise; the paper's batch, section 4.1
 COUNTS = ("tp_hard", "fp_hard", "fn_hard")
 
@@ -81,28 +80,17 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         }
 
     def build_averages(self) -> dict:
-        if not self.weight_averaged:
-            return {}
-        return {name: EMA(member.network, self.own.ema_decay) for name, member in self.members.items()}
+        decay = self.average_decay[1]
+        return {} if decay is None else {name: EMA(member.network, decay) for name, member in self.members.items()}
+
+    @property
+    def average_decay(self) -> tuple:
+        """Rows without averages take the setting of every method: theirs predict and teach nothing."""
+        return ("co_training.ema_decay", self.own.ema_decay) if self.weight_averaged else super().average_decay
 
     def on_networks_built(self) -> None:
         self.deployed = "network"
         self.running_dice = dict.fromkeys(self.members)
-
-    def on_train_start(self) -> None:
-        super().on_train_start()
-        if self.averages:
-            self._warn_of_slow_averages()
-
-    def _warn_of_slow_averages(self) -> None:
-        steps, decay = self.num_epochs * self.num_iterations_per_epoch, self.own.ema_decay
-        share = decay**steps  # of the first weights in the last average
-        if share > MOST_OF_THE_START:
-            self.print_to_log_file(
-                f"WARNING: co_training.ema_decay {decay:g} averages over about {1 / (1 - decay):.0f} steps, and "
-                f"this training has {steps}: {share:.0%} of what is deployed would be the weights it began with. "
-                f"For so few steps set co_training.ema_decay={0.01 ** (1 / steps):.3f} or lower."
-            )
 
     @property
     def candidates(self) -> dict:
@@ -130,7 +118,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
         )
 
     def compute_losses(self, batch: Batch) -> dict:
-        taught = self.average_logits(batch.data)
+        taught = self.average_logits(batch.data) if self.weight_averaged else {}
         outputs = {name: member.network(batch.data) for name, member in self.members.items()}
         outputs = {name: output if isinstance(output, (list, tuple)) else [output] for name, output in outputs.items()}
         focal = sum(self.at_every_scale(self.focal_loss, i, batch.targets) for i in outputs.values())
@@ -264,7 +252,7 @@ class nnUNetTrainerCoTraining(PartialTrainer):
 
     @property
     def deploys_another(self) -> bool:
-        return self.co_teaching or self.weight_averaged  # after any epoch
+        return self.co_teaching or bool(self.averages)  # after any epoch
 
     # ------------------------------------------------------------------ checkpoints
 

@@ -3,7 +3,7 @@
 What stays nnU-Net's is called, not copied. A method declares its settings (``settings_name``, ``settings_class``) and adds
 the networks it needs (:meth:`PartialTrainer.build_peers`), their weight averages (:meth:`PartialTrainer.build_averages`),
 what is frozen (:meth:`PartialTrainer.load_frozen`) and its losses (:meth:`PartialTrainer.compute_losses`).
-``self.network`` is what is deployed, unless ``deployed_average`` names an average.
+``self.network`` is what is deployed, unless ``deployed_average`` names an average; so does the setting ``ema_decay``.
 """
 
 import io
@@ -52,6 +52,7 @@ from nnunet_partial.training import initial_weights, pretrained, progress, valid
 from nnunet_partial.training.schedules import PlateauScheduler, make_schedule
 
 CHECKPOINT_KEY = "nnunet_partial"
+MOST_OF_THE_START = 0.05  # weight of the first weights in the last average from which on it is warned
 NAN_STEPS = 3  # in a row, after which training stops
 
 
@@ -311,7 +312,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             self.network = self.members["network"].network
         self.loss = self._build_loss()
         self._start_from_initial_weights()
-        self._set_averages(self.build_averages())
+        self._set_averages(self.build_averages() or self._average_that_predicts())
         self.on_networks_built()
 
     def _find_initial_weights(self, plans: Mapping[str, Any], configuration: str, fold: Any) -> str | None:
@@ -358,6 +359,29 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
         ``deployed_average`` names one, deployed. They give full resolution only: nothing else is asked of them.
         """
         return {}
+
+    @property
+    def average_decay(self) -> tuple:
+        """Name and value of the setting that averages the weights; the value is None where there are no averages."""
+        return "ema_decay", self.settings.ema_decay
+
+    def _average_that_predicts(self) -> dict:
+        """The setting ``ema_decay``, for methods that have no averages of their own."""
+        if self.settings.ema_decay is None:
+            return {}
+        self.deployed_average = "network"
+        return {"network": EMA(self.network, self.settings.ema_decay)}
+
+    def _warn_of_slow_averages(self) -> None:
+        name, decay = self.average_decay
+        steps = self.num_epochs * self.num_iterations_per_epoch
+        if decay is None or decay**steps <= MOST_OF_THE_START:
+            return
+        self.print_to_log_file(
+            f"WARNING: {name} {decay:g} averages over about {1 / (1 - decay):.0f} steps, and "
+            f"this training has {steps}: {decay**steps:.0%} of what is deployed would be the weights it began with. "
+            f"For so few steps set {name}={0.01 ** (1 / steps):.3f} or lower."
+        )
 
     def _set_averages(self, averages: dict) -> None:
         self.averages = averages
@@ -594,6 +618,7 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             if not average.num_updates:  # weights may have been loaded since it was built
                 average.restart()
         super().on_train_start()
+        self._warn_of_slow_averages()
         progress.describe(self.logger, self.loss_terms, self.scored_structures)
         if self._resume_rng is not None:  # making the data loaders has drawn random numbers
             set_rng_state(self._resume_rng)
@@ -929,8 +954,9 @@ class PartialTrainer(nnunet_module.nnUNetTrainer):
             try:
                 average.load_checkpoint_state(states[name])
             except ValueError as error:
-                where = f" in the settings of {self.settings_name}" if self.settings_name else ""
-                raise UserError(f"{self.output_folder}: {error} Set it back{where}, or train from the start.") from None
+                raise UserError(
+                    f"{self.output_folder}: {error} Set {self.average_decay[0]} back, or train from the start."
+                ) from None
 
 
 def labels_command(plans: Mapping[str, Any], configuration: str, fold: Any, folder: str | None = None, soft: bool = False) -> str:
