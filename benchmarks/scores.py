@@ -223,8 +223,8 @@ def tabulate(chosen: Mapping[str, Sequence[Mapping]], moved: Mapping | None) -> 
             "pseudo_labels": {
                 title[m]: _pseudo_labels(own) for m, own in chosen.items() if all("pseudo_labels" in i for i in own)
             },
-            "core_minutes": {title[m]: _core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
-            "core_hours_in_all": _core_seconds([i for own in chosen.values() for i in own]) / 3600,
+            "core_minutes": {title[m]: core_seconds(own) / 60 / len(own) for m, own in chosen.items()},
+            "core_hours_in_all": core_seconds([i for own in chosen.values() for i in own]) / 3600,
             "single_students": [title[m] for m in chosen if m not in TEACHES_NOTHING_NEW],
             "titles": title,
             "commits": _distinct(chosen, "commit"),
@@ -258,7 +258,7 @@ def _class_means(evaluations: Sequence[Sequence[Mapping]], classes: Sequence[str
     return dict(zip(classes, map(float, np.nanmean(_table(rows, classes), axis=0))))
 
 
-def _core_seconds(scores: Sequence[Mapping]) -> float:
+def core_seconds(scores: Sequence[Mapping]) -> float:
     """Of all steps that these scores rest on; teachers that several methods of one seed share count once, and twice where they
     were trained twice."""
     steps = {(step, values["core_seconds"]) for score in scores for step, values in score["commands"].items()}
@@ -470,7 +470,7 @@ def curve(scores: Sequence[Mapping], budgets: Mapping[str, int], methods: Sequen
                         "interval": [100 * i for i in bootstrap_ci(table)],
                         "seed_sd": float(np.std(test, ddof=1)) if len(test) > 1 else math.nan,
                         "validation_dsc": float(np.mean([mean_dsc(i, "validation") for i in own])),
-                        "core_minutes": _core_seconds(own) / 60 / len(own),
+                        "core_minutes": core_seconds(own) / 60 / len(own),
                     }
                 )
     return points

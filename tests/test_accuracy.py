@@ -902,3 +902,36 @@ def organs_of(file):
     masks = {str(i): array == i for i in range(1, 9)}
     sizes = {i: (mask.sum() * np.prod(spacing) / 1000, spread_mm(mask, spacing)) for i, mask in masks.items()}
     return {i: size for i, size in sizes.items() if size[1] is not None}
+
+
+# ------------------------------------------------------------------ what everything took
+
+
+def test_core_hours_count_what_is_shared_once(accuracy, scores, monkeypatch, tmp_path, capsys):
+    def write(study, budget, method, seed, commands, cases="c"):
+        content = {
+            "study": study,
+            "budget": budget,
+            "steps": 10,
+            "settings": {},
+            "cases": cases,
+            "classes": ["liver"],
+            "test": {},
+        }
+        content |= {"method": method, "title": method, "seed": seed}
+        content["commands"] = {k: {"seconds": v, "core_seconds": v} for k, v in commands.items()}
+        scores.write_score(content, scores.score_file(tmp_path, study, budget, method, seed))
+
+    module = load(monkeypatch, "core_hours")
+    monkeypatch.setattr(sys, "argv", ["core_hours.py", "--results", str(tmp_path), "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit):
+        module.main()
+    assert "there are no scores in" in capsys.readouterr().err
+    write("a", "2d-10", "mskd", 0, {"s0-teacher": 3600, "s0-mskd": 1800})
+    write("a", "2d-10", "mskdplus", 0, {"s0-teacher": 3600, "s0-mskdplus": 900})
+    write("a", "2d-10-cases-4", "full", 0, {"s0-full": 900}, cases="others")  # the times of other splits count too
+    write("b", "2d-10", "full", 0, {"s0-full": 36000, "s0-evaluate": None})
+    module.main()
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["core_hours"] == {"b": 10, "a": 2} and content["in_all"] == 12
+    assert list(content["core_hours"]) == ["b", "a"] and "| in all | 12.00 |" in (tmp_path / "out.md").read_text()
