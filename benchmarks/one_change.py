@@ -19,6 +19,9 @@ mskd-alone: distillation without labels beside it, by the very teachers of nnUNe
 own-weights: nnUNetTrainerCoTrainingWA (cotraining-wa) predicting with the weights of the network itself, where the method predicts with
              their average: what the average brings at prediction, and what as a teacher. Nothing is trained for it
 
+region-mask: co-training with its region mask (nnUNetTrainerCoTraining), by the very teachers of the rows of Table 1 without it
+             (cotraining-ctwa) and with instance-batch normalisation beside it (cotraining-ibn)
+
 soft-labels: MSKDLW from probabilities that lie beside the labels (pseudo-label --soft, mskd.teachers=soft), against teachers in memory (mskdlw)
 
 min-confidence: self-training without the voxels of which no teacher is surer than 0.8 (pseudo-label --min-confidence 0.8), against all
@@ -78,12 +81,14 @@ class Row:
 @dataclass(frozen=True)
 class Question:
     """Changes to one method, ``reference``: a row of benchmarks/accuracy.py. ``title``: of the page. ``controls``: row -> the row that
-    has all of it but the change in question."""
+    has all of it but the change in question. ``others``: further rows of benchmarks/accuracy.py, of the same teachers, that the rows
+    are subtracted from."""
 
     title: str
     reference: str
     rows: Mapping[str, Row]
     controls: Mapping[str, str] = field(default_factory=dict)
+    others: tuple = ()
 
 
 QUESTIONS = {
@@ -109,6 +114,12 @@ QUESTIONS = {
         "the network itself and its average",
         "cotraining-wa",
         {"itself": Row("CoTraining WA, its network itself", trainer="nnUNetTrainerCoTrainingWA", own_weights=True)},
+    ),
+    "region-mask": Question(
+        "rows of co-training's Table 1 by the same teachers",
+        "cotraining-ctwa",
+        {"masked": Row("CoTraining", trainer="nnUNetTrainerCoTraining", labels=())},
+        others=("cotraining-ibn",),
     ),
     "soft-labels": Question(
         "MSKDLW from soft labels",
@@ -330,8 +341,8 @@ def publish(arguments):
     own = scores.read_study(arguments.results, study_name(arguments))
     budgets = {i["budget"]: i["steps"] for i in own}
     compared = scores.read_study(arguments.results, arguments.study, tuple(budgets))
-    reference = [i for i in compared if i["method"] == question.reference]
-    points = scores.curve([*reference, *own], budgets)
+    reference, *others = ([i for i in compared if i["method"] == name] for name in (question.reference, *question.others))
+    points = scores.curve([*reference, *(i for other in others for i in other), *own], budgets)
     if not own:
         raise UserError(f"there are no scores of {study_name(arguments)} in {arguments.results}. Train some first.")
     for other in (i for i in own if i["cases"] != reference[0]["cases"]) if reference else ():
@@ -339,7 +350,7 @@ def publish(arguments):
             f"{other['method']} with seed {other['seed']} was trained or tested on other cases than {question.reference}: they cannot be "
             "subtracted. Train one of them on the cases of the other."
         )
-    differences = scores.differences(own, reference, budgets)
+    differences = [i for other in (reference, *others) for i in scores.differences(own, other, budgets)]
     for row, control in question.controls.items():
         pair = [[i for i in own if i["method"] == name] for name in (row, control)]
         differences += scores.differences(*pair, budgets)

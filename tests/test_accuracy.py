@@ -329,6 +329,7 @@ def test_students_start_where_their_row_says_and_are_trained_once(study, one_cha
     [
         ("soft-labels", "soft", "--soft", "nnUNetTrainerMSKDLW", {"teachers": "soft"}),
         ("min-confidence", "confident", "--min-confidence 0.8", "nnUNetTrainerSelfTraining", None),
+        ("region-mask", "masked", "--overwrite", "nnUNetTrainerCoTraining", None),
     ],
 )
 def test_labels_of_a_row_come_from_the_teachers_of_the_method(study, one_change, question, row, options, trainer, soft):
@@ -342,6 +343,16 @@ def test_labels_of_a_row_come_from_the_teachers_of_the_method(study, one_change,
     assert written["labels"].endswith(f"/{row}_seed0/labels") and written.get("mskd") == soft
     score = json.loads((study.results / f"hippocampus-{question}/2d-600/{row}_seed0.json").read_text())
     assert set(score["commands"]) == {f"s0-{row}-{i}" for i in ("labels", "train", "predict")}
+
+
+def test_the_region_mask_is_subtracted_from_both_rows_of_the_same_teachers(study, one_change):
+    study("--steps", 600, "--seeds", 0, methods="cotraining-ctwa,cotraining-ibn")
+    one_change("region-mask", "--work", study.work, "--steps", 600, "--seeds", 0)
+    one_change("region-mask", "--table", "--out", study.results / "mask")
+    content = json.loads((study.results / "mask.json").read_text())
+    compared = [(i["method"], i["reference"]) for i in content["differences"]]
+    assert compared == [("masked", "CoTraining CT+WA"), ("masked", "CoTraining IBN")]
+    assert {i["method"] for i in content["points"]} == {"cotraining-ctwa", "cotraining-ibn", "masked"}
 
 
 def test_distillation_alone_is_taught_by_the_teachers_of_mskdplus(study, one_change):
