@@ -342,7 +342,8 @@ def publish(arguments):
     budgets = {i["budget"]: i["steps"] for i in own}
     compared = scores.read_study(arguments.results, arguments.study, tuple(budgets))
     reference, *others = ([i for i in compared if i["method"] == name] for name in (question.reference, *question.others))
-    points = scores.curve([*reference, *(i for other in others for i in other), *own], budgets)
+    seeds = {i["seed"] for i in own}  # other seeds of a reference have no row to be compared with
+    points = scores.curve([*(i for other in (reference, *others) for i in other if i["seed"] in seeds), *own], budgets)
     if not own:
         raise UserError(f"there are no scores of {study_name(arguments)} in {arguments.results}. Train some first.")
     for other in (i for i in own if i["cases"] != reference[0]["cases"]) if reference else ():
